@@ -1,0 +1,2 @@
+//! kvip.
+fn main() {}
