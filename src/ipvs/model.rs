@@ -1,0 +1,72 @@
+//! What an IPVS table holds, and the commands that change it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::model::{Backend, Frontend};
+
+/// Virtual servers by frontend. Virtual servers by firewall mark are not kvip's and never appear here.
+pub type Table = BTreeMap<Frontend, VirtualServer>;
+
+/// A virtual server with its real servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualServer {
+    /// How it balances.
+    pub service: Service,
+    /// Its real servers.
+    pub real_servers: BTreeMap<Backend, RealServer>,
+}
+
+/// The properties of a virtual server that SET_SERVICE can change in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The scheduler's kernel name, such as `wlc` (15 bytes at most).
+    pub scheduler: String,
+    /// Persistence: for how long a client keeps its real server, in whole seconds.
+    pub persistence: Option<Duration>,
+    /// Scheduler and one-packet flags; IP_VS_SVC_F_HASHED and PERSISTENT are not among them.
+    pub flags: u32,
+}
+
+/// A real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RealServer {
+    /// The forwarding method.
+    pub forward: Forward,
+    /// The weight; 0 takes no new connections.
+    pub weight: u32,
+    /// Connections now, active and inactive; 0 in a wanted table, never compared.
+    pub connections: u32,
+}
+
+/// IP_VS_CONN_F_FWD_MASK of `<linux/ip_vs.h>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forward {
+    /// Network address translation.
+    Masquerade,
+    /// To this host itself.
+    Local,
+    /// By a tunnel.
+    Tunnel,
+    /// By direct routing.
+    DirectRoute,
+    /// Cache bypass.
+    Bypass,
+}
+
+/// One change of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Adds a virtual server.
+    NewService(Frontend, Service),
+    /// Changes a virtual server in place.
+    SetService(Frontend, Service),
+    /// Removes a virtual server with its real servers.
+    DelService(Frontend),
+    /// Adds a real server.
+    NewDest(Frontend, Backend, RealServer),
+    /// Changes a real server's weight or forwarding method.
+    SetDest(Frontend, Backend, RealServer),
+    /// Removes a real server.
+    DelDest(Frontend, Backend),
+}

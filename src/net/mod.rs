@@ -1,0 +1,60 @@
+//! The host's network as rtnetlink tells it: links, addresses, gateways and neighbours.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What kvip knows of its host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// The host's name.
+    pub hostname: String,
+    /// Links by their names.
+    #[serde(default)]
+    pub links: BTreeMap<String, Link>,
+    /// Addresses on the links.
+    #[serde(default)]
+    pub addresses: BTreeSet<Address>,
+    /// Next hops of default routes.
+    #[serde(default)]
+    pub gateways: BTreeSet<IpAddr>,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The kernel's index of it.
+    pub index: u32,
+    /// IFF_UP and a carrier.
+    pub up: bool,
+    /// IFF_LOOPBACK.
+    #[serde(default)]
+    pub loopback: bool,
+}
+
+/// An address on an interface.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// Its prefix length in bits.
+    pub prefix_len: u8,
+    /// The link's name.
+    pub link: String,
+    /// IFA_F_NOPREFIXROUTE, which keepalived's VIPs carry.
+    #[serde(default)]
+    pub noprefixroute: bool,
+}
+
+impl HostFacts {
+    /// The name of the link that holds `ip`.
+    pub fn link_of(&self, ip: IpAddr) -> Option<&str> {
+        self.addresses.iter().find(|a| a.ip == ip).map(|a| a.link.as_str())
+    }
+
+    /// Whether `ip` is on any link.
+    pub fn has(&self, ip: IpAddr) -> bool {
+        self.link_of(ip).is_some()
+    }
+}

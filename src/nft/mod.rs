@@ -1,0 +1,19 @@
+//! kvip's one nftables table, `inet kvip`: masquerade where replies would miss the holder, and refusal of other ports.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::model::Frontend;
+
+/// What the table must do; rendered whole, replaced in one transaction.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Frontends that IPVS balances. Every other TCP, UDP and SCTP port of their VIPs is refused on the holder.
+    pub frontends: BTreeSet<Frontend>,
+    /// VIPs of which nothing is refused: those that only float.
+    pub open: BTreeSet<IpAddr>,
+    /// Addresses of pods on this node: replies from them come back by themselves.
+    pub local_pods: BTreeSet<IpNet>,
+}
