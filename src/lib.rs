@@ -43,9 +43,11 @@
 //! then `daemon`, the one loop that joins them.
 
 pub mod config;
+pub mod derive;
 pub mod ipvs;
 pub mod keepalived;
 pub mod model;
 pub mod net;
 pub mod nft;
+pub mod plan;
 pub mod snapshot;

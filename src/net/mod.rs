@@ -58,3 +58,10 @@ impl HostFacts {
         self.link_of(ip).is_some()
     }
 }
+
+impl Address {
+    /// Whether the address carries the mark of a VIP: a host prefix without a prefix route.
+    pub fn marked_as_vip(&self) -> bool {
+        self.noprefixroute && self.prefix_len == if self.ip.is_ipv4() { 32 } else { 128 }
+    }
+}

@@ -10,10 +10,10 @@ use crate::model::Frontend;
 /// What the table must do; rendered whole, replaced in one transaction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// Frontends that IPVS balances. Every other TCP, UDP and SCTP port of their VIPs is refused on the holder.
+    /// Frontends that IPVS balances; what they forward is masqueraded where needed.
     pub frontends: BTreeSet<Frontend>,
-    /// VIPs of which nothing is refused: those that only float.
-    pub open: BTreeSet<IpAddr>,
+    /// VIPs of which every TCP, UDP and SCTP port that is no frontend is refused.
+    pub closed: BTreeSet<IpAddr>,
     /// Addresses of pods on this node: replies from them come back by themselves.
     pub local_pods: BTreeSet<IpNet>,
 }
