@@ -70,3 +70,39 @@ pub enum Command {
     /// Removes a real server.
     DelDest(Frontend, Backend),
 }
+
+impl Command {
+    /// The frontend that the command is about.
+    pub fn frontend(&self) -> Frontend {
+        match self {
+            Self::NewService(frontend, _)
+            | Self::SetService(frontend, _)
+            | Self::DelService(frontend)
+            | Self::NewDest(frontend, ..)
+            | Self::SetDest(frontend, ..)
+            | Self::DelDest(frontend, _) => *frontend,
+        }
+    }
+
+    /// Changes `table` as the kernel's table changes by this command, where there and gone already are success.
+    pub fn apply(&self, table: &mut Table) {
+        match self {
+            Self::NewService(frontend, service) | Self::SetService(frontend, service) => {
+                let fresh = || VirtualServer { service: service.clone(), real_servers: BTreeMap::new() };
+                table.entry(*frontend).or_insert_with(fresh).service = service.clone();
+            }
+            Self::DelService(frontend) => drop(table.remove(frontend)),
+            Self::NewDest(frontend, backend, real_server) | Self::SetDest(frontend, backend, real_server) => {
+                if let Some(server) = table.get_mut(frontend) {
+                    let slot = server.real_servers.entry(*backend).or_insert(*real_server);
+                    *slot = RealServer { connections: slot.connections, ..*real_server };
+                }
+            }
+            Self::DelDest(frontend, backend) => {
+                if let Some(server) = table.get_mut(frontend) {
+                    server.real_servers.remove(backend);
+                }
+            }
+        }
+    }
+}

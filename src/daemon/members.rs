@@ -1,0 +1,33 @@
+//! Members that left: unicast peers are kept for a while, so that a holder never loses a peer that still listens to it.
+//!
+//! Removing a peer on the holder makes that peer a second master until it has yielded by itself, so the leaver goes first
+//! (its weight becomes -254) and the others forget it later. State without IO, with the time passed in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::config::Settings;
+use crate::snapshot::Snapshot;
+
+/// How long a leaver is still spoken to: enough for its kvip to see the change and yield, at any advert interval.
+const KEPT: Duration = Duration::from_secs(30);
+
+/// The members' addresses and when they were last seen among them.
+#[derive(Debug, Default)]
+pub struct Members {
+    last_seen: BTreeMap<IpAddr, Instant>,
+}
+
+impl Members {
+    /// The addresses of those that left less than [`KEPT`] ago.
+    pub fn leaving(&mut self, snapshot: &Snapshot, settings: &Settings, now: Instant) -> BTreeSet<IpAddr> {
+        let selector = &settings.vrrp.members;
+        let member = |labels: &BTreeMap<String, String>| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
+        let nodes = snapshot.nodes.values().filter(|node| member(&node.labels));
+        let present: BTreeSet<IpAddr> = nodes.flat_map(|node| node.addresses.iter().copied()).collect();
+        self.last_seen.extend(present.iter().map(|address| (*address, now)));
+        self.last_seen.retain(|_, seen| now.duration_since(*seen) < KEPT);
+        self.last_seen.keys().filter(|address| !present.contains(address)).copied().collect()
+    }
+}

@@ -1,0 +1,24 @@
+//! The one loop: takes what cluster, host and admin say, runs a pass, reports.
+//!
+//! ```text
+//! snapshot::kube ──┐                          ┌── keepalived::driver (file, check, reload: a task of its own)
+//! net::watch ──────┤                          │
+//! health ──────────┼──► Daemon ── pass ───────┼── ipvs, nft, stray addresses
+//! keepalived ──────┤   (one owner of state)   │
+//! signals, ticks ──┘                          └── status ──► systemd, journal, socket
+//! ```
+//!
+//! Owns the order of things; decides nothing itself: what follows from what is in [`core`], [`crate::derive`] and
+//! [`crate::plan`].
+
+mod admission;
+pub mod core;
+mod ledger;
+mod members;
+pub mod pass;
+mod run;
+mod status;
+mod weights;
+
+pub use ledger::Ledger;
+pub use run::run;

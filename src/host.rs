@@ -1,0 +1,84 @@
+//! The host that kvip changes: the kernel's, and in the tests a simulated one.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::IpAddr;
+
+use crate::ipvs::{Client, Command, Table};
+use crate::model::Finding;
+use crate::net::{self, Address};
+use crate::nft::{self, Ruleset};
+
+/// What the daemon does to its host beside keepalived. Each error is a finding: what failed and how to mend it.
+pub trait Host: Send {
+    /// Reads the virtual servers of `vips`.
+    fn table(&mut self, vips: &BTreeSet<IpAddr>) -> impl Future<Output = Result<Table, Finding>> + Send;
+
+    /// Changes IPVS; the commands that failed come back by their index.
+    fn change_table(&mut self, commands: &[Command]) -> impl Future<Output = Vec<(usize, Finding)>> + Send;
+
+    /// A fingerprint of the table `inet kvip` as it is now, `None` when there is none.
+    fn ruleset(&mut self) -> impl Future<Output = Result<Option<String>, Finding>> + Send;
+
+    /// Replaces the table `inet kvip`; returns its new fingerprint.
+    fn set_ruleset(&mut self, ruleset: &Ruleset) -> impl Future<Output = Result<String, Finding>> + Send;
+
+    /// Takes an address off its interface.
+    fn remove_address(&mut self, address: &Address) -> impl Future<Output = Result<(), Finding>> + Send;
+}
+
+/// The kernel that this process runs on.
+#[derive(Debug, Default)]
+pub struct Kernel {
+    ipvs: Option<Client>,
+}
+
+impl Kernel {
+    /// The IPVS client, opened when first needed and after each failure to read.
+    fn ipvs(&mut self) -> Result<&mut Client, Finding> {
+        if self.ipvs.is_none() {
+            self.ipvs = Some(Client::open().map_err(|error| problem("IPVS", &error))?);
+        }
+        Ok(self.ipvs.as_mut().expect("opened above"))
+    }
+}
+
+impl Host for Kernel {
+    async fn table(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Table, Finding> {
+        let read = self.ipvs()?.table(&|frontend| vips.contains(&frontend.vip));
+        read.map_err(|error| {
+            self.ipvs = None;
+            problem("IPVS", &error)
+        })
+    }
+
+    async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {
+        if commands.is_empty() {
+            return Vec::new();
+        }
+        match self.ipvs() {
+            Ok(client) => {
+                let failed = client.apply(commands);
+                failed.into_iter().map(|(index, error)| (index, problem("IPVS", &error))).collect()
+            }
+            Err(finding) => (0..commands.len()).map(|index| (index, finding.clone())).collect(),
+        }
+    }
+
+    async fn ruleset(&mut self) -> Result<Option<String>, Finding> {
+        nft::installed().await.map_err(|error| problem("nftables", &error))
+    }
+
+    async fn set_ruleset(&mut self, ruleset: &Ruleset) -> Result<String, Finding> {
+        nft::apply(ruleset).await.map_err(|error| problem("nftables", &error))
+    }
+
+    async fn remove_address(&mut self, address: &Address) -> Result<(), Finding> {
+        net::remove_address(address).await.map_err(|error| problem(&address.link, &error))
+    }
+}
+
+/// An error of this host as a finding.
+fn problem(subject: &str, error: &dyn std::error::Error) -> Finding {
+    Finding::new(subject, error.to_string())
+}

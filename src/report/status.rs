@@ -1,0 +1,144 @@
+//! What the daemon tells people and programs: one JSON document over a unix socket, in a versioned schema.
+//!
+//! Whoever connects to the socket gets the state of that moment and the end of the stream; nothing is read from them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+use crate::model::{Finding, Protocol};
+
+/// The version of the schema; it rises when a field changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// How long one reader of the socket may take.
+const READER_LIMIT: Duration = Duration::from_secs(5);
+
+/// The state of one node's kvip.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// kvip's version.
+    pub version: String,
+    /// The node's name, or the host's while no Node is known to be this host.
+    pub node: String,
+    /// One line in plain words, as systemd shows it.
+    pub summary: String,
+    /// Where the cluster's state comes from.
+    pub cluster: Cluster,
+    /// keepalived in a few words, such as `active`.
+    pub keepalived: String,
+    /// Whether this node is kept from holding VIPs by `kvip drain`.
+    pub drained: bool,
+    /// The weight file's value: what is added to the base priority.
+    pub weight: Option<i16>,
+    /// Members of the group with their base priorities.
+    pub members: BTreeMap<String, u8>,
+    /// The addresses of all Nodes, by which a holder elsewhere is recognised.
+    pub node_addresses: BTreeMap<IpAddr, String>,
+    /// The VIPs.
+    pub vips: Vec<Vip>,
+    /// How many virtual servers are programmed.
+    pub virtual_servers: usize,
+    /// How many real servers are programmed.
+    pub real_servers: usize,
+    /// Whether the kernel has what was planned.
+    pub as_planned: bool,
+    /// Passes after which a second plan was not empty; each is a defect.
+    pub faults: u64,
+    /// Reloads of keepalived since kvip started.
+    pub keepalived_reloads: u64,
+    /// Nodes that do not answer.
+    pub dead_nodes: Vec<String>,
+    /// What is not served, or not as asked.
+    pub findings: Vec<Finding>,
+}
+
+/// The cluster's side.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Seconds since the API server last confirmed that the state is current; `None`: never since kvip started.
+    pub contact_seconds_ago: Option<u64>,
+    /// Why the API cannot be followed, when it cannot.
+    pub problem: Option<String>,
+    /// Why a newer state waits for `kvip accept`.
+    pub held: Option<String>,
+    /// The state comes from the copy on disk and was not yet confirmed.
+    pub from_disk: bool,
+}
+
+/// A VIP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vip {
+    /// The address.
+    pub vip: IpAddr,
+    /// Whether this host has it.
+    pub here: bool,
+    /// Since how many seconds it is, or is not, here, as far as this run of kvip knows.
+    pub seconds: u64,
+    /// Its frontends; none for a VIP that only floats.
+    pub frontends: Vec<Frontend>,
+}
+
+/// A frontend of a VIP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frontend {
+    /// `namespace/name`.
+    pub service: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// The forwarding mode.
+    pub mode: String,
+    /// Endpoints that get connections.
+    pub ready: usize,
+    /// Endpoints.
+    pub total: usize,
+}
+
+/// Serves the newest status on the socket at `path`, which everybody on the host may read.
+///
+/// # Errors
+/// When the socket cannot be made; a single reader's trouble is nobody's error.
+pub async fn serve(path: &Path, status: watch::Receiver<Status>) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).with_context(|| format!("make the socket {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+        .with_context(|| format!("open the socket {} to all users", path.display()))?;
+    loop {
+        let (stream, _) = listener.accept().await.context("accept on the status socket")?;
+        let document = serde_json::to_vec(&*status.borrow()).context("write the status as JSON")?;
+        tokio::spawn(tokio::time::timeout(READER_LIMIT, answer(stream, document)));
+    }
+}
+
+async fn answer(mut stream: UnixStream, document: Vec<u8>) -> std::io::Result<()> {
+    stream.write_all(&document).await?;
+    stream.shutdown().await
+}
+
+/// Asks the running daemon.
+///
+/// # Errors
+/// When nobody listens, or what answers is not kvip of this schema.
+pub async fn ask(path: &Path) -> anyhow::Result<Status> {
+    let mut stream = UnixStream::connect(path).await.with_context(|| format!("connect to {}", path.display()))?;
+    let mut document = Vec::new();
+    tokio::time::timeout(READER_LIMIT, stream.read_to_end(&mut document))
+        .await
+        .context("wait for the daemon's answer")?
+        .context("read the daemon's answer")?;
+    let status: Status = serde_json::from_slice(&document).context("understand the daemon's answer")?;
+    anyhow::ensure!(status.schema == SCHEMA, "the daemon speaks schema {}, this kvip {SCHEMA}", status.schema);
+    Ok(status)
+}
