@@ -1,6 +1,7 @@
 //! What an IPVS table holds, and the commands that change it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use crate::model::{Backend, Frontend};
@@ -72,15 +73,15 @@ pub enum Command {
 }
 
 impl Command {
-    /// The frontend that the command is about.
-    pub fn frontend(&self) -> Frontend {
+    /// The virtual server that is changed, or whose real server is.
+    pub fn frontend(&self) -> &Frontend {
         match self {
             Self::NewService(frontend, _)
             | Self::SetService(frontend, _)
             | Self::DelService(frontend)
             | Self::NewDest(frontend, ..)
             | Self::SetDest(frontend, ..)
-            | Self::DelDest(frontend, _) => *frontend,
+            | Self::DelDest(frontend, _) => frontend,
         }
     }
 
@@ -103,6 +104,49 @@ impl Command {
                     server.real_servers.remove(backend);
                 }
             }
+        }
+    }
+}
+
+/// As a person reads it in the journal: `add real server 10.2.4.10:80 weight 1 to tcp 10.87.2.50:80`.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NewService(frontend, service) => write!(f, "add virtual server {frontend} {service}"),
+            Self::SetService(frontend, service) => write!(f, "set virtual server {frontend} to {service}"),
+            Self::DelService(frontend) => write!(f, "remove virtual server {frontend}"),
+            Self::NewDest(frontend, backend, real) => {
+                write!(f, "add real server {backend} {real} to {frontend}")
+            }
+            Self::SetDest(frontend, backend, real) => {
+                write!(f, "set real server {backend} of {frontend} to {real}")
+            }
+            Self::DelDest(frontend, backend) => write!(f, "remove real server {backend} from {frontend}"),
+        }
+    }
+}
+
+/// `wlc`, or `sh flags 0x10 persistent 10800 s`.
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.scheduler)?;
+        if self.flags != 0 {
+            write!(f, " flags {:#x}", self.flags)?;
+        }
+        self.persistence.map_or(Ok(()), |time| write!(f, " persistent {} s", time.as_secs()))
+    }
+}
+
+/// `weight 1`, and the forwarding method unless it is the usual one: `weight 1 tunnel`.
+impl fmt::Display for RealServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "weight {}", self.weight)?;
+        match self.forward {
+            Forward::Masquerade => Ok(()),
+            Forward::Local => write!(f, " local"),
+            Forward::Tunnel => write!(f, " tunnel"),
+            Forward::DirectRoute => write!(f, " direct route"),
+            Forward::Bypass => write!(f, " bypass"),
         }
     }
 }

@@ -1,0 +1,243 @@
+//! The kernel's IPVS table, read and changed.
+//!
+//! Blocking: a call takes microseconds a message, and seconds at most when the kernel does not answer. Changes only
+//! what it is told to; it never flushes. The table is that of the network namespace in which the client was opened.
+
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+
+use super::codec;
+use super::model::{Command, RealServer, Service, Table, VirtualServer};
+use super::socket::{BATCH, Failure, PATIENCE, Socket};
+use super::wire::DecodeError;
+use crate::model::{Backend, Family, Frontend};
+
+/// A dump that others disturb is tried so often; each try takes milliseconds.
+const DUMP_ATTEMPTS: usize = 5;
+
+/// Why the table was not read, or a command not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no IPVS.
+    #[error("ip_vs is not loaded: modprobe ip_vs")]
+    ModuleMissing,
+    /// EPERM: without CAP_NET_ADMIN in the initial user namespace.
+    #[error("IPVS refuses this process: it needs root or CAP_NET_ADMIN")]
+    NotPermitted,
+    /// The kernel has no such scheduler, or may not load it.
+    #[error("{command}: scheduler {scheduler} is not known to this kernel: modprobe ip_vs_{scheduler}")]
+    UnknownScheduler {
+        /// What was to be done.
+        command: String,
+        /// The scheduler's kernel name.
+        scheduler: String,
+    },
+    /// The kernel refused one command.
+    #[error("{command}: {reason}")]
+    Refused {
+        /// What was to be done.
+        command: String,
+        /// The kernel's reason.
+        reason: String,
+    },
+    /// The kernel refused to list virtual or real servers.
+    #[error("cannot list the IPVS table: {0}")]
+    List(Errno),
+    /// The netlink socket failed.
+    #[error("cannot {0} the netlink socket to IPVS: {1}")]
+    Socket(&'static str, Errno),
+    /// No answer within 5 s.
+    #[error("no answer from IPVS within {} s", PATIENCE.as_secs())]
+    Silent,
+    /// An answer that kvip does not understand.
+    #[error("an answer from IPVS came {0}")]
+    Nonsense(#[from] DecodeError),
+    /// Others change the table faster than it can be read.
+    #[error("the IPVS table kept changing while it was read, {DUMP_ATTEMPTS} times over")]
+    Unsteady,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(Errno::PERM) => Self::NotPermitted,
+            Failure::Refused(errno) => Self::List(errno),
+            Failure::Socket(act, errno) => Self::Socket(act, errno),
+            Failure::Silent => Self::Silent,
+            Failure::Nonsense(error) => Self::Nonsense(error),
+            Failure::Overtaken => Self::Unsteady,
+        }
+    }
+}
+
+/// A connection to the kernel's IPVS.
+pub struct Client {
+    socket: Socket,
+}
+
+impl Client {
+    /// Connects to IPVS, whose module the kernel loads where it can, and makes sure that kvip may use it.
+    pub fn open() -> Result<Self, Error> {
+        let mut client = Self { socket: Socket::open()? };
+        let family = client.family()?;
+        client.socket.ask(|sequence| codec::get_info(family, sequence))?;
+        Ok(client)
+    }
+
+    /// All virtual servers whose frontend satisfies `only`, with their real servers.
+    ///
+    /// The kernel's dumps are no snapshots (a concurrent writer can make them skip or repeat), so the virtual
+    /// servers are listed before and after the real servers, and everything again unless both lists are the same.
+    pub fn table(&mut self, only: &dyn Fn(&Frontend) -> bool) -> Result<Table, Error> {
+        let family = self.family()?;
+        for _ in 0..DUMP_ATTEMPTS {
+            match self.table_once(family, only) {
+                Err(Error::Unsteady) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Error::Unsteady)
+    }
+
+    fn table_once(&mut self, family: u16, only: &dyn Fn(&Frontend) -> bool) -> Result<Table, Error> {
+        let services = self.services(family, only)?;
+        let mut table = Table::new();
+        for (frontend, service) in &services {
+            let real_servers = self.real_servers(family, frontend)?;
+            table.insert(*frontend, VirtualServer { service: service.clone(), real_servers });
+        }
+        let steady = self.services(family, only)? == services;
+        if steady { Ok(table) } else { Err(Error::Unsteady) }
+    }
+
+    fn services(
+        &mut self,
+        family: u16,
+        only: &dyn Fn(&Frontend) -> bool,
+    ) -> Result<BTreeMap<Frontend, Service>, Error> {
+        let mut services = BTreeMap::new();
+        for payload in self.socket.ask(|sequence| codec::dump_services(family, sequence))? {
+            let Some((frontend, service)) = codec::service(&payload)? else { continue };
+            if only(&frontend) && services.insert(frontend, service).is_some() {
+                return Err(Error::Unsteady);
+            }
+        }
+        Ok(services)
+    }
+
+    fn real_servers(
+        &mut self,
+        family: u16,
+        frontend: &Frontend,
+    ) -> Result<BTreeMap<Backend, RealServer>, Error> {
+        let mut real_servers = BTreeMap::new();
+        for payload in self.socket.ask(|sequence| codec::dump_dests(family, sequence, frontend))? {
+            let (backend, real) = codec::dest(&payload, Family::of(frontend.vip))?;
+            if real_servers.insert(backend, real).is_some() {
+                return Err(Error::Unsteady);
+            }
+        }
+        Ok(real_servers)
+    }
+
+    /// Carries out `commands` in their order; those that failed, by index, with the reason. An error does not stop
+    /// the commands behind it.
+    ///
+    /// Already there and already gone are success: what is to be added and exists is set instead, what is to be
+    /// removed and is not there was removed.
+    pub fn apply(&mut self, commands: &[Command]) -> Vec<(usize, Error)> {
+        let all: Vec<(usize, Command)> = commands.iter().cloned().enumerate().collect();
+        let family = match self.family() {
+            Ok(family) => family,
+            Err(error) => return all.iter().map(|(index, _)| (*index, error.clone())).collect(),
+        };
+        let mut errors = Vec::new();
+        let mut there = Vec::new();
+        for (index, failure) in self.send_all(family, &all) {
+            match verdict(&commands[index], failure) {
+                Verdict::Done => {}
+                Verdict::Instead(command) => there.push((index, command)),
+                Verdict::Failed(error) => errors.push((index, error)),
+            }
+        }
+        for (index, failure) in self.send_all(family, &there) {
+            errors.push((index, refusal(&commands[index], failure)));
+        }
+        errors.sort_by_key(|(index, _)| *index);
+        errors
+    }
+
+    /// Sends all commands and returns the failures.
+    fn send_all(&mut self, family: u16, commands: &[(usize, Command)]) -> Vec<(usize, Failure)> {
+        let mut failures = Vec::new();
+        for batch in commands.chunks(BATCH) {
+            let outcomes =
+                self.socket.batch(batch.len(), |i, sequence| codec::command(family, sequence, &batch[i].1));
+            let failed = batch.iter().zip(outcomes).filter_map(|((i, _), o)| Some((*i, o.err()?)));
+            failures.extend(failed);
+        }
+        failures
+    }
+
+    /// The family's number, asked anew for each call: a module that was unloaded and loaded again has another one,
+    /// and the kernel answers the old one with ENOENT, which would read as "already gone".
+    fn family(&mut self) -> Result<u16, Error> {
+        if self.socket.broken {
+            self.socket = Socket::open()?;
+        }
+        let answer = match self.socket.ask(codec::get_family) {
+            Err(Failure::Refused(Errno::NOENT)) => return Err(Error::ModuleMissing),
+            answer => answer?,
+        };
+        let payload = answer.first().ok_or(DecodeError::Missing("the family"))?;
+        Ok(codec::family_id(payload)?)
+    }
+}
+
+/// What a failed command comes to.
+enum Verdict {
+    Done,
+    Instead(Command),
+    Failed(Error),
+}
+
+fn verdict(command: &Command, failure: Failure) -> Verdict {
+    let Failure::Refused(errno) = failure else { return Verdict::Failed(failure.into()) };
+    match (command, errno) {
+        (Command::NewService(frontend, service), Errno::EXIST) => {
+            Verdict::Instead(Command::SetService(*frontend, service.clone()))
+        }
+        (Command::NewDest(frontend, backend, real), Errno::EXIST) => {
+            Verdict::Instead(Command::SetDest(*frontend, *backend, *real))
+        }
+        (Command::DelService(_), Errno::SRCH) | (Command::DelDest(..), Errno::SRCH | Errno::NOENT) => {
+            Verdict::Done
+        }
+        _ => Verdict::Failed(refusal(command, Failure::Refused(errno))),
+    }
+}
+
+/// `failure` as the error of `command`.
+fn refusal(command: &Command, failure: Failure) -> Error {
+    let errno = match failure {
+        Failure::Refused(Errno::PERM) => return Error::NotPermitted,
+        Failure::Refused(errno) => errno,
+        other => return other.into(),
+    };
+    let reason = match (command, errno) {
+        // ENOENT is the kernel's word for a missing scheduler (ip_vs_add_service, ip_vs_edit_service).
+        (Command::NewService(_, service) | Command::SetService(_, service), Errno::NOENT) => {
+            let scheduler = service.scheduler.clone();
+            return Error::UnknownScheduler { command: command.to_string(), scheduler };
+        }
+        (_, Errno::SRCH) => "there is no such virtual server".to_owned(),
+        (_, Errno::NOENT) => "there is no such real server".to_owned(),
+        (_, errno) => errno.to_string(),
+    };
+    Error::Refused { command: command.to_string(), reason }
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;
