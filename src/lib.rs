@@ -43,6 +43,7 @@
 //! then `daemon`, the one loop that joins them.
 
 pub mod config;
+pub mod health;
 pub mod ipvs;
 pub mod keepalived;
 pub mod model;
