@@ -34,9 +34,9 @@ fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
         .env(INSIDE, "1")
         .output()
         .expect("unshare, of util-linux");
-    let text =
+    let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success() && text.contains("1 passed"), "inside the namespace:\n{text}");
+    assert!(output.status.success() && said.contains("1 passed"), "inside the namespace:\n{said}");
 }
 
 /// Runs `ip` with `arguments`, which must succeed.
@@ -188,11 +188,10 @@ fn what_changes_nothing_is_not_published() {
 fn a_watch_survives_lost_events() {
     isolated("a_watch_survives_lost_events", || async {
         let mut facts = net::watch().await.expect("a watch");
-        let storm: String = (0..4000_u32)
-            .map(|n| format!("address add 10.20.{}.{}/32 dev one noprefixroute\n", n / 250, n % 250 + 1))
-            .collect();
+        let line = |n: u32| format!("address add 10.20.{}.{}/32 dev one noprefixroute", n / 250, n % 250 + 1);
+        let storm: Vec<String> = (0..4000).map(line).collect();
         // The runtime has but this thread, so that nobody reads events meanwhile: far more than the socket holds.
-        ip_batch(&storm);
+        ip_batch(&storm.join("\n"));
         ip("address add 10.9.0.50/32 dev one noprefixroute");
         until(&mut facts, "all", |f| f.addresses.contains(&vip("10.9.0.50")) && f.addresses.len() > 4000)
             .await;

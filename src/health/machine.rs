@@ -1,6 +1,5 @@
 //! The rules by which a node is dead, and when to probe it next. Pure: the time is passed in.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -13,6 +12,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// So many probes in a row must fail. One may be lost, two by chance; three are a second and more of silence.
 const MISSES: u32 = 3;
+
+/// So many misses in a row put a node in doubt. When this node itself is cut off, every other node is in doubt by
+/// the time the first has missed three: the probes of a period are spread over it.
+const DOUBT: u32 = MISSES - 1;
 
 /// Addresses probed of one node: one a family, and room for a second network.
 const ADDRESSES_MAX: usize = 4;
@@ -54,11 +57,17 @@ struct Record {
     due: Instant,
     answered: bool,
     misses: u32,
+    dead: bool,
 }
 
 impl Record {
-    fn is_silent(&self) -> bool {
-        self.answered && self.misses >= MISSES
+    fn new(addresses: Vec<IpAddr>, due: Instant) -> Self {
+        Self { addresses, due, answered: false, misses: 0, dead: false }
+    }
+
+    /// Answered once, and since then not to the last `misses` probes.
+    fn has_missed(&self, misses: u32) -> bool {
+        self.answered && self.misses >= misses
     }
 }
 
@@ -81,7 +90,7 @@ impl Health {
             let known = before.remove(node).filter(|r| r.addresses.iter().any(|ip| addresses.contains(ip)));
             let record = match known {
                 Some(record) => Record { addresses, ..record },
-                None => Record { addresses, due: now + phase(&self.own, node), answered: false, misses: 0 },
+                None => Record::new(addresses, now + phase(&self.own, node)),
             };
             self.nodes.insert(node.clone(), record);
         }
@@ -110,28 +119,69 @@ impl Health {
     }
 
     /// Takes in what a probe of `node` found; whether [`Self::dead`] may be another now.
+    ///
+    /// A node is dead by a miss, its third in a row or a later one, while at most half of the known nodes are in
+    /// doubt; and when more than half were, all but one of the misses from that time are forgotten. So neither the
+    /// first nodes that fall silent nor the last that come back are called dead when it is this node that
+    /// was cut off. (One is kept, as two more show it: the first may be of a probe that was sent before.)
     pub fn note(&mut self, node: &str, outcome: Outcome) -> bool {
-        let Entry::Occupied(mut entry) = self.nodes.entry(node.to_owned()) else { return false };
-        let record = entry.get_mut();
-        let before = (record.answered, record.is_silent());
+        let Some(record) = self.nodes.get_mut(node) else { return false };
         match outcome {
-            Outcome::Unknown => {}
-            Outcome::Miss => record.misses = record.misses.saturating_add(1),
-            Outcome::Alive => (record.answered, record.misses) = (true, 0),
+            Outcome::Unknown => false,
+            Outcome::Alive if record.answered && record.misses < DOUBT => {
+                record.misses = 0;
+                false
+            }
+            Outcome::Alive => {
+                self.welcome(node);
+                true
+            }
+            Outcome::Miss => {
+                record.misses = record.misses.saturating_add(1);
+                record.has_missed(MISSES) && self.judge(node)
+            }
         }
-        before != (record.answered, record.is_silent())
     }
 
-    /// The dead nodes: those that answered once and missed three probes in a row, unless they are more than half
-    /// of all known nodes (see the module's head).
+    /// The dead nodes, or none when more than half of the known nodes are silent (see the module's head).
     pub fn dead(&self) -> Dead {
-        let known = 1 + self.nodes.values().filter(|record| record.answered).count();
-        let silent = self.nodes.iter().filter(|(_, record)| record.is_silent());
-        let nodes: BTreeSet<String> = silent.map(|(node, _)| node.clone()).collect();
-        if nodes.len() * 2 > known {
+        if self.is_majority(MISSES) {
             return Dead { nodes: BTreeSet::new(), suspended: true };
         }
-        Dead { nodes, suspended: false }
+        let dead = self.nodes.iter().filter(|(_, record)| record.dead);
+        Dead { nodes: dead.map(|(node, _)| node.clone()).collect(), suspended: false }
+    }
+
+    /// Takes in an answer of `node` after doubts, or its first.
+    fn welcome(&mut self, node: &str) {
+        let in_doubt = self.is_majority(DOUBT);
+        if let Some(record) = self.nodes.get_mut(node) {
+            (record.answered, record.misses, record.dead) = (true, 0, false);
+        }
+        if in_doubt && !self.is_majority(DOUBT) {
+            let doubted = self.nodes.values_mut().filter(|record| !record.dead);
+            doubted.for_each(|record| record.misses = record.misses.min(1));
+        }
+    }
+
+    /// Whether the silence of `node` changes anything. Suspending forgets all deaths, so that each
+    /// must be seen again afterwards.
+    fn judge(&mut self, node: &str) -> bool {
+        if self.is_majority(MISSES) {
+            self.nodes.values_mut().for_each(|record| record.dead = false);
+            return true;
+        }
+        let in_doubt = self.is_majority(DOUBT);
+        let Some(record) = self.nodes.get_mut(node) else { return false };
+        let changed = !record.dead && !in_doubt;
+        record.dead |= !in_doubt;
+        changed
+    }
+
+    /// Whether more than half of the known nodes, this one included, have missed `misses` probes in a row.
+    fn is_majority(&self, misses: u32) -> bool {
+        let known = 1 + self.nodes.values().filter(|record| record.answered).count();
+        self.nodes.values().filter(|record| record.has_missed(misses)).count() * 2 > known
     }
 }
 
@@ -164,13 +214,13 @@ mod tests {
         health
     }
 
-    /// Notes one outcome a letter, a word a node: `a` alive, `m` miss, `u` unknown.
+    /// Notes one outcome a letter, a word a node, round by round: `a` alive, `m` miss, else unknown.
     fn note_all(health: &mut Health, words: &[&str]) {
-        for (n, word) in words.iter().enumerate() {
-            for letter in word.chars() {
-                let outcome = match letter {
-                    'a' => Outcome::Alive,
-                    'm' => Outcome::Miss,
+        for round in 0..words.iter().map(|word| word.len()).max().unwrap_or(0) {
+            for (n, word) in words.iter().enumerate() {
+                let outcome = match word.as_bytes().get(round) {
+                    Some(b'a') => Outcome::Alive,
+                    Some(b'm') => Outcome::Miss,
                     _ => Outcome::Unknown,
                 };
                 health.note(&name(n), outcome);
@@ -230,10 +280,31 @@ mod tests {
         let mut health = with(2);
         note_all(&mut health, &["ammm", "a"]);
         assert_eq!(health.dead().nodes, BTreeSet::from([name(0)]));
-        note_all(&mut health, &["m", "mmm"]);
+        note_all(&mut health, &["mm", "mm"]);
+        assert_eq!(health.dead().nodes, BTreeSet::from([name(0)]), "doubt brings nobody back");
+        note_all(&mut health, &["m", "m"]);
         assert_eq!(health.dead(), Dead { nodes: BTreeSet::new(), suspended: true });
         assert!(health.note(&name(1), Outcome::Alive));
+        assert_eq!(health.dead(), Dead::default(), "the silence may have been this node's");
+        assert!(!health.note(&name(0), Outcome::Miss));
+        assert!(health.note(&name(0), Outcome::Miss));
         assert_eq!(health.dead().nodes, BTreeSet::from([name(0)]));
+    }
+
+    #[test]
+    fn a_node_that_was_cut_off_calls_nobody_dead() {
+        let mut health = with(4);
+        note_all(&mut health, &["amm", "amm", "amm", "amm"]);
+        for n in 0..4 {
+            health.note(&name(n), Outcome::Miss);
+            assert_eq!(health.dead().nodes, BTreeSet::new(), "going, {n}");
+        }
+        assert!(health.dead().suspended);
+        for n in 0..4 {
+            health.note(&name(n), Outcome::Alive);
+            assert_eq!(health.dead().nodes, BTreeSet::new(), "coming, {n}");
+        }
+        assert!(!health.dead().suspended);
     }
 
     #[test]
@@ -319,18 +390,26 @@ mod tests {
             }
         }
 
+        /// Whatever was before: four rounds of the same outcomes, in any order, and it is as the rule says.
         #[test]
-        fn the_order_among_nodes_does_not_matter(outcomes in outcomes()) {
-            let (mut mixed, mut sorted) = (with(6), with(6));
-            for (n, outcome) in &outcomes {
-                mixed.note(&name(*n), *outcome);
+        fn the_last_four_rounds_decide_in_any_order(
+            outcomes in outcomes(),
+            alive in prop::collection::vec(any::<bool>(), 6),
+            orders in prop::collection::vec(Just((0..6).collect::<Vec<usize>>()).prop_shuffle(), 4),
+        ) {
+            let mut health = with(6);
+            let mut answered: BTreeSet<usize> = (0..6).filter(|n| alive[*n]).collect();
+            for (n, outcome) in outcomes {
+                health.note(&name(n), outcome);
+                answered.extend((outcome == Outcome::Alive).then_some(n));
             }
-            let mut by_node = outcomes;
-            by_node.sort_by_key(|(n, _)| *n);
-            for (n, outcome) in &by_node {
-                sorted.note(&name(*n), *outcome);
+            for n in orders.into_iter().flatten() {
+                health.note(&name(n), if alive[n] { Outcome::Alive } else { Outcome::Miss });
             }
-            prop_assert_eq!(mixed.dead(), sorted.dead());
+            let silent: BTreeSet<String> = answered.iter().filter(|n| !alive[**n]).map(|n| name(*n)).collect();
+            let suspended = silent.len() * 2 > answered.len() + 1;
+            let nodes = if suspended { BTreeSet::new() } else { silent };
+            prop_assert_eq!(health.dead(), Dead { nodes, suspended });
         }
     }
 }

@@ -129,9 +129,12 @@ where
 fn judge(result: &io::Result<()>) -> Outcome {
     match result.as_ref().map_err(io::Error::kind) {
         Ok(()) | Err(ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset) => Outcome::Alive,
-        Err(ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable) => {
-            Outcome::Miss
-        }
+        Err(
+            ErrorKind::TimedOut
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown,
+        ) => Outcome::Miss,
         Err(_) => Outcome::Unknown,
     }
 }
@@ -225,13 +228,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_all_around_is_nobodys_death() {
+    async fn silence_all_around_is_nobodys_death_neither_first_nor_last() {
         let network = Network::default();
-        let (_targets, mut result) = prober(nodes(1..4), &network).await;
-        network.silence(&[1, 2, 3]);
-        let wanted = dead(&[], true);
-        let seen = timeout(LIMIT, result.wait_for(|dead| *dead == wanted)).await;
-        assert!(seen.is_ok_and(|result| result.is_ok()));
+        let (_targets, mut result) = prober(nodes(1..8), &network).await;
+        for late in 0..20 {
+            tokio::time::sleep(Duration::from_millis(50 * late)).await;
+            network.silence(&[1, 2, 3, 4, 5, 6, 7]);
+            expect(&mut result, &dead(&[], true)).await;
+            tokio::time::sleep(Duration::from_millis(5000 + 50 * late)).await;
+            network.silence(&[]);
+            expect(&mut result, &dead(&[], false)).await;
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+            assert!(!result.has_changed().expect("a prober"), "{:?}", *result.borrow());
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -289,8 +298,9 @@ mod tests {
             let mut most = most.lock().unwrap();
             *most = (*most).max(Arc::strong_count(&token));
             async move {
-                let _held = token;
-                std::future::pending().await
+                std::future::pending::<()>().await;
+                drop(token);
+                Ok(())
             }
         });
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -319,6 +329,7 @@ mod tests {
             (ErrorKind::TimedOut, Outcome::Miss),
             (ErrorKind::HostUnreachable, Outcome::Miss),
             (ErrorKind::NetworkUnreachable, Outcome::Miss),
+            (ErrorKind::NetworkDown, Outcome::Miss),
             (ErrorKind::AddrNotAvailable, Outcome::Unknown),
             (ErrorKind::PermissionDenied, Outcome::Unknown),
         ] {
