@@ -44,6 +44,7 @@
 
 pub mod config;
 pub mod derive;
+pub mod health;
 pub mod ipvs;
 pub mod keepalived;
 pub mod model;

@@ -1,4 +1,21 @@
 //! The host's network as rtnetlink tells it: links, addresses, gateways and neighbours.
+//!
+//! [`read()`] asks once, [`watch()`] keeps asking, [`neighbours()`] and [`resolve`] tell who else answers for an
+//! address, and [`remove_address`] is the only act that changes the host. None of them ever adds an address:
+//! only keepalived moves VIPs.
+
+mod change;
+mod neighbour;
+mod netlink;
+mod read;
+mod tables;
+mod watch;
+
+pub use change::remove_address;
+pub use neighbour::{MacAddress, neighbours, owner_of, resolve};
+pub use netlink::Error;
+pub use read::read;
+pub use watch::watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

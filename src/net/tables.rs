@@ -1,0 +1,234 @@
+//! The kernel's tables as far as [`HostFacts`] needs them, changed message by message.
+//!
+//! Pure: no IO. Dumps and events are the same messages, so one function reads both.
+//!
+//! All links and all their addresses are kept, veths of pods too: a VIP must never equal any local address, and
+//! inside a container the node's own interface is a veth. What changes nothing here is not published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{Address, HostFacts, Link};
+
+/// Links, addresses and default routes, keyed as the kernel keys them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Tables {
+    links: BTreeMap<u32, NamedLink>,
+    /// Whether each address carries IFA_F_NOPREFIXROUTE.
+    addresses: BTreeMap<AddressKey, bool>,
+    gateways: Gateways,
+}
+
+/// A link and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct NamedLink {
+    name: String,
+    up: bool,
+    loopback: bool,
+}
+
+/// What tells one address from another: the kernel allows one IP with several prefix lengths.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct AddressKey {
+    link: u32,
+    ip: IpAddr,
+    prefix_len: u8,
+}
+
+/// The default routes of the main table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Gateways {
+    hops: BTreeSet<IpAddr>,
+    links: BTreeSet<u32>,
+}
+
+/// What a message did to the tables.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Effect {
+    /// The tables are not what they were.
+    pub(super) changed: bool,
+    /// The default routes may be others now and must be read again.
+    ///
+    /// The kernel removes IPv4 routes without a word when their link goes down or their address goes, and a
+    /// default route may be replaced, so that single route messages do not add up to the table.
+    pub(super) routes_doubtful: bool,
+}
+
+impl std::ops::BitOrAssign for Effect {
+    fn bitor_assign(&mut self, other: Self) {
+        self.changed |= other.changed;
+        self.routes_doubtful |= other.routes_doubtful;
+    }
+}
+
+impl Tables {
+    /// Takes in one message of a dump or of a multicast group.
+    pub(super) fn apply(&mut self, message: &RouteNetlinkMessage) -> Effect {
+        match message {
+            RouteNetlinkMessage::NewLink(link) => self.set_link(link),
+            RouteNetlinkMessage::DelLink(link) => self.remove_link(link),
+            RouteNetlinkMessage::NewAddress(address) => self.set_address(address),
+            RouteNetlinkMessage::DelAddress(address) => self.remove_address(address),
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                Effect { changed: false, routes_doubtful: is_default(&route.header) }
+            }
+            _ => Effect::default(),
+        }
+    }
+
+    /// Replaces the default routes; whether that changed anything.
+    pub(super) fn set_gateways(&mut self, gateways: Gateways) -> bool {
+        let changed = self.gateways != gateways;
+        self.gateways = gateways;
+        changed
+    }
+
+    /// The tables in the words of the rest of kvip. Addresses whose link is not known yet are left out.
+    pub(super) fn facts(&self, hostname: &str) -> HostFacts {
+        let link = |(index, link): (&u32, &NamedLink)| {
+            (link.name.clone(), Link { index: *index, up: link.up, loopback: link.loopback })
+        };
+        let address = |(key, noprefixroute): (&AddressKey, &bool)| {
+            let link = self.links.get(&key.link)?.name.clone();
+            let noprefixroute = *noprefixroute;
+            Some(Address { ip: key.ip, prefix_len: key.prefix_len, link, noprefixroute })
+        };
+        HostFacts {
+            hostname: hostname.to_owned(),
+            links: self.links.iter().map(link).collect(),
+            addresses: self.addresses.iter().filter_map(address).collect(),
+            gateways: self.gateways.hops.clone(),
+        }
+    }
+
+    fn set_link(&mut self, message: &LinkMessage) -> Effect {
+        let index = message.header.index;
+        let Some(link) = named_link(message) else { return Effect::default() };
+        let before = self.links.insert(index, link);
+        let changed = before.as_ref() != self.links.get(&index);
+        Effect { changed, routes_doubtful: changed && self.gateways.links.contains(&index) }
+    }
+
+    fn remove_link(&mut self, message: &LinkMessage) -> Effect {
+        if !is_plain(message) {
+            return Effect::default();
+        }
+        let index = message.header.index;
+        let changed = self.links.remove(&index).is_some();
+        self.addresses.retain(|key, _| key.link != index);
+        Effect { changed, routes_doubtful: self.gateways.links.contains(&index) }
+    }
+
+    fn set_address(&mut self, message: &AddressMessage) -> Effect {
+        let Some(key) = address_key(message) else { return Effect::default() };
+        let noprefixroute = has_noprefixroute(message);
+        let changed = self.addresses.insert(key, noprefixroute) != Some(noprefixroute);
+        Effect { changed, routes_doubtful: false }
+    }
+
+    fn remove_address(&mut self, message: &AddressMessage) -> Effect {
+        let Some(key) = address_key(message) else { return Effect::default() };
+        let changed = self.addresses.remove(&key).is_some();
+        Effect { changed, routes_doubtful: changed && self.gateways.links.contains(&key.link) }
+    }
+}
+
+impl Gateways {
+    /// The gateways among the routes of a dump.
+    pub(super) fn of(messages: &[RouteNetlinkMessage]) -> Self {
+        let mut gateways = Self::default();
+        for message in messages {
+            if let RouteNetlinkMessage::NewRoute(route) = message
+                && is_default(&route.header)
+            {
+                gateways.add(route);
+            }
+        }
+        gateways
+    }
+
+    fn add(&mut self, route: &RouteMessage) {
+        self.add_hop(&route.attributes);
+        for attribute in &route.attributes {
+            if let RouteAttribute::MultiPath(hops) = attribute {
+                for hop in hops {
+                    self.links.insert(hop.interface_index);
+                    self.add_hop(&hop.attributes);
+                }
+            }
+        }
+    }
+
+    fn add_hop(&mut self, attributes: &[RouteAttribute]) {
+        for attribute in attributes {
+            match attribute {
+                RouteAttribute::Gateway(RouteAddress::Inet(ip)) | RouteAttribute::Via(RouteVia::Inet(ip)) => {
+                    self.hops.insert(IpAddr::V4(*ip));
+                }
+                RouteAttribute::Gateway(RouteAddress::Inet6(ip))
+                | RouteAttribute::Via(RouteVia::Inet6(ip)) => {
+                    self.hops.insert(IpAddr::V6(*ip));
+                }
+                RouteAttribute::Oif(index) => {
+                    self.links.insert(*index);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A default route of the main table, to somewhere.
+fn is_default(header: &RouteHeader) -> bool {
+    header.destination_prefix_length == 0
+        && header.table == RouteHeader::RT_TABLE_MAIN
+        && header.kind == RouteType::Unicast
+        && matches!(header.address_family, AddressFamily::Inet | AddressFamily::Inet6)
+}
+
+/// A message on the link itself. Bridges report their ports in the same group: there, deleted means only "no port any more".
+fn is_plain(message: &LinkMessage) -> bool {
+    message.header.interface_family == AddressFamily::Unspec
+}
+
+fn named_link(message: &LinkMessage) -> Option<NamedLink> {
+    let name = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })?;
+    let flags = message.header.flags;
+    let up = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+    is_plain(message).then(|| NamedLink { name, up, loopback: flags.contains(LinkFlags::Loopback) })
+}
+
+/// The address of the host itself: IFA_LOCAL, which is absent for IPv6, as IFA_ADDRESS is the peer on IPv4
+/// point-to-point links (if_addr.h).
+fn address_key(message: &AddressMessage) -> Option<AddressKey> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => {
+                address = Some(*ip);
+                break;
+            }
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            _ => {}
+        }
+    }
+    let link = message.header.index;
+    address.map(|ip| AddressKey { link, ip, prefix_len: message.header.prefix_len })
+}
+
+/// IFA_F_NOPREFIXROUTE, 0x200: too large for the header's byte of flags, so only in the attribute IFA_FLAGS.
+fn has_noprefixroute(message: &AddressMessage) -> bool {
+    message.attributes.iter().any(|attribute| {
+        matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Noprefixroute))
+    })
+}
