@@ -1,0 +1,287 @@
+//! Properties of derive and plan over arbitrary clusters: what must hold whatever people write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use kvip::config::{Balancing, Cluster, Mode, Scheduler, Settings, Transport, Vrrp};
+use kvip::derive::{self, Desired, Inputs};
+use kvip::ipvs::model::Forward;
+use kvip::ipvs::{Command, RealServer, Service as IpvsService, Table, VirtualServer};
+use kvip::model::{Backend, Family, Frontend, ObjectKey, Protocol, Vrid};
+use kvip::net::{Address, HostFacts, Link};
+use kvip::plan::{self, Have, Plan};
+use kvip::snapshot::{Endpoint, EndpointSlice, Node, Service, ServicePort, Snapshot};
+use proptest::prelude::*;
+
+const SERVICES: [&str; 4] = ["a", "b", "c", "d"];
+const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
+
+fn settings() -> Settings {
+    Settings {
+        cluster: Cluster {
+            kubeconfig: "/etc/kvip/kubeconfig".into(),
+            config_map: ObjectKey::new("default", "vip-configmap"),
+            stale_after: Duration::from_secs(300),
+            service_ranges: Vec::new(),
+        },
+        node: kvip::config::Node::default(),
+        allowed: vec!["10.87.2.0/24".parse().unwrap()],
+        vrrp: Vrrp {
+            vrid: Vrid::new(50).unwrap(),
+            advert: Duration::from_millis(250),
+            transport: Transport::Multicast,
+            members: BTreeMap::new(),
+            gone_after: Duration::from_secs(60),
+        },
+        balancing: Balancing {
+            mode: Mode::Nat,
+            scheduler: Scheduler::Wlc,
+            drain_limit: Duration::from_secs(60),
+            probe_port: 10250,
+        },
+    }
+}
+
+fn facts() -> HostFacts {
+    let link = Link { index: 2, up: true, loopback: false };
+    let own = Address {
+        ip: "10.87.2.4".parse().unwrap(),
+        prefix_len: 24,
+        link: "eth0".into(),
+        noprefixroute: false,
+    };
+    HostFacts {
+        hostname: "node-a".into(),
+        links: [("eth0".to_owned(), link)].into(),
+        addresses: [own].into(),
+        gateways: ["10.87.2.1".parse().unwrap()].into(),
+    }
+}
+
+fn nodes() -> BTreeMap<String, Node> {
+    let node = |index: u8| Node {
+        addresses: vec![Ipv4Addr::new(10, 87, 2, 4 + 2 * index).into()],
+        ..Node::default()
+    };
+    NODES.iter().zip(0..).map(|(name, index)| ((*name).to_owned(), node(index))).collect()
+}
+
+prop_compose! {
+    fn endpoint()(pod in 10_u8..30, node in 0_usize..3, ready: bool, serving: bool, terminating: bool) -> Endpoint {
+        let address = Ipv4Addr::new(10, 2, u8::try_from(node).unwrap(), pod).into();
+        Endpoint { address, ready: ready && !terminating, serving, terminating, node: Some(NODES[node].into()) }
+    }
+}
+
+prop_compose! {
+    fn service()(ports in prop::collection::btree_set((0_usize..2, 80_u16..83), 0..3), affinity: bool) -> Service {
+        let port = |(protocol, port)| {
+            let protocol = [Protocol::Tcp, Protocol::Udp][protocol];
+            ServicePort { name: format!("{protocol}-{port}"), protocol, port }
+        };
+        Service {
+            ports: ports.into_iter().map(port).collect(),
+            affinity: affinity.then_some(Duration::from_secs(600)),
+            ..Service::default()
+        }
+    }
+}
+
+fn value() -> impl Strategy<Value = String> {
+    let entry = (0_usize..5, prop::option::of(79_u16..83), prop::option::of("NAT|DR|XX")).prop_map(
+        |(service, port, method)| {
+            let name = SERVICES.get(service).unwrap_or(&"missing");
+            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            let method = method.map(|method| format!(":{method}")).unwrap_or_default();
+            format!("default/{name}{port}{method}")
+        },
+    );
+    prop_oneof![4 => prop::collection::vec(entry, 0..3).prop_map(|entries| entries.join(",")), 1 => "[a-z/:, ]{0,9}"]
+}
+
+prop_compose! {
+    fn snapshot()(
+        services in prop::collection::btree_map(0_usize..4, service(), 0..4),
+        endpoints in prop::collection::vec((0_usize..4, prop::collection::vec(endpoint(), 0..6)), 0..6),
+        entries in prop::collection::btree_map("10\\.87\\.2\\.(5[0-5]|4|1|300)|10-0|192\\.0\\.2\\.1", value(), 0..6),
+    ) -> Snapshot {
+        let key = |index: usize| ObjectKey::new("default", SERVICES[index]);
+        let ports = |protocol: Protocol| (80..83).map(move |port| {
+            ServicePort { name: format!("{protocol}-{port}"), protocol, port: port + 8000 }
+        });
+        let slice = |(index, endpoints)| EndpointSlice {
+            service: key(index),
+            family: Family::V4,
+            ports: ports(Protocol::Tcp).chain(ports(Protocol::Udp)).collect(),
+            endpoints,
+        };
+        Snapshot {
+            cluster: Some("uid".into()),
+            services: services.into_iter().map(|(index, service)| (key(index), service)).collect(),
+            slices: (0..).zip(endpoints).map(|(n, one)| (ObjectKey::new("default", format!("slice-{n}")), slice(one))).collect(),
+            nodes: nodes(),
+            vip_map: Some(entries),
+        }
+    }
+}
+
+fn desired(snapshot: &Snapshot) -> Desired {
+    let (settings, facts) = (settings(), facts());
+    let (dead, leaving) = (BTreeSet::new(), BTreeSet::new());
+    derive::derive(&Inputs { settings: &settings, snapshot, facts: &facts, dead: &dead, leaving: &leaving })
+}
+
+/// The host with what it holds: kvip's table, the VIPs that keepalived has, the addresses.
+fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, drained: bool) -> Plan {
+    let facts = facts();
+    let all = table
+        .iter()
+        .flat_map(|(frontend, server)| server.real_servers.keys().map(|backend| (*frontend, *backend)));
+    let drained = if drained { all.collect() } else { BTreeSet::new() };
+    plan::plan(desired, &Have { table, facts: &facts, keepalived, drained: &drained })
+}
+
+fn applied<'a>(table: &Table, commands: impl IntoIterator<Item = &'a Command>) -> Table {
+    let mut table = table.clone();
+    commands.into_iter().for_each(|command| command.apply(&mut table));
+    table
+}
+
+/// Brings an empty host to what is desired, until nothing changes.
+fn settle(desired: &Desired, table: &Table) -> Table {
+    let (mut table, nothing) = (table.clone(), BTreeSet::new());
+    for _ in 0..3 {
+        let plan = planned(desired, &table, &nothing, true);
+        table = applied(&table, plan.prepare.iter().chain(&plan.retire));
+    }
+    table
+}
+
+fn foreign() -> (Frontend, VirtualServer) {
+    let frontend = Frontend { vip: "10.99.0.1".parse().unwrap(), protocol: Protocol::Tcp, port: 443 };
+    let service = IpvsService { scheduler: "rr".into(), persistence: None, flags: 0 };
+    (frontend, VirtualServer { service, real_servers: BTreeMap::new() })
+}
+
+/// Real servers that may get a connection: those with a weight.
+fn serving(server: Option<&VirtualServer>) -> usize {
+    server.map_or(0, |server| server.real_servers.values().filter(|real| real.weight > 0).count())
+}
+
+proptest! {
+    #[test]
+    fn planning_again_is_empty(snapshot in snapshot()) {
+        let desired = desired(&snapshot);
+        let table = settle(&desired, &Table::new());
+        let again = planned(&desired, &table, &BTreeSet::new(), false);
+        prop_assert_eq!((again.prepare, again.retire), (vec![], vec![]));
+    }
+
+    #[test]
+    fn applying_reaches_what_is_desired(before in snapshot(), after in snapshot()) {
+        let desired_after = desired(&after);
+        let table = settle(&desired_after, &settle(&desired(&before), &Table::new()));
+        let frontends: Vec<_> = table.keys().collect();
+        prop_assert_eq!(frontends, desired_after.frontends.keys().collect::<Vec<_>>());
+        for (frontend, served) in &desired_after.frontends {
+            prop_assert_eq!(serving(table.get(frontend)), served.active());
+            prop_assert_eq!(&table[frontend].service, &served.virtual_server);
+        }
+    }
+
+    #[test]
+    fn the_way_there_does_not_matter(before in snapshot(), after in snapshot()) {
+        let desired_after = desired(&after);
+        let by_way_of = settle(&desired_after, &settle(&desired(&before), &Table::new()));
+        prop_assert_eq!(by_way_of, settle(&desired_after, &Table::new()));
+    }
+
+    #[test]
+    fn a_served_frontend_keeps_a_backend_after_every_step(before in snapshot(), after in snapshot()) {
+        let table = settle(&desired(&before), &Table::new());
+        let desired_after = desired(&after);
+        let plan = planned(&desired_after, &table, &BTreeSet::new(), false);
+        let both = |frontend: &&Frontend| serving(table.get(frontend)) > 0 && desired_after.frontends[*frontend].active() > 0;
+        let kept: Vec<&Frontend> = desired_after.frontends.keys().filter(both).collect();
+        let mut step = table.clone();
+        for command in plan.prepare.iter().chain(&plan.retire) {
+            command.apply(&mut step);
+            for frontend in &kept {
+                prop_assert!(serving(step.get(frontend)) > 0, "{} has no backend after {:?}", frontend, command);
+            }
+        }
+    }
+
+    #[test]
+    fn a_vip_that_is_still_here_keeps_its_frontends(before in snapshot(), after in snapshot()) {
+        let (before, after) = (desired(&before), desired(&after));
+        let table = settle(&before, &Table::new());
+        let here: BTreeSet<IpAddr> = before.vips.keys().copied().collect();
+        let plan = planned(&after, &table, &here, false);
+        for frontend in table.keys().filter(|frontend| !after.vips.contains_key(&frontend.vip)) {
+            prop_assert!(plan.ruleset.frontends.contains(frontend));
+            prop_assert!(!plan.retire.contains(&Command::DelService(*frontend)));
+        }
+    }
+
+    #[test]
+    fn foreign_virtual_servers_are_not_named(snapshot in snapshot()) {
+        // The host reads only what kvip owns; what it does not read it cannot name.
+        let (frontend, server) = foreign();
+        let desired = desired(&snapshot);
+        let mut table = settle(&desired, &Table::new());
+        table.insert(frontend, server);
+        let owned: Table = table.iter().filter(|(f, _)| desired.vips.contains_key(&f.vip)).map(|(f, s)| (*f, s.clone())).collect();
+        let plan = planned(&desired, &owned, &BTreeSet::new(), false);
+        prop_assert!(plan.prepare.iter().chain(&plan.retire).all(|command| *command.frontend() != frontend));
+    }
+
+    #[test]
+    fn the_order_of_the_input_is_irrelevant(snapshot in snapshot()) {
+        let mut turned = snapshot.clone();
+        for slice in turned.slices.values_mut() {
+            slice.endpoints.reverse();
+            slice.ports.reverse();
+        }
+        let names: Vec<_> = turned.slices.keys().cloned().collect();
+        let slices: Vec<_> = std::mem::take(&mut turned.slices).into_values().rev().collect();
+        turned.slices = names.into_iter().zip(slices).collect();
+        prop_assert_eq!(desired(&snapshot), desired(&turned));
+    }
+
+    #[test]
+    fn one_bad_key_blocks_no_other(snapshot in snapshot(), bad in "[a-z0-9.]{1,12}") {
+        let mut with_bad = snapshot.clone();
+        let map = with_bad.vip_map.get_or_insert_default();
+        prop_assume!(!map.contains_key(&bad) && bad.parse::<IpAddr>().is_err() && bad.replace('-', ":").parse::<IpAddr>().is_err());
+        map.insert(bad, "default/a".into());
+        let (clean, with_bad) = (desired(&snapshot), desired(&with_bad));
+        prop_assert_eq!(&clean.frontends, &with_bad.frontends);
+        prop_assert_eq!(clean.findings.len() + 1, with_bad.findings.len());
+    }
+}
+
+/// UDP and SCTP clients may keep one source port for ever: their endpoint goes at once, a TCP one drains.
+#[test]
+fn only_tcp_drains() {
+    for (protocol, gone) in [(Protocol::Tcp, false), (Protocol::Udp, true)] {
+        let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol, port: 80 };
+        let backend = Backend { address: "10.2.0.10".parse().unwrap(), port: 8080 };
+        let busy = RealServer { forward: Forward::Masquerade, weight: 1, connections: 5 };
+        let service = IpvsService { scheduler: "wlc".into(), persistence: None, flags: 0 };
+        let served = derive::Served {
+            service: ObjectKey::new("default", "a"),
+            mode: Mode::Nat,
+            virtual_server: service.clone(),
+            servers: [(backend, derive::WantedServer::Draining)].into(),
+            total: 1,
+        };
+        let desired = Desired { frontends: [(frontend, served)].into(), ..Desired::default() };
+        let table: Table =
+            [(frontend, VirtualServer { service, real_servers: [(backend, busy)].into() })].into();
+        let plan = planned(&desired, &table, &BTreeSet::new(), false);
+        let drained = Command::SetDest(frontend, backend, RealServer { weight: 0, connections: 0, ..busy });
+        assert_eq!(plan.retire, [if gone { Command::DelDest(frontend, backend) } else { drained }]);
+    }
+}
