@@ -185,6 +185,39 @@ fn what_changes_nothing_is_not_published() {
 }
 
 #[test]
+fn a_new_holder_is_known_within_milliseconds() {
+    isolated("a_new_holder_is_known_within_milliseconds", || async {
+        let mut facts = net::watch().await.expect("a watch");
+        let mut best = LIMIT;
+        for _ in 0..20 {
+            ip("address add 10.9.0.50/32 dev one noprefixroute");
+            let start = std::time::Instant::now();
+            until(&mut facts, "added", |f| f.has(address("10.9.0.50"))).await;
+            best = best.min(start.elapsed());
+            ip("address del 10.9.0.50/32 dev one");
+            until(&mut facts, "removed", |f| !f.has(address("10.9.0.50"))).await;
+        }
+        assert!(best < Duration::from_millis(10), "{best:?}");
+    });
+}
+
+#[test]
+fn a_watch_ends_with_its_readers() {
+    isolated("a_watch_ends_with_its_readers", || async {
+        let metrics = tokio::runtime::Handle::current().metrics();
+        let facts = net::watch().await.expect("a watch");
+        assert_eq!(metrics.num_alive_tasks(), 1);
+        drop(facts);
+        let ended = async || {
+            while metrics.num_alive_tasks() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LIMIT, ended()).await.expect("in time");
+    });
+}
+
+#[test]
 fn a_watch_survives_lost_events() {
     isolated("a_watch_survives_lost_events", || async {
         let mut facts = net::watch().await.expect("a watch");

@@ -232,3 +232,163 @@ fn has_noprefixroute(message: &AddressMessage) -> bool {
         matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Noprefixroute))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::route::RouteNextHop;
+
+    use super::*;
+
+    const CHANGED: Effect = Effect { changed: true, routes_doubtful: false };
+    const DOUBTFUL: Effect = Effect { changed: false, routes_doubtful: true };
+    const BOTH: Effect = Effect { changed: true, routes_doubtful: true };
+    const NOTHING: Effect = Effect { changed: false, routes_doubtful: false };
+
+    fn link(index: u32, name: &str, flags: LinkFlags) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = flags;
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message
+    }
+
+    fn up(index: u32, name: &str) -> RouteNetlinkMessage {
+        RouteNetlinkMessage::NewLink(link(index, name, LinkFlags::Up | LinkFlags::LowerUp))
+    }
+
+    fn address(index: u32, attributes: Vec<AddressAttribute>) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.prefix_len = 32;
+        message.attributes = attributes;
+        message
+    }
+
+    fn vip() -> AddressMessage {
+        let ip = IpAddr::from([10, 9, 0, 50]);
+        let flags = AddressFlags::Noprefixroute | AddressFlags::Permanent;
+        address(2, vec![AddressAttribute::Local(ip), AddressAttribute::Flags(flags)])
+    }
+
+    fn default_route(attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = attributes;
+        message
+    }
+
+    /// Tables with the link 2, over which the default route leads.
+    fn tables() -> Tables {
+        let mut tables = Tables::default();
+        tables.apply(&up(2, "eth0"));
+        let gateway = RouteAttribute::Gateway(RouteAddress::Inet([10, 9, 0, 1].into()));
+        let route = default_route(vec![gateway, RouteAttribute::Oif(2)]);
+        assert!(tables.set_gateways(Gateways::of(&[RouteNetlinkMessage::NewRoute(route)])));
+        tables
+    }
+
+    /// Applies `message` to `tables`, with that effect, and none when it is told again.
+    fn check(tables: &mut Tables, message: &RouteNetlinkMessage, effect: Effect) {
+        assert_eq!(tables.apply(message), effect, "{message:?}");
+        let again = tables.apply(message);
+        assert!(!again.changed, "told again: {message:?}");
+    }
+
+    #[test]
+    fn a_message_changes_the_tables_once() {
+        let mut tables = tables();
+        check(&mut tables, &up(3, "veth1"), CHANGED);
+        check(&mut tables, &RouteNetlinkMessage::NewAddress(vip()), CHANGED);
+        check(&mut tables, &RouteNetlinkMessage::DelAddress(vip()), BOTH);
+        check(&mut tables, &up(2, "eth0"), NOTHING);
+        check(&mut tables, &RouteNetlinkMessage::NewLink(link(2, "eth0", LinkFlags::Up)), BOTH);
+        check(&mut tables, &RouteNetlinkMessage::DelLink(link(3, "veth1", LinkFlags::Up)), CHANGED);
+        check(&mut tables, &RouteNetlinkMessage::DelLink(link(2, "eth0", LinkFlags::Up)), BOTH);
+        assert_eq!(tables.facts("").links, BTreeMap::new());
+    }
+
+    #[test]
+    fn up_needs_a_carrier() {
+        for (flags, wanted) in [
+            (LinkFlags::empty(), false),
+            (LinkFlags::Up, false),
+            (LinkFlags::LowerUp, false),
+            (LinkFlags::Up | LinkFlags::LowerUp, true),
+        ] {
+            let mut tables = Tables::default();
+            tables.apply(&RouteNetlinkMessage::NewLink(link(2, "eth0", flags)));
+            assert_eq!(tables.facts("").links["eth0"].up, wanted, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_leaves_its_bridge_stays_a_link() {
+        let mut tables = tables();
+        let mut left = link(2, "eth0", LinkFlags::Up);
+        left.header.interface_family = AddressFamily::Bridge;
+        check(&mut tables, &RouteNetlinkMessage::DelLink(left.clone()), NOTHING);
+        check(&mut tables, &RouteNetlinkMessage::NewLink(left), NOTHING);
+    }
+
+    #[test]
+    fn the_own_address_is_told_from_the_peers() {
+        let (own, peer) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        for attributes in [
+            vec![AddressAttribute::Address(peer), AddressAttribute::Local(own)],
+            vec![AddressAttribute::Local(own), AddressAttribute::Address(peer)],
+            vec![AddressAttribute::Address(own)],
+        ] {
+            let mut tables = tables();
+            tables.apply(&RouteNetlinkMessage::NewAddress(address(2, attributes)));
+            assert!(tables.facts("").has(own) && !tables.facts("").has(peer));
+        }
+    }
+
+    #[test]
+    fn addresses_wait_for_their_link_and_follow_its_name() {
+        let mut tables = Tables::default();
+        tables.apply(&RouteNetlinkMessage::NewAddress(vip()));
+        assert_eq!(tables.facts("").addresses, BTreeSet::new());
+        for name in ["eth0", "lan"] {
+            tables.apply(&up(2, name));
+            assert_eq!(tables.facts("").link_of(IpAddr::from([10, 9, 0, 50])), Some(name));
+            assert_eq!(tables.facts("").links.len(), 1);
+        }
+    }
+
+    #[test]
+    fn only_default_routes_of_the_main_table_are_doubted() {
+        let route = default_route(Vec::new());
+        check(&mut tables(), &RouteNetlinkMessage::NewRoute(route.clone()), DOUBTFUL);
+        check(&mut tables(), &RouteNetlinkMessage::DelRoute(route.clone()), DOUBTFUL);
+        let others: [fn(&mut RouteHeader); 4] = [
+            |header| header.destination_prefix_length = 16,
+            |header| header.table = 77,
+            |header| header.kind = RouteType::BlackHole,
+            |header| header.address_family = AddressFamily::Mpls,
+        ];
+        for change in others {
+            let mut other = route.clone();
+            change(&mut other.header);
+            check(&mut tables(), &RouteNetlinkMessage::NewRoute(other), NOTHING);
+        }
+    }
+
+    #[test]
+    fn all_next_hops_count() {
+        let hop = |index, attribute| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = index;
+            hop.attributes.push(attribute);
+            hop
+        };
+        let v4 = RouteAttribute::Gateway(RouteAddress::Inet([10, 9, 0, 1].into()));
+        let v6 = RouteAttribute::Via(RouteVia::Inet6("fe80::1".parse().unwrap()));
+        let route = default_route(vec![RouteAttribute::MultiPath(vec![hop(2, v4), hop(3, v6)])]);
+        let gateways = Gateways::of(&[RouteNetlinkMessage::NewRoute(route)]);
+        assert_eq!(gateways.links, BTreeSet::from([2, 3]));
+        assert_eq!(gateways.hops, BTreeSet::from([[10, 9, 0, 1].into(), "fe80::1".parse().unwrap()]));
+    }
+}
