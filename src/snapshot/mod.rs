@@ -9,7 +9,17 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Family, ObjectKey, Protocol};
+use crate::model::{Family, Finding, ObjectKey, Protocol};
+
+pub mod admit;
+pub mod convert;
+pub mod files;
+pub mod kube;
+mod kubeconfig;
+pub mod problem;
+pub mod saved;
+mod store;
+mod watch;
 
 /// Everything that kvip needs to know of a cluster, at one time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +34,9 @@ pub struct Snapshot {
     pub nodes: BTreeMap<String, Node>,
     /// The data of the ConfigMap that maps VIPs to Services; `None` when there is no such object.
     pub vip_map: Option<BTreeMap<String, String>>,
+    /// Pieces of objects that could not be read and are left out above, by the object they are of.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, Vec<Finding>>,
 }
 
 /// A Service, as far as kvip serves it.
@@ -88,7 +101,7 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Condition ready; absent means true.
     pub ready: bool,
-    /// Condition serving; absent means as ready.
+    /// Condition serving; absent means true.
     pub serving: bool,
     /// Condition terminating; absent means false.
     pub terminating: bool,

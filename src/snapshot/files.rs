@@ -1,0 +1,256 @@
+//! A folder of manifests in place of an API server: for trying kvip, for tests, and for hosts without a cluster.
+//!
+//! Reads `*.yaml`, `*.yml` and `*.json` in the folder itself, each file one or more documents, in name order. What it
+//! cannot read is a finding with file and line, and the rest loads; kinds that kvip has no use for are passed over.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1 as core;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Snapshot;
+use super::convert::{self, Change};
+use super::store::apply;
+use crate::model::{Finding, ObjectKey};
+
+/// Why there is no snapshot at all.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the folder of manifests {path}: {source}")]
+pub struct Error {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Reads the manifests in `dir`, where `config_map` is the one that maps VIPs to Services.
+///
+/// The namespace kube-system gives the cluster's UID; without it the cluster is unknown.
+pub fn load(dir: &Path, config_map: &ObjectKey) -> Result<(Snapshot, Vec<Finding>), Error> {
+    let failed = |source| Error { path: dir.into(), source };
+    let mut paths = fs::read_dir(dir)
+        .and_then(|entries| entries.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>())
+        .map_err(failed)?;
+    paths.retain(|path| is_manifest(path));
+    paths.sort();
+    let mut reading = Reading { config_map, snapshot: Snapshot::default(), findings: Vec::new() };
+    for path in paths {
+        match fs::read_to_string(&path) {
+            Ok(text) => reading.file(&path, &text),
+            Err(e) => reading.findings.push(Finding::new(path.display(), format!("cannot be read: {e}"))),
+        }
+    }
+    Ok((reading.snapshot, reading.findings))
+}
+
+fn is_manifest(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str());
+    extension.is_some_and(|e| ["yaml", "yml", "json"].contains(&e))
+}
+
+/// A document of a file and the line, from 1, at which it starts.
+struct Document<'a> {
+    line: usize,
+    text: &'a str,
+}
+
+/// Cuts `text` at its `---` lines, so that a document that cannot be read does not take the next ones with it.
+fn documents(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let (mut start, mut first, mut offset) = (0, 1, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        if line.trim_end() == "---" || line.starts_with("--- ") {
+            documents.push(Document { line: first, text: &text[start..offset] });
+            (start, first) = (offset + line.len(), number + 2);
+        }
+        offset += line.len();
+    }
+    documents.push(Document { line: first, text: &text[start..] });
+    documents
+}
+
+struct Reading<'a> {
+    config_map: &'a ObjectKey,
+    snapshot: Snapshot,
+    findings: Vec<Finding>,
+}
+
+impl Reading<'_> {
+    fn file(&mut self, path: &Path, text: &str) {
+        for document in documents(text) {
+            match serde_saphyr::from_str::<Value>(document.text) {
+                Ok(Value::Null) => {}
+                Ok(value) => self.object(&place(path, document.line), value),
+                Err(error) => {
+                    let line = error.location().and_then(|l| usize::try_from(l.line()).ok()).unwrap_or(1);
+                    let text = format!("not YAML or JSON: {}", error.without_snippet());
+                    let at = place(path, document.line + line.saturating_sub(1));
+                    self.findings.push(Finding::new(at, text));
+                }
+            }
+        }
+    }
+
+    /// Takes the object `value`, or each of its items when it is a list; `at` is the place of its document.
+    fn object(&mut self, at: &str, mut value: Value) {
+        let kind = value["kind"].as_str().unwrap_or_default().to_owned();
+        if kind.is_empty() {
+            self.findings.push(Finding::new(at, "not a Kubernetes object: it has no kind"));
+        } else if let (true, Value::Array(items)) = (kind.ends_with("List"), value["items"].take()) {
+            let items_kind = kind.trim_end_matches("List");
+            for mut item in items {
+                // The items of a typed list, such as ServiceList, need not repeat their kind.
+                if !items_kind.is_empty() && item["kind"].is_null() && item.is_object() {
+                    item["kind"] = items_kind.into();
+                }
+                self.object(at, item);
+            }
+        } else {
+            self.plain(at, &kind, value);
+        }
+    }
+
+    fn plain(&mut self, at: &str, kind: &str, value: Value) {
+        match kind {
+            "Service" => self.convert(at, kind, value, |o| Some(Change::Service(convert::service(o)))),
+            "EndpointSlice" => self.convert(at, kind, value, |o| Some(Change::Slice(convert::slice(o)))),
+            "Node" => self.convert(at, kind, value, |o| Some(Change::Node(convert::node(o)))),
+            "ConfigMap" => {
+                let key = self.config_map.clone();
+                self.convert(at, kind, value, |o: &core::ConfigMap| {
+                    (convert::key_of(&o.metadata) == key).then(|| Change::VipMap(Some(convert::vip_map(o))))
+                });
+            }
+            "Namespace" if value["metadata"]["name"] == "kube-system" => {
+                self.snapshot.cluster = value["metadata"]["uid"].as_str().map(Into::into);
+            }
+            _ => {}
+        }
+    }
+
+    fn convert<K: DeserializeOwned>(
+        &mut self,
+        at: &str,
+        kind: &str,
+        value: Value,
+        change: impl FnOnce(&K) -> Option<Change>,
+    ) {
+        let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        if name.is_empty() {
+            return self.findings.push(Finding::new(at, format!("{kind} without metadata.name")));
+        }
+        match serde_json::from_value(value) {
+            Ok(object) => {
+                if let Some(change) = change(&object) {
+                    apply(&mut self.snapshot, change);
+                }
+            }
+            Err(error) => self.findings.push(Finding::new(at, format!("{kind} {name}: {error}"))),
+        }
+    }
+}
+
+fn place(path: &Path, line: usize) -> String {
+    format!("{}:{line}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn read(files: &[(&str, &str)]) -> (Snapshot, Vec<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let (snapshot, findings) = load(dir.path(), &ObjectKey::new("default", "vip-configmap")).unwrap();
+        let prefix = format!("{}/", dir.path().display());
+        (snapshot, findings.iter().map(|f| f.to_string().replace(&prefix, "")).collect())
+    }
+
+    #[test]
+    fn documents_lists_and_json_make_one_snapshot() {
+        let yaml = "\
+# the tutorial
+apiVersion: v1
+kind: Service
+metadata: {name: nginx}
+spec:
+  ports: [{port: 80}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: nginx}
+---
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Node, metadata: {name: node-a}}
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: vip-configmap}, data: {10.87.2.50: default/nginx}}
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: other}, data: {10.87.2.51: default/nginx}}
+---
+";
+        let json = r#"{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","items":[{"metadata":
+            {"name":"nginx-1","labels":{"kubernetes.io/service-name":"nginx"}},"addressType":"IPv4",
+            "endpoints":[{"addresses":["10.2.0.5"]}],"ports":[{"port":80}]}]}"#;
+        let space = r#"{"kind":"Namespace","metadata":{"name":"kube-system","uid":"u-1"}}"#;
+        let (snapshot, findings) =
+            read(&[("a.yaml", yaml), ("b.json", json), ("c.yml", space), ("notes.txt", ": not read")]);
+        assert_eq!(findings, [""; 0]);
+        assert_eq!(snapshot.cluster.as_deref(), Some("u-1"));
+        assert_eq!(snapshot.services[&ObjectKey::new("default", "nginx")].ports[0].port, 80);
+        assert_eq!(snapshot.slices[&ObjectKey::new("default", "nginx-1")].endpoints.len(), 1);
+        assert!(snapshot.nodes.contains_key("node-a"));
+        assert_eq!(snapshot.vip_map, Some([("10.87.2.50".into(), "default/nginx".into())].into()));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_a_finding_with_file_and_line_and_the_rest_loads() {
+        let yaml = "\
+kind: Service
+metadata: {name: good}
+---
+kind: Service
+metadata:
+  name: [broken
+---
+a: b
+---
+kind: Service
+metadata: {name: typed}
+spec: {ports: [{port: eighty}]}
+---
+kind: Node
+---
+just text
+---
+kind: Node
+metadata: {name: last}
+";
+        let (snapshot, findings) = read(&[("x.yaml", yaml)]);
+        assert_eq!(snapshot.services.len(), 1);
+        assert!(snapshot.nodes.contains_key("last"));
+        let want = [
+            ("x.yaml:", "not YAML or JSON"),
+            ("x.yaml:8:", "no kind"),
+            ("x.yaml:10:", "Service typed: invalid type"),
+            ("x.yaml:14:", "Node without metadata.name"),
+            ("x.yaml:16:", "no kind"),
+        ];
+        assert_eq!(findings.len(), want.len(), "{findings:#?}");
+        for (found, (place, text)) in findings.iter().zip(want) {
+            assert!(found.starts_with(place) && found.contains(text), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_an_error() {
+        let error = load(Path::new("/nowhere/at-all"), &ObjectKey::new("a", "b")).unwrap_err();
+        assert!(
+            error.to_string().starts_with("cannot read the folder of manifests /nowhere/at-all: No such")
+        );
+    }
+}

@@ -1,0 +1,207 @@
+//! From a kubeconfig file to a client, and noticing when the file, or one that it names, changes.
+//!
+//! Reads files and runs the kubeconfig's credential plugin; speaks to no server.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kube::config::{ExecInteractiveMode, KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+use super::problem::{self, Problem};
+
+/// How long a connection may take to be made, TLS included: a frozen server accepts and then says nothing.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A kubeconfig is a few kilobytes; whatever is a thousand times as long is something else.
+const SIZE_LIMIT: u64 = 4 << 20;
+
+/// A client for the server of a kubeconfig.
+pub(super) struct Link {
+    pub(super) client: Client,
+    /// The server's address, for people.
+    pub(super) server: String,
+    pub(super) path: PathBuf,
+}
+
+/// Reads the kubeconfig at `path`, which may run its credential plugin for as long as that takes. `files` becomes the
+/// files that were read, as they were before: when one changes, it is time to load again, also after an error.
+pub(super) async fn load(path: &Path, files: &mut Files) -> Result<Link, Problem> {
+    *files = Files::at(&[path.to_owned()]);
+    refuse_what_is_no_file(path)?;
+    let mut kubeconfig = Kubeconfig::read_from(path).map_err(|e| problem::kubeconfig(path, &e))?;
+    files.add(&named_files(&kubeconfig));
+    leave_the_terminal_alone(&mut kubeconfig);
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let mut config = config.map_err(|e| problem::kubeconfig(path, &e))?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // The watches retry by themselves, and tell why.
+    config.default_retry = false;
+    let server = config.cluster_url.to_string();
+    // Building the client runs the plugin and waits for it, so it must not hold up this thread.
+    let built = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
+    let client = built.expect("building a client does not panic").map_err(|e| problem::client(path, &e))?;
+    Ok(Link { client, server, path: path.to_owned() })
+}
+
+/// A device, a pipe or a huge file in the kubeconfig's place would be read for ever.
+fn refuse_what_is_no_file(path: &Path) -> Result<(), Problem> {
+    let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+    let invalid = |reason: &str| Problem::KubeconfigInvalid { path: path.into(), reason: reason.into() };
+    if !metadata.is_file() {
+        return Err(invalid("it is not a regular file"));
+    }
+    if metadata.len() > SIZE_LIMIT {
+        return Err(invalid("it is longer than 4 MiB"));
+    }
+    let text = fs::File::open(path).and_then(|mut file| {
+        let mut text = String::new();
+        file.read_to_string(&mut text).map(|_| text)
+    });
+    match text {
+        Ok(text) if text.trim().is_empty() => Err(invalid("it is empty")),
+        _ => Ok(()),
+    }
+}
+
+/// The certificates, keys and authorities beside the kubeconfig, which rotate. Token files are kube's to follow.
+fn named_files(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
+    let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
+    let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    let certificates = users.flat_map(|user| [&user.client_certificate, &user.client_key]);
+    let authorities = clusters.map(|cluster| &cluster.certificate_authority);
+    certificates.chain(authorities).flatten().map(PathBuf::from).collect()
+}
+
+/// A daemon has no terminal: a plugin that knows this fails at once and its words can be passed on.
+fn leave_the_terminal_alone(kubeconfig: &mut Kubeconfig) {
+    let users = kubeconfig.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut());
+    for exec in users.filter_map(|user| user.exec.as_mut()) {
+        exec.interactive_mode = Some(ExecInteractiveMode::Never);
+    }
+}
+
+/// Files, as they were at one time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Files(Vec<(PathBuf, Option<Stamp>)>);
+
+/// What differs when a file is written, replaced, or reached through another link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Files {
+    fn at(paths: &[PathBuf]) -> Self {
+        Self(paths.iter().map(|path| (path.clone(), stamp(path))).collect())
+    }
+
+    fn add(&mut self, paths: &[PathBuf]) {
+        self.0.extend(Self::at(paths).0);
+    }
+
+    /// Whether any of them is not as it was.
+    pub(super) fn differ(&self) -> bool {
+        self.0.iter().any(|(path, was)| stamp(path) != *was)
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = fs::metadata(path).ok()?;
+    Some(Stamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.size(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const GOOD: &str = "{apiVersion: v1, kind: Config, current-context: c,
+        clusters: [{name: k, cluster: {server: 'https://127.0.0.1:1'}}],
+        users: [{name: u, user: USER}], contexts: [{name: c, context: {cluster: k, user: u}}]}";
+
+    /// What loading a kubeconfig with `text` ends in, with the folder's name cut out.
+    async fn check(text: &str, want: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        fs::write(&path, text).unwrap();
+        let got = match load(&path, &mut Files::default()).await {
+            Ok(link) => link.server,
+            Err(problem) => problem.to_string(),
+        };
+        let got = got.replace(&format!("{}/", dir.path().display()), "");
+        assert!(got.starts_with(want), "{text}\n{got}");
+    }
+
+    #[tokio::test]
+    async fn each_fault_says_what_it_is() {
+        check(&GOOD.replace("USER", "{token: t}"), "https://127.0.0.1:1/").await;
+        check("", "kubeconfig is not a usable kubeconfig: it is empty").await;
+        check("a: [", "kubeconfig is not a usable kubeconfig: ").await;
+        check("just text", "kubeconfig is not a usable kubeconfig: ").await;
+        check("{}", "kubeconfig is not a usable kubeconfig: failed to determine current context").await;
+        check(&GOOD.replace("USER", "{tokenFile: nowhere}"), "cannot read nowhere: No such file").await;
+        let certificate = "{client-certificate: crt.pem, client-key: key.pem}";
+        check(&GOOD.replace("USER", certificate), "cannot read crt.pem: No such file").await;
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_fails_is_named_with_its_words() {
+        let exec = |command: &str| {
+            let exec = format!(
+                "{{exec: {{apiVersion: client.authentication.k8s.io/v1, command: sh, args: [-c, \"{command}\"]}}}}"
+            );
+            GOOD.replace("USER", &exec)
+        };
+        let failed = "the credential plugin of kubeconfig kubeconfig failed: ";
+        check(&exec("echo no session >&2; exit 3"), &format!("{failed}exit status: 3: no session")).await;
+        check(&exec("echo nonsense"), &format!("{failed}its answer is no ExecCredential")).await;
+        check(&exec("exit 0").replace("sh", "not-here"), &format!("{failed}unable to run auth exec")).await;
+        let credential = "{\\\"apiVersion\\\":\\\"client.authentication.k8s.io/v1\\\",\\\"kind\\\":\\\"ExecCredential\\\",\\\"status\\\":{\\\"token\\\":\\\"t\\\"}}";
+        check(&exec(&format!("echo '{credential}'")), "https://127.0.0.1:1/").await;
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_or_a_device_is_told_at_once() {
+        let mut files = Files::default();
+        let missing = load(Path::new("/nowhere/kubeconfig"), &mut files).await.err().unwrap();
+        assert_eq!(missing.to_string(), "kubeconfig /nowhere/kubeconfig is not there");
+        let device = load(Path::new("/dev/zero"), &mut files).await.err().unwrap();
+        assert_eq!(device.to_string(), "/dev/zero is not a usable kubeconfig: it is not a regular file");
+    }
+
+    #[test]
+    fn files_differ_when_written_replaced_relinked_or_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, link] = ["a", "b", "link"].map(|name| dir.path().join(name));
+        for file in [&a, &b] {
+            fs::write(file, "same").unwrap();
+        }
+        symlink(&a, &link).unwrap();
+        let have = Files::at(std::slice::from_ref(&link));
+        assert!(!have.differ());
+        fs::remove_file(&link).unwrap();
+        assert!(have.differ(), "gone");
+        symlink(&b, &link).unwrap();
+        assert!(have.differ(), "another file of the same content");
+        let have = Files::at(std::slice::from_ref(&link));
+        fs::write(&b, "other").unwrap();
+        assert!(have.differ(), "written through the link");
+    }
+}

@@ -1,0 +1,455 @@
+//! One watch: lists a kind of object, follows its changes, and starts again for ever.
+//!
+//! kube's own watcher hides bookmarks and restarts, and these are what confirms contact on an idle cluster; it also
+//! resumes at a version that a rebuilt or restored cluster has not reached yet, and then sees nothing. So the loop
+//! here is kvip's, over kube's list and watch calls. It tells events and keeps no state but the version it is at.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::convert::{self, Change, Converted};
+use super::kubeconfig::Link;
+use super::problem::{Problem, Request};
+use super::store::Part;
+
+/// Objects in one answer to a list, as client-go asks for.
+const PAGE: u32 = 500;
+
+/// The namespace whose UID tells one cluster from another.
+const IDENTITY: &str = "kube-system";
+
+/// What a watch, or the session around it, tells.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The session's loop lives.
+    Beat,
+    /// A session with the cluster of this UID begins; every part will be listed anew.
+    Started(String),
+    /// The complete contents of a part.
+    Listed(Part, Vec<Change>),
+    /// A change in a part.
+    Changed(Part, Change),
+    /// The server was heard about a part, without news.
+    Confirmed(Part),
+    /// The watch of a part, or the session (`None`), fails and will try again.
+    Failed(Option<Part>, Problem),
+}
+
+/// Limits on time, in one place so that tests can shorten them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timing {
+    /// How long an answer may take.
+    pub(super) answer: Duration,
+    /// How long a watch may be silent before it is taken for dead. The API server sends bookmarks each minute and a
+    /// bit, so that 60 s would cut every idle watch.
+    pub(super) silence: Duration,
+    /// The first wait after a failure; each further one is twice as long.
+    pub(super) retry_first: Duration,
+    /// The longest wait after a failure.
+    pub(super) retry_longest: Duration,
+    /// How often the files are looked at and the loop shows that it lives.
+    pub(super) beat: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(30),
+            silence: Duration::from_secs(90),
+            retry_first: Duration::from_millis(500),
+            retry_longest: Duration::from_secs(30),
+            beat: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A kind of object that is watched.
+pub(super) trait Watched:
+    Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static
+{
+    const PART: Part;
+    /// As RBAC names it.
+    const RESOURCE: &'static str;
+    fn change(&self) -> Change;
+    /// The change that takes this object away.
+    fn removal(&self) -> Change;
+}
+
+fn gone<K, T>(object: Converted<K, T>) -> Converted<K, T> {
+    Converted { value: None, skipped: Vec::new(), ..object }
+}
+
+impl Watched for Service {
+    const PART: Part = Part::Services;
+    const RESOURCE: &'static str = "services";
+    fn change(&self) -> Change {
+        Change::Service(convert::service(self))
+    }
+    fn removal(&self) -> Change {
+        Change::Service(gone(convert::service(self)))
+    }
+}
+
+impl Watched for EndpointSlice {
+    const PART: Part = Part::EndpointSlices;
+    const RESOURCE: &'static str = "endpointslices.discovery.k8s.io";
+    fn change(&self) -> Change {
+        Change::Slice(convert::slice(self))
+    }
+    fn removal(&self) -> Change {
+        Change::Slice(gone(convert::slice(self)))
+    }
+}
+
+impl Watched for Node {
+    const PART: Part = Part::Nodes;
+    const RESOURCE: &'static str = "nodes";
+    fn change(&self) -> Change {
+        Change::Node(convert::node(self))
+    }
+    fn removal(&self) -> Change {
+        Change::Node(gone(convert::node(self)))
+    }
+}
+
+impl Watched for ConfigMap {
+    const PART: Part = Part::ConfigMap;
+    const RESOURCE: &'static str = "configmaps";
+    fn change(&self) -> Change {
+        Change::VipMap(Some(convert::vip_map(self)))
+    }
+    fn removal(&self) -> Change {
+        Change::VipMap(None)
+    }
+}
+
+/// Why a session ends, so that a new one begins with a new client and new lists.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The server no longer takes the credentials.
+    Unauthorized,
+    /// The server now speaks for another cluster.
+    OtherCluster,
+}
+
+/// What went wrong with a request, and what it means for the next one.
+struct Fault {
+    problem: Problem,
+    remedy: Remedy,
+}
+
+enum Remedy {
+    /// Go on from the same version.
+    Resume,
+    /// What was seen is of no use any more.
+    Relist,
+    /// The session is over.
+    End(End),
+}
+
+/// A session: one client, one cluster, and where to tell events.
+pub(super) struct Session<'a> {
+    pub(super) link: &'a Link,
+    pub(super) timing: Timing,
+    pub(super) events: &'a mpsc::Sender<Event>,
+}
+
+impl Session<'_> {
+    /// Asks for the cluster's UID until there is an answer, and makes it known.
+    pub(super) async fn identify(&self) -> Result<String, End> {
+        let mut backoff = Backoff::new(self.timing);
+        loop {
+            match self.cluster().await {
+                Ok(uid) => {
+                    self.tell(Event::Started(uid.clone())).await;
+                    return Ok(uid);
+                }
+                Err(fault) => {
+                    self.tell(Event::Failed(None, fault.problem)).await;
+                    if let Remedy::End(end) = fault.remedy {
+                        return Err(end);
+                    }
+                }
+            }
+            sleep(backoff.next()).await;
+        }
+    }
+
+    async fn cluster(&self) -> Result<String, Fault> {
+        let request = self.request("get", "namespaces");
+        let api = Api::<Namespace>::all(self.link.client.clone());
+        let namespace = self.answer(request, api.get(IDENTITY)).await?;
+        // A namespace without a UID is not to be had from an API server; an empty one is still the same each time.
+        Ok(namespace.uid().unwrap_or_default())
+    }
+
+    /// Follows `api`, reduced to `fields`, until the session ends.
+    pub(super) async fn follow<K: Watched>(&self, api: Api<K>, fields: Option<String>, uid: &str) -> End
+    where
+        K::DynamicType: Default,
+    {
+        let watch = Watch { session: self, api, fields, uid };
+        let mut backoff = Backoff::new(self.timing);
+        let mut version = None;
+        // After silence or a failure it is not certain that this is the cluster that was listed.
+        let mut doubt = false;
+        loop {
+            let began = Instant::now();
+            match watch.step(&mut version, doubt).await {
+                Ok(Step::Listed) => doubt = false,
+                Ok(Step::Ended { silent }) => {
+                    doubt = silent;
+                    // A server that ends each watch at once must not be asked without pause.
+                    if began.elapsed() > self.timing.retry_longest {
+                        backoff.reset();
+                    } else {
+                        sleep(backoff.next()).await;
+                    }
+                }
+                Err(fault) => {
+                    doubt = true;
+                    self.tell(Event::Failed(Some(K::PART), fault.problem)).await;
+                    match fault.remedy {
+                        Remedy::Resume => {}
+                        Remedy::Relist => version = None,
+                        Remedy::End(end) => return end,
+                    }
+                    if began.elapsed() > self.timing.retry_longest {
+                        backoff.reset();
+                    }
+                    sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    fn request<'a>(&'a self, verb: &'static str, resource: &'a str) -> Request<'a> {
+        Request { server: &self.link.server, path: &self.link.path, verb, resource }
+    }
+
+    async fn answer<T>(
+        &self,
+        request: Request<'_>,
+        answer: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Fault> {
+        match timeout(self.timing.answer, answer).await {
+            Ok(answer) => answer.map_err(|error| fault(request, &error)),
+            Err(_) => {
+                let reason = format!("no answer within {} s", self.timing.answer.as_secs());
+                Err(Fault { problem: request.unreachable(reason), remedy: Remedy::Resume })
+            }
+        }
+    }
+
+    /// The receiver is there as long as the session is: the one ends the other.
+    pub(super) async fn tell(&self, event: Event) {
+        let _ = self.events.send(event).await;
+    }
+}
+
+/// What `error` means for the next request.
+fn fault(request: Request<'_>, error: &kube::Error) -> Fault {
+    let problem = request.problem(error);
+    let remedy = match error {
+        kube::Error::Api(status) => remedy(status.code),
+        kube::Error::SerdeError(_) => Remedy::Relist,
+        _ => Remedy::Resume,
+    };
+    Fault { problem, remedy }
+}
+
+/// Overload and lost permission pass; whatever else the server answers (410: the version is too old) says that it
+/// cannot go on from here.
+fn remedy(code: u16) -> Remedy {
+    match code {
+        401 => Remedy::End(End::Unauthorized),
+        403 | 429 | 502 | 503 => Remedy::Resume,
+        _ => Remedy::Relist,
+    }
+}
+
+/// How one step of a watch ended, when it went well.
+enum Step {
+    Listed,
+    Ended { silent: bool },
+}
+
+struct Watch<'a, K> {
+    session: &'a Session<'a>,
+    api: Api<K>,
+    fields: Option<String>,
+    uid: &'a str,
+}
+
+impl<K: Watched> Watch<'_, K>
+where
+    K::DynamicType: Default,
+{
+    /// Lists, or watches from `version` until that ends.
+    async fn step(&self, version: &mut Option<String>, doubt: bool) -> Result<Step, Fault> {
+        if doubt && !self.is_same_cluster(version).await? {
+            let reason = "it now speaks for another cluster".into();
+            let problem = self.request("get").unreachable(reason);
+            return Err(Fault { problem, remedy: Remedy::End(End::OtherCluster) });
+        }
+        match version {
+            Some(at) => Ok(Step::Ended { silent: self.watch(at).await? }),
+            None => {
+                *version = Some(self.list().await?);
+                Ok(Step::Listed)
+            }
+        }
+    }
+
+    /// Whether the server still speaks for the cluster of this session. Forgets `version` when the server has not
+    /// reached it, as after a restore from a backup: from there it would tell nothing.
+    async fn is_same_cluster(&self, version: &mut Option<String>) -> Result<bool, Fault> {
+        if self.session.cluster().await? != self.uid {
+            return Ok(false);
+        }
+        if let Some(at) = version {
+            let now = self.page(1, None).await?.metadata.resource_version.unwrap_or_default();
+            if is_before(&now, at) {
+                *version = None;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn list(&self) -> Result<String, Fault> {
+        let mut contents = Vec::new();
+        let mut next = None;
+        loop {
+            let page = self.page(PAGE, next).await?;
+            contents.extend(page.items.iter().map(Watched::change));
+            next = page.metadata.continue_.filter(|token| !token.is_empty());
+            if next.is_none() {
+                self.session.tell(Event::Listed(K::PART, contents)).await;
+                return Ok(page.metadata.resource_version.unwrap_or_default());
+            }
+            self.session.tell(Event::Confirmed(K::PART)).await;
+        }
+    }
+
+    async fn page(&self, limit: u32, next: Option<String>) -> Result<kube::core::ObjectList<K>, Fault> {
+        let field_selector = self.fields.clone();
+        // No resourceVersion: the newest state, never that of a cache behind what was already seen.
+        let parameters =
+            ListParams { field_selector, limit: Some(limit), continue_token: next, ..ListParams::default() };
+        self.session.answer(self.request("list"), self.api.list(&parameters)).await
+    }
+
+    /// Follows from `version`, and keeps it at the last one seen; whether the end was silence.
+    async fn watch(&self, version: &mut String) -> Result<bool, Fault> {
+        let request = self.request("watch");
+        let parameters = WatchParams { field_selector: self.fields.clone(), ..WatchParams::default() };
+        let events = self.session.answer(request, self.api.watch(&parameters, version)).await?;
+        let mut events = std::pin::pin!(events);
+        self.session.tell(Event::Confirmed(K::PART)).await;
+        loop {
+            let Ok(event) = timeout(self.session.timing.silence, events.try_next()).await else {
+                return Ok(true);
+            };
+            let (at, told) = match event.map_err(|error| fault(request, &error))? {
+                None => return Ok(false),
+                Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                    (object.resource_version(), Event::Changed(K::PART, object.change()))
+                }
+                Some(WatchEvent::Deleted(object)) => {
+                    (object.resource_version(), Event::Changed(K::PART, object.removal()))
+                }
+                Some(WatchEvent::Bookmark(mark)) => {
+                    (Some(mark.metadata.resource_version), Event::Confirmed(K::PART))
+                }
+                Some(WatchEvent::Error(status)) => {
+                    let problem = request.status(status.code, &status.message, &status.reason);
+                    return Err(Fault { problem, remedy: remedy(status.code) });
+                }
+            };
+            self.session.tell(told).await;
+            if let Some(at) = at {
+                *version = at;
+            }
+        }
+    }
+
+    fn request(&self, verb: &'static str) -> Request<'_> {
+        self.session.request(verb, K::RESOURCE)
+    }
+}
+
+/// Whether version `now` is older than `at`. Versions of one kind in one cluster are numbers that grow; where they are
+/// no numbers there is no telling.
+fn is_before(now: &str, at: &str) -> bool {
+    matches!((now.parse::<u64>(), at.parse::<u64>()), (Ok(now), Ok(at)) if now < at)
+}
+
+/// Waits that double, with jitter so that nodes that lost the server together do not come back together.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    timing: Timing,
+    failures: u32,
+}
+
+impl Backoff {
+    pub(super) fn new(timing: Timing) -> Self {
+        Self { timing, failures: 0 }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        // The standard library seeds each hasher at random: randomness enough to spread nodes.
+        let random = RandomState::new().build_hasher().finish();
+        let wait = delay(self.timing, self.failures, random);
+        self.failures = self.failures.saturating_add(1);
+        wait
+    }
+}
+
+/// The wait after `failures` earlier ones: half of it certain, half by `random`.
+fn delay(timing: Timing, failures: u32, random: u64) -> Duration {
+    let whole = timing.retry_first.saturating_mul(1 << failures.min(16)).min(timing.retry_longest);
+    let share = u32::try_from(random % 1000).unwrap_or(0);
+    whole / 2 + whole * share / 2000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_longest() {
+        let timing = Timing::default();
+        let check = |failures, random, want_ms| {
+            assert_eq!(delay(timing, failures, random), Duration::from_millis(want_ms), "{failures}");
+        };
+        check(0, 0, 250);
+        check(0, 996, 499);
+        check(1, 0, 500);
+        check(5, 0, 8_000);
+        check(6, 0, 15_000);
+        check(u32::MAX, 0, 15_000);
+        check(u32::MAX, 500, 22_500);
+    }
+
+    #[test]
+    fn versions() {
+        assert!(is_before("9", "10"));
+        assert!(!is_before("10", "10"));
+        assert!(!is_before("11", "10"));
+        assert!(!is_before("", "10"));
+        assert!(!is_before("9", "opaque"));
+    }
+}
