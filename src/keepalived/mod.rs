@@ -1,8 +1,21 @@
 //! keepalived on this host: what its configuration must say, and everything that brings it there.
 
+pub mod check;
+pub mod files;
+pub mod hold;
+pub mod parse;
+pub mod paths;
+pub mod render;
+pub mod weight;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
+
+pub use check::{Refusal, check};
+pub use parse::{is_ours, vips_in};
+pub use paths::Paths;
+pub use render::{Build, MARKER, render};
 
 use crate::model::{Family, Vrid};
 
