@@ -18,6 +18,7 @@ mod members;
 pub mod pass;
 mod run;
 mod status;
+mod turn;
 mod weights;
 
 pub use ledger::Ledger;

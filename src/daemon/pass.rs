@@ -8,7 +8,6 @@ use super::core::{Core, Decision};
 use crate::derive::Desired;
 use crate::host::Host;
 use crate::ipvs::Command;
-use crate::keepalived;
 use crate::model::Finding;
 
 /// What carries over from pass to pass beside the [`Core`].
@@ -49,7 +48,7 @@ pub async fn pass<H: Host, L: Ledger>(
     applied: &mut Applied,
     host: &mut H,
     ledger: &L,
-    switch: impl FnOnce(&keepalived::Config),
+    switch: impl FnOnce(&Desired),
     now: Instant,
 ) -> Option<Outcome> {
     let desired = core.desired(now)?;
@@ -102,7 +101,7 @@ async fn apply<H: Host>(
     applied: &mut Applied,
     host: &mut H,
     decision: &Decision,
-    switch: impl FnOnce(&keepalived::Config),
+    switch: impl FnOnce(&Desired),
 ) -> Vec<Finding> {
     let plan = &decision.plan;
     let mut failed = change(core, host, &plan.prepare).await;
@@ -116,7 +115,7 @@ async fn apply<H: Host>(
         }
     }
     if failed.is_empty() {
-        switch(&decision.desired.keepalived);
+        switch(&decision.desired);
         failed = change(core, host, &plan.retire).await;
     }
     failed

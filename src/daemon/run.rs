@@ -28,6 +28,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// READY waits no longer than this for the first pass.
 const READY_LIMIT: Duration = Duration::from_secs(20);
 
+/// A loop that has not turned for so long hangs: they turn each few seconds, with or without an API server.
+const STALLED: Duration = Duration::from_secs(15);
+
 /// The file of the saved snapshot in the state folder.
 const SNAPSHOT: &str = "snapshot.json";
 /// The status socket in the run folder.
@@ -158,7 +161,7 @@ impl Feeds {
 
     fn inputs(&self) -> Inputs {
         Inputs {
-            updates: self.cluster.updates.clone(),
+            updates: self.cluster.snapshots.clone(),
             contact: self.cluster.contact.clone(),
             facts: self.facts.clone(),
             dead: self.dead.clone(),
@@ -200,7 +203,7 @@ impl Feeds {
 
     /// The name of a loop that has not turned for too long.
     fn stalled(&self) -> Option<&'static str> {
-        self.cluster.stalled().then_some("cluster")
+        (self.cluster.alive.borrow().elapsed() > STALLED).then_some("cluster")
     }
 }
 

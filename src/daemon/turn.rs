@@ -11,6 +11,7 @@ use super::core::{Core, news};
 use super::pass::{self, Applied, Outcome, pass};
 use super::status::{self, Moves, Since};
 use super::weights::{self, Weights};
+use crate::derive::Desired;
 use crate::health::{Dead, Targets};
 use crate::host::Host;
 use crate::keepalived::{self, Paths, hold};
@@ -141,7 +142,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             self.pass(now).await;
         }
         let drained = hold::drained(&self.paths);
-        let weight = self.weigh(drained, now);
+        let weight = self.weigh(now);
         self.saving.save_when_due(self.admitted.snapshot().as_deref(), now);
         self.tell(drained, weight, now);
     }
@@ -176,35 +177,40 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     async fn pass(&mut self, now: Instant) {
         self.tried = Some(now);
         let wants = &self.outputs.keepalived;
-        let stays = self.weights.instances_must_stay(&self.core, now);
-        let switch = |config: &keepalived::Config| {
-            if !(config.instances.is_empty() && stays) {
-                wants.send_if_modified(|last| {
-                    let news = last.as_ref() != Some(config);
-                    *last = Some(config.clone());
-                    news
-                });
+        // While the pass changes the core, the answer is that of before: keep what is held until another has it.
+        let holding = self.weights.holding(&self.core, now);
+        let switch = |desired: &Desired| {
+            if !(holding && !weights::is_member(desired)) {
+                wants.send_if_modified(|last| replace(last, Some(desired.keepalived.clone())));
             }
         };
         let outcome = pass(&mut self.core, &mut self.applied, &mut self.host, &self.ledger, switch, now).await;
         let Some(outcome) = outcome else { return };
-        self.outputs.targets.send_if_modified(|last| {
-            let news = *last != outcome.desired.probed;
-            last.clone_from(&outcome.desired.probed);
-            news
-        });
+        self.outputs.targets.send_if_modified(|last| replace(last, outcome.desired.probed.clone()));
         self.outcome = Some(outcome);
     }
 
     /// Sets the weight file when it should say something else.
-    fn weigh(&mut self, drained: bool, now: Instant) -> Option<i16> {
+    fn weigh(&mut self, now: Instant) -> Option<i16> {
         let vrid = self.core.settings.vrrp.vrid;
         let contact = self.inputs.contact.borrow().last_ok.map(tokio::time::Instant::into_std);
         let contact = contact.or(self.started).unwrap_or(now);
         let outcome = self.outcome.as_ref()?;
-        let wanted = self.weights.weight(&self.core, outcome, weights::Marks { drained, paths: &self.paths }, contact, now);
-        let current = keepalived::weight::read(&self.paths, vrid);
+        let wanted = self.weights.weight(&self.core, outcome, contact, now);
+        let current = keepalived::weight::read(&self.paths, vrid).unwrap_or_else(|error| {
+            warn!("{error}");
+            None
+        });
+        if hold::held(&self.paths) {
+            // Whoever made the mark lowers the weight, softly; without a weight keepalived would take 0 for it.
+            return current.or_else(|| self.write_weight(None, keepalived::weight::OUT));
+        }
         let Some(wanted) = wanted.filter(|wanted| current != Some(*wanted)) else { return current };
+        self.write_weight(current, wanted)
+    }
+
+    fn write_weight(&self, current: Option<i16>, wanted: i16) -> Option<i16> {
+        let vrid = self.core.settings.vrrp.vrid;
         match keepalived::weight::write(&self.paths, vrid, wanted) {
             Ok(()) => {
                 info!(vrid = %vrid, before = current, weight = wanted, "weight set");
@@ -255,7 +261,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             all.push(Finding::new("cluster", held.to_string()).mend("kvip accept"));
         }
         if let Some(problem) = &self.inputs.contact.borrow().problem {
-            all.push(problem.finding());
+            all.push(Finding { mend: problem.mend(), ..Finding::new("cluster", problem.to_string()) });
         }
         all
     }
@@ -269,6 +275,13 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             from_disk: self.admitted.from_disk,
         }
     }
+}
+
+/// Puts `new` in place of `last`; true when that is news.
+fn replace<T: PartialEq>(last: &mut T, new: T) -> bool {
+    let news = *last != new;
+    *last = new;
+    news
 }
 
 fn log_moves(moves: &Moves) {

@@ -110,7 +110,7 @@ fn instance(
     let source = source(inputs, members[own], family);
     let unicast = match vrrp.transport {
         Transport::Multicast => None,
-        Transport::Unicast => Some(unicast(inputs, own, members, family, source)?),
+        Transport::Unicast => unicast(inputs, own, members, family, source)?,
     };
     let interface = interface(inputs, members[own], source)?;
     Ok(Instance { vrid: vrrp.vrid, family, interface, priority: 0, advert: vrrp.advert, unicast, vips })
@@ -122,14 +122,15 @@ fn source(inputs: &Inputs, node: &Node, family: Family) -> Option<IpAddr> {
     set.or_else(|| node.addresses.iter().copied().find(|address| Family::of(*address) == family))
 }
 
-/// The peers of a unicast instance: the other members, and those that left a moment ago.
+/// The peers of a unicast instance: the other members, and those that left a moment ago. A member without peers has nobody
+/// to speak to, so multicast, which keepalived would use anyway, does no harm and keeps its VIPs.
 fn unicast(
     inputs: &Inputs,
     own: &str,
     members: &BTreeMap<&str, &Node>,
     family: Family,
     source: Option<IpAddr>,
-) -> Result<Unicast, Finding> {
+) -> Result<Option<Unicast>, Finding> {
     let number = family.number();
     let source = source.ok_or_else(|| {
         Finding::new(
@@ -143,14 +144,7 @@ fn unicast(
         others.filter_map(|node| node.addresses.iter().copied().find(|a| Family::of(*a) == family));
     let leaving = inputs.leaving.iter().copied().filter(|address| Family::of(*address) == family);
     let peers: BTreeSet<IpAddr> = addresses.chain(leaving).filter(|peer| *peer != source).collect();
-    if peers.is_empty() {
-        let text =
-            format!("vrrp.transport is unicast and there is no other member with an IPv{number} address");
-        return Err(
-            Finding::new("group vips", text).mend("use vrrp.transport = \"multicast\" for a single node")
-        );
-    }
-    Ok(Unicast { source, peers })
+    Ok((!peers.is_empty()).then_some(Unicast { source, peers }))
 }
 
 /// The interface that holds the VIPs: the configured one, or the one with this node's address.
