@@ -5,6 +5,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// One node of the lab. Everything about it follows from its MAC address, which is all a guest is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +113,11 @@ impl Layout {
             state: place("KVIP_LAB_STATE", ".lab/state"),
             repo,
         }
+    }
+
+    /// Makes `command`, if it is the lab's own program, use this very layout.
+    pub fn export(&self, command: &mut Command) {
+        command.env("KVIP_LAB_CACHE", &self.cache).env("KVIP_LAB_STATE", &self.state);
     }
 
     /// The scripts and guest files that images are built from.
