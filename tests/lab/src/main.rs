@@ -147,7 +147,10 @@ fn up(layout: &Layout, detach: bool, no_control_plane: bool) -> anyhow::Result<i
         return Ok(0);
     }
     println!("It ends when this command does (Ctrl-C).");
+    // Waiting would close the pipe first, and its end is the lab's.
+    let pipe = child.stdin.take();
     child.wait()?;
+    drop(pipe);
     Ok(0)
 }
 
