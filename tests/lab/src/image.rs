@@ -163,7 +163,7 @@ fn build(layout: &Layout, suite: &str, dir: &Path, log: &Path) -> anyhow::Result
     let (nodes, network) = (work.join("nodes"), work.join("network"));
     fs::write(&nodes, nodes_table())?;
     fs::write(&network, network_variables())?;
-    let mut script = command(&["sh", "-c", "\"$@\" >\"$0\" 2>&1"]);
+    let mut script = command(&["setpriv", "--pdeathsig", "KILL", "sh", "-c", "exec \"$@\" >\"$0\" 2>&1"]);
     script.arg(log).arg(layout.image_sources().join("build")).arg(suite).args([&work, &nodes, &network]);
     let output = command::run(script, b"", BUILD_LIMIT)?;
     if !output.ok() {

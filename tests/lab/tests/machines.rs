@@ -148,7 +148,8 @@ fn process_of(lab: &Lab) -> Result<u32> {
     Ok(Running::require(lab.layout())?.supervisor())
 }
 
-/// No process of the lab is left: all of them name its state folder.
+/// No machine and no connection is left: they name the state folder. (The rest is the supervisor's namespace,
+/// in which no process outlives its first.)
 fn nothing_is_left(layout: &Layout) -> Result<()> {
     let state = layout.state.to_string_lossy().into_owned();
     lab_wait("the lab's last process to end", || processes_naming(&state) == Some(0))
