@@ -153,20 +153,20 @@ mod tests {
     fn output_input_and_status_are_kept() {
         let output =
             run(command(&["sh", "-c", "cat; echo bad >&2; exit 3"]), b"good", Duration::from_secs(9));
-        let output = output.unwrap();
+        let output = output.expect("sh runs");
         assert_eq!((output.status, &*output.stdout, &*output.stderr), (3, "good", "bad\n"));
     }
 
     #[test]
     fn a_program_that_outlives_its_limit_is_killed() {
         let error = run(command(&["sh", "-c", "echo hello; sleep 60"]), b"", Duration::from_millis(100));
-        assert!(error.unwrap_err().to_string().contains("hello"));
+        assert!(error.expect_err("a minute is over the limit").to_string().contains("hello"));
     }
 
     #[test]
     fn a_process_left_behind_does_not_hold_up_its_starter() {
         let start = Instant::now();
-        run(command(&["sh", "-c", "sleep 3 &"]), b"", Duration::from_secs(9)).unwrap();
+        run(command(&["sh", "-c", "sleep 3 &"]), b"", Duration::from_secs(9)).expect("sh runs");
         assert!(start.elapsed() < Duration::from_secs(2));
     }
 }

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::command::{self, command, wait_for};
 use crate::layout::{self, Layout, NODES};
 use crate::machine::{self, Accelerator};
-use crate::progress::step;
+use crate::progress::{step, step_with};
 use crate::qmp::Qmp;
 
 /// Downloading and unpacking a distribution on a slow line.
@@ -52,7 +52,9 @@ impl Image {
         let name = format!("image-{suite}-{}", hash_of(&image_inputs(&sources)?));
         let image = Self { dir: layout.cache.join(&name) };
         if !image.dir.exists() {
-            step(&format!("building the {suite} image"), || build(layout, &suite, &image.dir))?;
+            let what = format!("building the {suite} image");
+            let log = layout.cache.join("image.log");
+            step_with(&what, || last_line(&log), || build(layout, &suite, &image.dir, &log))?;
             forget_others(&layout.cache, &format!("image-{suite}-"), &name)?;
         }
         drop(lock);
@@ -151,17 +153,21 @@ fn network_variables() -> String {
     )
 }
 
-fn build(layout: &Layout, suite: &str, dir: &Path) -> anyhow::Result<()> {
+fn last_line(log: &Path) -> String {
+    let said = fs::read_to_string(log).unwrap_or_default();
+    said.lines().last().map(|line| format!("({line})")).unwrap_or_default()
+}
+
+fn build(layout: &Layout, suite: &str, dir: &Path, log: &Path) -> anyhow::Result<()> {
     let work = fresh(&dir.with_extension("part"))?;
     let (nodes, network) = (work.join("nodes"), work.join("network"));
     fs::write(&nodes, nodes_table())?;
     fs::write(&network, network_variables())?;
-    let log = layout.cache.join("image.log");
-    let mut script = command(&["sh", "-c", "\"$@\" >\"$0\" 2>&1"]);
-    script.arg(&log).arg(layout.image_sources().join("build")).arg(suite).args([&work, &nodes, &network]);
+    let mut script = command(&["setpriv", "--pdeathsig", "KILL", "sh", "-c", "exec \"$@\" >\"$0\" 2>&1"]);
+    script.arg(log).arg(layout.image_sources().join("build")).arg(suite).args([&work, &nodes, &network]);
     let output = command::run(script, b"", BUILD_LIMIT)?;
     if !output.ok() {
-        let said = fs::read_to_string(&log).unwrap_or_default();
+        let said = fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<_> = said.lines().collect();
         let tail = lines[lines.len().saturating_sub(20)..].join("\n");
         bail!("cannot build the image (all of it in {}):\n{tail}", log.display());

@@ -14,9 +14,9 @@ pub struct NodeSpec {
     pub name: &'static str,
     /// MAC address of its `eth0`.
     pub mac: &'static str,
-    /// IPv4 address (InternalIP), prefix length 24.
+    /// IPv4 address (`InternalIP`), prefix length 24.
     pub v4: &'static str,
-    /// IPv6 address (InternalIP), prefix length 64.
+    /// IPv6 address (`InternalIP`), prefix length 64.
     pub v6: &'static str,
     /// IPv4 pod range, a /24; `.1` is the node's `cni0`.
     pub pod4: &'static str,
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn identities_are_distinct_and_follow_the_mac() {
         for spec in &NODES {
-            let number = spec.mac.rsplit(':').next().unwrap().trim_start_matches('0');
+            let number = spec.mac.rsplit(':').next().map_or("", |last| last.trim_start_matches('0'));
             for (text, prefix, suffix) in [
                 (spec.v4, "10.87.2.", ""),
                 (spec.v6, "fd00:87:2::", ""),

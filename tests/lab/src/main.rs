@@ -2,6 +2,7 @@
 //!
 //! Owns the command line only; each subcommand is a call into the library.
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -134,20 +135,23 @@ fn image(layout: &Layout) -> anyhow::Result<i32> {
 fn up(layout: &Layout, detach: bool, no_control_plane: bool) -> anyhow::Result<i32> {
     let options = ServeOptions { watch_stdin: !detach, no_control_plane };
     let (lab, mut child) = Running::start(layout, options)?;
-    println!("lab: up, process {}. Try", lab.supervisor());
+    tell(&format!("lab: up, process {}. Try", lab.supervisor()));
     for line in ["lab ssh node-a", "lab client curl http://10.87.2.50", "lab node kill node-a", "lab status"]
     {
-        println!("  {line}");
+        tell(&format!("  {line}"));
     }
     if !no_control_plane {
-        println!("  lab kubectl get nodes");
+        tell("  lab kubectl get nodes");
     }
     if detach {
-        println!("  lab down");
+        tell("  lab down");
         return Ok(0);
     }
-    println!("It ends when this command does (Ctrl-C).");
+    tell("It ends when this command does (Ctrl-C).");
+    // Waiting would close the pipe first, and its end is the lab's.
+    let pipe = child.stdin.take();
     child.wait()?;
+    drop(pipe);
     Ok(0)
 }
 
@@ -167,15 +171,15 @@ fn status(layout: &Layout) -> anyhow::Result<i32> {
         let running = vm::running_nodes();
         for node in &NODES {
             let state = if running.contains(&node.name) { "runs" } else { "is dead" };
-            println!("{:8} {:10} {:13} {state}", node.name, node.v4, node.v6);
+            tell(&format!("{:8} {:10} {:13} {state}", node.name, node.v4, node.v6));
         }
         return Ok(0);
     }
     let Some(lab) = Running::find(layout) else {
-        println!("no lab is up here: lab up");
+        tell("no lab is up here: lab up");
         return Ok(1);
     };
-    println!("up, process {}, state in {}", lab.supervisor(), layout.state.display());
+    tell(&format!("up, process {}, state in {}", lab.supervisor(), layout.state.display()));
     let program = std::env::current_exe()?.to_string_lossy().into_owned();
     inside(layout, &[program, "status".to_owned()])
 }
@@ -206,6 +210,11 @@ fn inside<S: AsRef<str>>(layout: &Layout, argv: &[S]) -> anyhow::Result<i32> {
     layout.export(&mut inner);
     inner.stdin(std::process::Stdio::inherit());
     command::interactive(inner)
+}
+
+/// Prints a line for a person, who may have stopped reading.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Whether this process is in a lab's namespaces: only there is the supervisor's own /run.

@@ -104,12 +104,14 @@ impl Report {
     }
 
     /// The requests started at `time` or later.
+    #[must_use]
     pub fn after(&self, time: SystemTime) -> Self {
         let from = since_epoch_us(time);
         self.only(|sample| sample.start_us >= from)
     }
 
     /// The requests started before `time`.
+    #[must_use]
     pub fn before(&self, time: SystemTime) -> Self {
         let to = since_epoch_us(time);
         self.only(|sample| sample.start_us < to)

@@ -174,8 +174,8 @@ mod tests {
 
     #[test]
     fn a_silent_server_is_a_timeout_and_a_closed_port_is_refused() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
         assert_eq!(ask(address).outcome, Outcome::Failed(Failure::Timeout));
         drop(listener);
         assert_eq!(ask(address).outcome, Outcome::Failed(Failure::Refused));

@@ -14,14 +14,23 @@ pub fn say(text: &str) {
     eprintln!("lab: {text}");
 }
 
-/// Does `work`, saying that it starts, that it still goes on (every two seconds) and how long it took.
+/// Does `work`, saying that it still goes on (every two seconds) and at last how long it took.
 pub fn step<T>(what: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    step_with(what, String::new, work)
+}
+
+/// As [`step`], and says with each tick what is being done by then.
+pub fn step_with<T>(
+    what: &str,
+    detail: impl Fn() -> String + Send,
+    work: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let start = Instant::now();
     let (done, wait) = channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
             while wait.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                say(&format!("{what} ... {} s", start.elapsed().as_secs()));
+                say(format!("{what} ... {} s {}", start.elapsed().as_secs(), detail()).trim_end());
             }
         });
         let result = work();

@@ -63,6 +63,9 @@ pub fn serve(layout: &Layout, options: ServeOptions) -> anyhow::Result<()> {
     network::raise().context("cannot make the network")?;
     let machines = Machines::load(layout)?;
     ssh::write_config(layout, machines.image())?;
+    if !options.no_control_plane {
+        bail!("this lab has no control plane built in: --no-control-plane");
+    }
     step("restoring three nodes", || machines.restore_all())?;
     say(UP.trim_start_matches("lab: "));
     loop {
