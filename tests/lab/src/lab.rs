@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::command::{self, Output};
+use crate::control;
 use crate::layout::{self, CLIENT, Layout, NODES, NodeSpec};
 use crate::namespace::{Running, lab_binary};
 use crate::probe::Probe;
@@ -105,6 +106,33 @@ impl Lab {
         let mut command = self.running.enter(argv);
         self.layout.export(&mut command);
         command
+    }
+
+    /// Runs kubectl as the cluster's admin.
+    pub fn kubectl_within(&self, limit: Duration, arguments: &[&str], input: &str) -> anyhow::Result<Output> {
+        self.host_within(limit, &control::kubectl_argv(&self.layout, arguments), input.as_bytes())
+    }
+
+    /// Runs kubectl as the cluster's admin and gives what it says; fails unless it succeeds.
+    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        self.kubectl_with(arguments, "")
+    }
+
+    /// As [`Self::kubectl`], with input: manifests for `apply -f -`.
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+        let output = self.kubectl_within(RUN_LIMIT, arguments, input)?;
+        if output.ok() { Ok(output.stdout) } else { bail!("kubectl {}: {output}", arguments.join(" ")) }
+    }
+
+    /// `start`, `stop`, `freeze` or `thaw` of one process of the control plane, such as `kube-apiserver`.
+    pub fn control(&self, verb: &str, role: &str) -> anyhow::Result<()> {
+        self.own_program(&["control", verb, role])
+    }
+
+    /// Fresh nodes and an empty cluster: what a test file starts from.
+    pub fn reset(&self) -> anyhow::Result<()> {
+        self.restore()?;
+        self.own_program(&["control", "reset"])
     }
 
     /// Gives all three nodes a fresh start, side by side.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use kvip_lab::command;
+use kvip_lab::control::{self, Role};
 use kvip_lab::lab::{Lab, client_argv};
 use kvip_lab::layout::{self, Layout, NODES};
 use kvip_lab::machine::Accelerator;
@@ -17,7 +18,7 @@ use kvip_lab::namespace::Running;
 use kvip_lab::progress::say;
 use kvip_lab::serve::{self, ServeOptions};
 use kvip_lab::vm::{self, Action, Machines};
-use kvip_lab::{image::Image, prober, ssh};
+use kvip_lab::{image::Image, kubelet, prober, ssh};
 
 #[derive(Parser)]
 #[command(name = "lab", about, max_term_width = 100)]
@@ -73,6 +74,25 @@ enum Verb {
     },
     /// Give all three nodes a fresh start.
     RestoreAll,
+    /// kubectl as the cluster's admin.
+    Kubectl {
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Start, stop, freeze or thaw one process of the control plane, or reset all of it.
+    Control {
+        /// What to do.
+        action: ControlAction,
+        /// etcd, kube-apiserver, kube-controller-manager, kube-scheduler or kubelet-NODE; none for reset.
+        role: Option<String>,
+    },
+    /// The kubelet stand-in of a node (internal).
+    #[command(hide = true)]
+    Kubelet {
+        /// node-a, node-b or node-c.
+        node: String,
+    },
     /// Ask http://ADDRESS:PORT/ until stdin ends; prints a line of JSON a request.
     Probe {
         /// The VIP.
@@ -89,6 +109,21 @@ enum Verb {
     /// The supervisor (internal).
     #[command(hide = true)]
     Serve(ServeOptions),
+}
+
+/// What can be done to a process of the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ControlAction {
+    /// Start it and wait until it is ready.
+    Start,
+    /// End it.
+    Stop,
+    /// Stop its processor time; its connections stay open.
+    Freeze,
+    /// Let it go on.
+    Thaw,
+    /// End all of them, forget all objects, start anew.
+    Reset,
 }
 
 fn main() -> ExitCode {
@@ -114,6 +149,12 @@ fn run(verb: Verb) -> anyhow::Result<i32> {
         Verb::Node { action, node } => node_action(&layout, action, &node),
         Verb::RestoreAll if !is_inside() => Lab::attach()?.restore().map(|()| 0),
         Verb::RestoreAll => Machines::load(&layout)?.restore_all().map(|()| 0),
+        Verb::Kubectl { arguments } => kubectl(&layout, &arguments),
+        Verb::Control { action, role } => control(&layout, action, role.as_deref()),
+        Verb::Kubelet { node } => {
+            let spec = layout::node(&node).with_context(|| format!("the lab has no node {node}"))?;
+            kubelet::run(&layout, spec).map(|()| 0)
+        }
         Verb::Probe { address, port, interval_ms } => {
             prober::run(address, port, Duration::from_millis(interval_ms));
             Ok(0)
@@ -124,6 +165,7 @@ fn run(verb: Verb) -> anyhow::Result<i32> {
 }
 
 fn image(layout: &Layout) -> anyhow::Result<i32> {
+    control::build(layout)?;
     let image = Image::ensure(layout)?;
     let accelerator = Accelerator::find(layout, &image);
     let snapshot = image.snapshot(layout, accelerator)?;
@@ -192,6 +234,30 @@ fn node_action(layout: &Layout, action: Action, node: &str) -> anyhow::Result<i3
     let program = std::env::current_exe()?.to_string_lossy().into_owned();
     let verb = format!("{action:?}").to_lowercase();
     inside(layout, &[program, "node".to_owned(), verb, node.to_owned()])
+}
+
+fn kubectl(layout: &Layout, arguments: &[String]) -> anyhow::Result<i32> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let argv = control::kubectl_argv(layout, &arguments);
+    if is_inside() { command::interactive(command::command(&argv)) } else { inside(layout, &argv) }
+}
+
+fn control(layout: &Layout, action: ControlAction, role: Option<&str>) -> anyhow::Result<i32> {
+    if !is_inside() {
+        let program = std::env::current_exe()?.to_string_lossy().into_owned();
+        let verb = format!("{action:?}").to_lowercase();
+        let words = [program, "control".into(), verb].into_iter().chain(role.map(str::to_owned));
+        return inside(layout, &words.collect::<Vec<_>>());
+    }
+    let named = || Role::parse(role.context("name the process, such as kube-apiserver")?);
+    match action {
+        ControlAction::Start => control::start(layout, named()?)?,
+        ControlAction::Stop => control::stop(named()?)?,
+        ControlAction::Freeze => control::freeze(named()?)?,
+        ControlAction::Thaw => control::thaw(named()?)?,
+        ControlAction::Reset => control::reset(layout)?,
+    }
+    Ok(0)
 }
 
 fn ssh_argv(layout: &Layout, node: &str, command: &[String]) -> anyhow::Result<Vec<String>> {

@@ -13,6 +13,7 @@ use std::{env, thread};
 use anyhow::{Context, bail};
 
 use crate::command::{command, wait_for};
+use crate::control;
 use crate::layout::Layout;
 use crate::serve::{ServeOptions, UP};
 use crate::vm::Machines;
@@ -58,6 +59,9 @@ impl Running {
     pub fn start(layout: &Layout, options: ServeOptions) -> anyhow::Result<(Self, Child)> {
         if let Some(other) = Self::find(layout) {
             bail!("a lab is up here already (process {}): lab down", other.supervisor);
+        }
+        if !options.no_control_plane {
+            control::build(layout)?;
         }
         let machines = Machines::prepare(layout)?;
         clear(layout)?;

@@ -16,7 +16,7 @@ use crate::command::{command, must};
 use crate::layout::Layout;
 use crate::progress::{say, step};
 use crate::vm::Machines;
-use crate::{network, ssh};
+use crate::{control, network, ssh};
 
 /// The line in the log that says that the lab is up.
 pub const UP: &str = "lab: the lab is up";
@@ -63,10 +63,10 @@ pub fn serve(layout: &Layout, options: ServeOptions) -> anyhow::Result<()> {
     network::raise().context("cannot make the network")?;
     let machines = Machines::load(layout)?;
     ssh::write_config(layout, machines.image())?;
-    if !options.no_control_plane {
-        bail!("this lab has no control plane built in: --no-control-plane");
-    }
     step("restoring three nodes", || machines.restore_all())?;
+    if !options.no_control_plane {
+        control::start_all(layout)?;
+    }
     say(UP.trim_start_matches("lab: "));
     loop {
         thread::park();
