@@ -1,1 +1,33 @@
-//! The lab.
+//! The lab: three virtual machines, a client that is no node, and a real control plane, all
+//! inside namespaces that one supervisor process owns.
+//!
+//! Tests and the demo use [`lab::Lab`] and [`probe::Probe`]. In reading order:
+//!
+//! ```text
+//! outside the namespaces                      inside them
+//! lab        what tests call                  serve    process 1, raises everything
+//! probe      a client's view, measured        network  bridge, taps, client
+//! namespace  start, find, enter, end          vm       one QEMU a node
+//! image      disk image and snapshot          prober   the asking itself
+//!                                             control  etcd, API server, controllers, kubelets
+//!                                             kubelet  what makes Pods of namespaces in a node
+//!            layout, command, progress, machine, qmp, ssh: used by both
+//! ```
+
+pub mod command;
+pub mod control;
+pub mod image;
+pub mod kubelet;
+pub mod lab;
+pub mod layout;
+pub mod machine;
+pub mod namespace;
+pub mod network;
+pub mod pki;
+pub mod probe;
+pub mod prober;
+pub mod progress;
+pub mod qmp;
+pub mod serve;
+pub mod ssh;
+pub mod vm;

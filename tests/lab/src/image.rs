@@ -1,0 +1,263 @@
+//! The image that all nodes start from, and the snapshot that lets them start in seconds.
+//!
+//! Owns the cache folder: an image is named after a hash of what it is made from, so that a stale one is
+//! never used, and a half-made one never looks whole. Never touches a running lab.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::command::{self, command, wait_for};
+use crate::layout::{self, Layout, NODES};
+use crate::machine::{self, Accelerator};
+use crate::progress::{step, step_with};
+use crate::qmp::Qmp;
+
+/// Downloading and unpacking a distribution on a slow line.
+const BUILD_LIMIT: Duration = Duration::from_secs(1200);
+/// A cold boot takes 11 s on two idle cores under emulation.
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+
+/// A built image: a folder of the cache.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Image {
+    dir: PathBuf,
+}
+
+/// A stopped machine, just booted and without a network card.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The machine's state, as QEMU migrates it.
+    pub state: PathBuf,
+    /// Its disk at that moment: a thin layer over the image's.
+    pub disk: PathBuf,
+}
+
+impl Image {
+    /// The image for this source tree, built now if the cache has none.
+    pub fn ensure(layout: &Layout) -> anyhow::Result<Self> {
+        fs::create_dir_all(&layout.cache)
+            .with_context(|| format!("cannot make {}", layout.cache.display()))?;
+        let lock = lock(&layout.cache)?;
+        let suite = suite();
+        let sources = layout.image_sources();
+        let name = format!("image-{suite}-{}", hash_of(&image_inputs(&sources)?));
+        let image = Self { dir: layout.cache.join(&name) };
+        if !image.dir.exists() {
+            let what = format!("building the {suite} image");
+            let log = layout.cache.join("image.log");
+            step_with(&what, || last_line(&log), || build(layout, &suite, &image.dir, &log))?;
+            forget_others(&layout.cache, &format!("image-{suite}-"), &name)?;
+        }
+        drop(lock);
+        Ok(image)
+    }
+
+    /// The snapshot of this image for this host's QEMU, made now if the cache has none.
+    pub fn snapshot(&self, layout: &Layout, accelerator: Accelerator) -> anyhow::Result<Snapshot> {
+        let lock = lock(&layout.cache)?;
+        let name = format!("snapshot-{}", hash_of(&machine::fingerprint(accelerator)?));
+        let dir = self.dir.join(&name);
+        if !dir.exists() {
+            let what = format!("booting one machine ({}) for the snapshot", accelerator.name());
+            step(&what, || self.take_snapshot(accelerator, &dir))?;
+            forget_others(&self.dir, "snapshot-", &name)?;
+        }
+        drop(lock);
+        Ok(Snapshot { state: dir.join("state"), disk: dir.join("disk.qcow2") })
+    }
+
+    /// The unpacked kernel.
+    pub fn kernel(&self) -> PathBuf {
+        self.dir.join("vmlinux")
+    }
+
+    /// The initial file system that mounts the disk.
+    pub fn initrd(&self) -> PathBuf {
+        self.dir.join("initrd.img")
+    }
+
+    /// The initial file system that only says that it runs.
+    pub fn probe(&self) -> PathBuf {
+        self.dir.join("probe.img")
+    }
+
+    /// The private key that the nodes let in.
+    pub fn ssh_key(&self) -> PathBuf {
+        self.dir.join("id")
+    }
+
+    /// The disk below every node's own.
+    pub fn base(&self) -> PathBuf {
+        self.dir.join("base.img")
+    }
+
+    fn take_snapshot(&self, accelerator: Accelerator, dir: &Path) -> anyhow::Result<()> {
+        let work = fresh(&dir.with_extension("part"))?;
+        let disk = work.join("disk.qcow2");
+        self.thin_disk(&disk)?;
+        let (console, socket) = (work.join("console"), work.join("qmp"));
+        let qemu = machine::qemu(self, accelerator, &disk, "lab.snapshot");
+        // Ends with this process, whatever ends that.
+        let mut child = command(&["setpriv", "--pdeathsig", "KILL"]);
+        child.arg(qemu.get_program()).args(qemu.get_args());
+        child.args(["-serial", &format!("file:{}", console.display())]);
+        child.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
+        let mut child = child.spawn().context("cannot start QEMU")?;
+        let made = wait_until_warm(&console).and_then(|()| save_state(&socket, &work.join("state")));
+        // After a failure it may still run; after success it has quit.
+        if made.is_err() {
+            child.kill()?;
+        }
+        child.wait()?;
+        made?;
+        fs::rename(&work, dir)?;
+        Ok(())
+    }
+
+    fn thin_disk(&self, path: &Path) -> anyhow::Result<()> {
+        let mut make = command(&["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
+        make.arg(self.base()).arg(path);
+        command::must(make, b"", Duration::from_secs(20)).map(drop)
+    }
+}
+
+/// The table that tells a guest who it is by its MAC address.
+fn nodes_table() -> String {
+    let mut table = String::new();
+    for node in &NODES {
+        let layout::NodeSpec { name, mac, v4, v6, pod4, pod6 } = node;
+        writeln!(table, "{name} {mac} {v4} {v6} {pod4} {pod6}").expect("a String takes all text");
+    }
+    table
+}
+
+/// The rest of the network, for the guest's shell to read.
+fn network_variables() -> String {
+    format!(
+        "PREFIX_V4={}\nPREFIX_V6={}\nGATEWAY_V4={}\nGATEWAY_V6={}\nPODS_V4={}\nPODS_V6={}\n",
+        layout::PREFIX_V4,
+        layout::PREFIX_V6,
+        layout::BRIDGE_V4,
+        layout::BRIDGE_V6,
+        layout::PODS_V4,
+        layout::PODS_V6
+    )
+}
+
+fn last_line(log: &Path) -> String {
+    let said = fs::read_to_string(log).unwrap_or_default();
+    said.lines().last().map(|line| format!("({line})")).unwrap_or_default()
+}
+
+fn build(layout: &Layout, suite: &str, dir: &Path, log: &Path) -> anyhow::Result<()> {
+    let work = fresh(&dir.with_extension("part"))?;
+    let (nodes, network) = (work.join("nodes"), work.join("network"));
+    fs::write(&nodes, nodes_table())?;
+    fs::write(&network, network_variables())?;
+    let mut script = command(&["setpriv", "--pdeathsig", "KILL", "sh", "-c", "exec \"$@\" >\"$0\" 2>&1"]);
+    script.arg(log).arg(layout.image_sources().join("build")).arg(suite).args([&work, &nodes, &network]);
+    let output = command::run(script, b"", BUILD_LIMIT)?;
+    if !output.ok() {
+        let said = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<_> = said.lines().collect();
+        let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+        bail!("cannot build the image (all of it in {}):\n{tail}", log.display());
+    }
+    fs::rename(&work, dir)?;
+    Ok(())
+}
+
+fn wait_until_warm(console: &Path) -> anyhow::Result<()> {
+    let said = || fs::read_to_string(console).unwrap_or_default();
+    let verdict = wait_for("the machine to boot", BOOT_LIMIT, || {
+        said().lines().find(|line| line.starts_with("LAB-")).map(str::to_owned)
+    });
+    match verdict.as_deref().map(str::trim) {
+        Ok("LAB-READY") => Ok(()),
+        Ok(other) => bail!("the machine did not come up clean: {other}"),
+        Err(error) => bail!("{error}; its console says:\n{}", said()),
+    }
+}
+
+fn save_state(socket: &Path, state: &Path) -> anyhow::Result<()> {
+    let mut qmp = Qmp::connect(socket)?;
+    qmp.execute("stop", &json!({}))?;
+    qmp.execute("migrate-set-parameters", &json!({ "max-bandwidth": 10_000_000_000_u64 }))?;
+    qmp.execute("migrate", &json!({ "uri": format!("exec:cat > '{}'", state.display()) }))?;
+    wait_for("the snapshot", Duration::from_secs(120), || {
+        let answer = qmp.execute("query-migrate", &json!({})).ok()?;
+        (answer["status"] == "completed").then_some(())
+    })?;
+    // Quitting is what writes the disk's layer to its end.
+    qmp.execute("quit", &json!({})).map(drop)
+}
+
+/// The Debian release that nodes run: `$KVIP_LAB_SUITE`, else bookworm.
+fn suite() -> String {
+    std::env::var("KVIP_LAB_SUITE").unwrap_or_else(|_| "bookworm".to_owned())
+}
+
+/// Everything that an image is made from, but for the archive's packages.
+fn image_inputs(sources: &Path) -> anyhow::Result<Vec<(PathBuf, u32, Vec<u8>)>> {
+    let mut inputs = vec![
+        (PathBuf::from("nodes"), 0, nodes_table().into_bytes()),
+        (PathBuf::from("network"), 0, network_variables().into_bytes()),
+    ];
+    let mut folders = vec![sources.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name() != "host-packages" {
+                let mode = entry.metadata()?.permissions().mode() & 0o111;
+                let path = entry.path().strip_prefix(sources)?.to_path_buf();
+                inputs.push((path, mode, fs::read(entry.path())?));
+            }
+        }
+    }
+    inputs.sort();
+    Ok(inputs)
+}
+
+fn hash_of(what: &impl Hash) -> String {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// An empty folder of that name.
+fn fresh(dir: &Path) -> anyhow::Result<PathBuf> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir.to_path_buf())
+}
+
+fn forget_others(dir: &Path, prefix: &str, keep: &str) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(prefix) && name != keep {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a second builder wait for the first.
+fn lock(cache: &Path) -> anyhow::Result<File> {
+    let file = File::create(cache.join("lock"))?;
+    file.lock()?;
+    Ok(file)
+}
