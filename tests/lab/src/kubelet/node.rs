@@ -18,8 +18,9 @@ pub async fn renew(client: &Client, spec: &NodeSpec) -> anyhow::Result<()> {
     let apply = PatchParams::apply(MANAGER).force();
     let nodes = Api::<Node>::all(client.clone());
     nodes.patch(spec.name, &apply, &Patch::Apply(object(spec))).await.context("register the Node")?;
-    let status = Patch::Apply(status(spec));
-    nodes.patch_status(spec.name, &apply, &status).await.context("write the Node's status")?;
+    // Not applied but merged: an apply takes two addresses of one type for a duplicate.
+    let status = Patch::Merge(status(spec));
+    nodes.patch_status(spec.name, &PatchParams::default(), &status).await.context("write the Node's status")?;
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {"name": spec.name, "namespace": "kube-node-lease"},
@@ -44,7 +45,6 @@ fn status(spec: &NodeSpec) -> serde_json::Value {
     let now = k8s_openapi::jiff::Timestamp::now().to_string();
     let resources = json!({"cpu": "4", "memory": "4Gi", "pods": "110"});
     json!({
-        "apiVersion": "v1", "kind": "Node", "metadata": {"name": spec.name},
         "status": {
             "addresses": [
                 {"type": "InternalIP", "address": spec.v4},
