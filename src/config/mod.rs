@@ -2,6 +2,16 @@
 //!
 //! Files, environment and flags are read by the submodules; inside kvip there are only valid [`Settings`].
 
+mod effective;
+mod error;
+mod keys;
+mod layer;
+mod load;
+mod locate;
+mod raw;
+mod units;
+mod values;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,6 +21,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ObjectKey, Vrid};
+
+pub use effective::effective;
+pub use error::Problem;
+pub use keys::{KEYS, Key};
+pub use load::{CONFIG_FILE, Loaded, Sources, load, load_with_origins};
+pub use units::{DurationError, format_duration, parse_duration};
 
 /// All settings of one node, valid and with defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,3 +147,6 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

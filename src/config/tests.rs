@@ -1,0 +1,414 @@
+//! Tests of loading as a whole: what a file, drop-ins, variables and flags come to, and every error's line.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+
+const ALLOWED: &str = "[vips]\nallowed = [\"10.87.2.0/24\"]\n";
+const MEND: &str =
+    "write the networks that VIPs may come from under [vips], as in allowed = [\"10.87.2.0/24\"]";
+
+/// Files in a folder of their own, and what is given beside them.
+struct Case {
+    folder: TempDir,
+    sources: Sources,
+}
+
+impl Case {
+    fn new(file: Option<&str>) -> Self {
+        let folder = TempDir::new().unwrap();
+        let sources = Sources {
+            file: folder.path().join("config.toml"),
+            drop_ins: folder.path().join("config.d"),
+            env: Vec::new(),
+            flags: Vec::new(),
+        };
+        if let Some(text) = file {
+            fs::write(&sources.file, text).unwrap();
+        }
+        Self { folder, sources }
+    }
+
+    fn drop_in(self, name: &str, text: &str) -> Self {
+        fs::create_dir_all(&self.sources.drop_ins).unwrap();
+        fs::write(self.sources.drop_ins.join(name), text).unwrap();
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.sources.env.push((name.into(), value.into()));
+        self
+    }
+
+    fn flag(mut self, key: &str, value: &str) -> Self {
+        self.sources.flags.push((key.into(), value.into()));
+        self
+    }
+
+    fn settings(&self) -> Settings {
+        load(&self.sources).unwrap_or_else(|problems| panic!("{problems:#?}"))
+    }
+
+    /// Each problem's line, with the folder's name left out.
+    fn problems(&self) -> Vec<String> {
+        let folder = format!("{}/", self.folder.path().display());
+        let problems = load(&self.sources).expect_err("problems are expected");
+        problems.iter().map(|problem| problem.to_string().replace(&folder, "")).collect()
+    }
+}
+
+/// The one problem of a file that starts with a good `[vips]` in lines 1 and 2.
+fn check(toml: &str, expected: &str) {
+    let case = Case::new(Some(&format!("{ALLOWED}{toml}\n")));
+    assert_eq!(case.problems(), [format!("config.toml:{expected}")], "{toml}");
+}
+
+/// The one problem of a file with this `allowed` alone.
+fn check_allowed(element: &str, expected: &str) {
+    let case = Case::new(Some(&format!("[vips]\nallowed = [\"{element}\"]\n")));
+    assert_eq!(case.problems(), [format!("config.toml:2: vips.allowed.0 = \"{element}\": {expected}")]);
+}
+
+fn defaults() -> Settings {
+    Settings {
+        cluster: Cluster {
+            kubeconfig: "/etc/kvip/kubeconfig".into(),
+            config_map: ObjectKey::new("default", "vip-configmap"),
+            stale_after: Duration::from_secs(300),
+            service_ranges: Vec::new(),
+        },
+        node: Node::default(),
+        allowed: vec!["10.87.2.0/24".parse().unwrap()],
+        vrrp: Vrrp {
+            vrid: Vrid::new(50).unwrap(),
+            advert: Duration::from_millis(250),
+            transport: Transport::Multicast,
+            members: BTreeMap::new(),
+            gone_after: Duration::from_secs(60),
+        },
+        balancing: Balancing {
+            mode: Mode::Nat,
+            scheduler: Scheduler::Wlc,
+            drain_limit: Duration::from_secs(60),
+            probe_port: 10250,
+        },
+    }
+}
+
+#[test]
+fn only_allowed_is_needed() {
+    assert_eq!(Case::new(Some(ALLOWED)).settings(), defaults());
+}
+
+fn installed_file() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/config.toml")).unwrap()
+}
+
+/// Lines such as `#vrid = 50`; sentences have a space after the sign.
+fn uncommented(text: &str, keep: impl Fn(&str) -> bool) -> String {
+    let lines = text.lines().map(|line| match line.strip_prefix('#') {
+        Some(rest) if !rest.starts_with(' ') && !rest.is_empty() && keep(rest) => rest,
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn installed_file_works_when_only_allowed_is_set() {
+    let text = uncommented(&installed_file(), |line| line.starts_with("allowed"));
+    assert_eq!(Case::new(Some(&text)).settings(), defaults());
+}
+
+#[test]
+fn installed_file_says_every_key_and_its_default() {
+    let text = uncommented(&installed_file(), |_| true);
+    let loaded = load_with_origins(&Case::new(Some(&text)).sources).unwrap();
+    let keys: Vec<_> = KEYS.iter().map(|key| key.path).collect();
+    let mut sorted = keys.clone();
+    sorted.sort_unstable();
+    assert_eq!(loaded.origins.keys().copied().collect::<Vec<_>>(), sorted, "every key is in the file");
+    assert_eq!(effective(&loaded.settings).iter().map(|(key, _)| *key).collect::<Vec<_>>(), keys);
+
+    let example = Node {
+        name: Some("node-a".into()),
+        interface: Some("ens18".into()),
+        address: "10.87.2.4".parse().ok(),
+    };
+    assert_eq!(loaded.settings, Settings { node: example, ..defaults() });
+}
+
+#[test]
+fn installed_file_as_it_is_asks_for_allowed() {
+    let case = Case::new(Some(&installed_file()));
+    assert_eq!(case.problems(), [format!("config.toml: vips.allowed is not set; {MEND}")]);
+}
+
+#[test]
+fn later_sources_win_and_lists_replace_lists() {
+    let case =
+        Case::new(Some("vips.allowed = ['10.0.0.0/24', '10.0.1.0/24']\n[vrrp]\nvrid = 1\nadvert = '1s'"))
+            .drop_in("20-b.toml", "[vrrp]\nvrid = 3")
+            .drop_in(
+                "10-a.toml",
+                "[vrrp]\nvrid = 2\ntransport = 'unicast'\n[vips]\nallowed = ['fd00:87::/64']",
+            )
+            .drop_in("30-c.toml.bak", "not TOML")
+            .drop_in(".hidden.toml", "not TOML");
+    let settings = case.settings();
+    assert_eq!(settings.vrrp.vrid.get(), 3);
+    assert_eq!(settings.vrrp.advert, Duration::from_secs(1));
+    assert_eq!(settings.vrrp.transport, Transport::Unicast);
+    assert_eq!(settings.allowed, ["fd00:87::/64".parse().unwrap()]);
+
+    let case =
+        case.env("KVIP_VRRP__VRID", "4").env("KVIP_VRRP__MEMBERS", "edge=,zone=a").env("KVIP_LOG", "debug");
+    let settings = case.settings();
+    assert_eq!(settings.vrrp.vrid.get(), 4);
+    assert_eq!(
+        settings.vrrp.members,
+        BTreeMap::from([("edge".into(), String::new()), ("zone".into(), "a".into())])
+    );
+
+    let case = case.flag("vrrp.vrid", "5").flag("vips.allowed", "[\"10.1.0.0/24\", 10.1.1.0/24]");
+    let loaded = load_with_origins(&case.sources).unwrap();
+    assert_eq!(loaded.settings.vrrp.vrid.get(), 5);
+    assert_eq!(loaded.settings.allowed.len(), 2);
+    let folder = case.folder.path().display().to_string();
+    let origins = BTreeMap::from([
+        ("vips.allowed", "--set".to_owned()),
+        ("vrrp.vrid", "--set".to_owned()),
+        ("vrrp.advert", format!("{folder}/config.toml:4")),
+        ("vrrp.transport", format!("{folder}/config.d/10-a.toml:3")),
+        ("vrrp.members", "KVIP_VRRP__MEMBERS".to_owned()),
+    ]);
+    assert_eq!(loaded.origins, origins);
+}
+
+#[test]
+fn every_source_may_give_allowed() {
+    assert_eq!(Case::new(None).env("KVIP_VIPS__ALLOWED", "10.87.2.0/24").settings(), defaults());
+    assert_eq!(Case::new(None).drop_in("a.toml", ALLOWED).settings(), defaults());
+}
+
+#[test]
+fn missing_allowed_says_what_to_write() {
+    assert_eq!(Case::new(None).problems(), [format!("config.toml: not there; {MEND}")]);
+    assert_eq!(Case::new(Some("")).problems(), [format!("config.toml: vips.allowed is not set; {MEND}")]);
+    assert_eq!(
+        Case::new(Some("[vips]\nallowed = []")).problems(),
+        ["config.toml:2: vips.allowed = []: no VIP could be served; name at least one network"]
+    );
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let case = Case::new(Some(
+        "[vips]\nallowed = [\n  '10.87.2.1/24',\n  '10.88.0.0/24',\n  'x',\n]\n[vrrp]\nvrid = 256\nvird = 1\n",
+    ))
+    .drop_in("a.toml", "[balancing]\nmode = 'dsr'")
+    .drop_in("b.toml", "[balancing\n")
+    .env("KVIP_VRRP__ADVERT", "3ms")
+    .flag("cluster.config_map", "a/b/c");
+    assert_eq!(
+        case.problems(),
+        [
+            "config.d/a.toml:2: balancing.mode = \"dsr\": mode dsr is not available in this version; nat is",
+            "config.d/b.toml:1:11: not TOML: unclosed table, expected `]`",
+            "config.toml:3: vips.allowed.0 = \"10.87.2.1/24\": has host bits set; the network is \"10.87.2.0/24\"",
+            "config.toml:5: vips.allowed.2 = \"x\": not a network, as in \"10.87.2.0/24\" or \"fd00:87::/64\"",
+            "config.toml:8: vrrp.vrid = 256: a VRID is 1 to 255",
+            "config.toml:9: unknown key `vrrp.vird`; did you mean `vrid`?",
+            "--set cluster.config_map = a/b/c: namespace/name is wanted, as in \"default/vip-configmap\"",
+            "KVIP_VRRP__ADVERT = 3ms: 10ms to 10s",
+        ]
+    );
+}
+
+#[test]
+fn allowed_networks() {
+    let number = "needs a prefix length; for that address alone write";
+    check_allowed("10.87.2.1", &format!("{number} \"10.87.2.1/32\""));
+    check_allowed("fd00::1", &format!("{number} \"fd00::1/128\""));
+    check_allowed("10.87.2.1/24", "has host bits set; the network is \"10.87.2.0/24\"");
+    check_allowed("10.87.2.0/33", "not a network, as in \"10.87.2.0/24\" or \"fd00:87::/64\"");
+    check_allowed("0.0.0.0/0", "every address there is; name the networks that are yours");
+    check_allowed("::/0", "every address there is; name the networks that are yours");
+    check_allowed("127.0.0.0/8", "no VIP can lie in 127.0.0.0/8: loopback addresses");
+    check_allowed("169.254.7.0/24", "no VIP can lie in 169.254.0.0/16: link-local addresses");
+    check_allowed("224.0.0.0/24", "no VIP can lie in 224.0.0.0/4: multicast addresses");
+    check_allowed("::1/128", "no VIP can lie in ::/127: the unspecified and the loopback address");
+    check_allowed("fe80::/64", "no VIP can lie in fe80::/10: link-local addresses");
+    check_allowed("ff02::/16", "no VIP can lie in ff00::/8: multicast addresses");
+    check_allowed(
+        "::ffff:10.0.0.0/104",
+        "no VIP can lie in ::ffff:0:0/96: IPv4 addresses written as IPv6; write them as IPv4",
+    );
+    check("[vips.more]\na = 1", "3: unknown key `vips.more`");
+}
+
+#[test]
+fn cluster_and_node() {
+    check(
+        "[cluster]\nsource = 'files'",
+        "4: cluster.source = \"files\": the daemon reads a cluster only; for a folder of manifests use `kvip plan FOLDER`",
+    );
+    check("[cluster]\nsource = 'etcd'", "4: cluster.source = \"etcd\": only \"kubernetes\" is known");
+    check(
+        "[cluster]\nkubeconfig = 'kubeconfig'",
+        "4: cluster.kubeconfig = \"kubeconfig\": the whole path is wanted, from / on",
+    );
+    check(
+        "[cluster]\nconfig_map = 'Default/x'",
+        "4: cluster.config_map = \"Default/x\": namespace/name is wanted, as in \"default/vip-configmap\"",
+    );
+    check("[cluster]\nstale_after = '1s'", "4: cluster.stale_after = \"1s\": 10s to 1d");
+    check(
+        "[cluster]\nservice_ranges = '10.96.0.0/12'",
+        "4: cluster.service_ranges = \"10.96.0.0/12\": a list of networks is wanted, as in [\"10.87.2.0/24\"]",
+    );
+    check(
+        "[cluster]\nservice_ranges = ['10.96.0.1/12']",
+        "4: cluster.service_ranges.0 = \"10.96.0.1/12\": has host bits set; the network is \"10.96.0.0/12\"",
+    );
+    check(
+        "[node]\nname = 'Node A'",
+        "4: node.name = \"Node A\": a Node's name is 1 to 253 lower-case letters, digits, '-' and '.'; see `kubectl get nodes`",
+    );
+    for name in ["", "sixteen-letters-", "a b", "a/b", "a\\n}"] {
+        check(
+            &format!("[node]\ninterface = \"{name}\""),
+            &format!(
+                "4: node.interface = \"{name}\": an interface's name is 1 to 15 letters, digits, '.', '_', '-' and '+'; see `ip link`"
+            ),
+        );
+    }
+    for address in
+        ["0.0.0.0", "127.0.0.1", "224.0.0.18", "255.255.255.255", "::", "ff02::1", "::ffff:10.0.0.1"]
+    {
+        check(
+            &format!("[node]\naddress = '{address}'"),
+            &format!(
+                "4: node.address = \"{address}\": a unicast address of this host is wanted; see `ip address`"
+            ),
+        );
+    }
+    check("[node]\naddress = '10.0.0'", "4: node.address = \"10.0.0\": not an IP address");
+    check(
+        "[node]\naddress = '10.0.0.1/24'",
+        "4: node.address = \"10.0.0.1/24\": an address without a prefix length is wanted",
+    );
+}
+
+#[test]
+fn vrrp() {
+    for vrid in ["0", "256", "-1", "1.5", "\"50\"", "true"] {
+        check(&format!("[vrrp]\nvrid = {vrid}"), &format!("4: vrrp.vrid = {vrid}: a VRID is 1 to 255"));
+    }
+    check("[vrrp]\nadvert = 250", "4: vrrp.advert = 250: needs a unit: \"250ms\" or \"250s\"");
+    check("[vrrp]\nadvert = '250'", "4: vrrp.advert = \"250\": needs a unit: \"250ms\" or \"250s\"");
+    check(
+        "[vrrp]\nadvert = true",
+        "4: vrrp.advert = true: a duration in quotes is wanted, as in \"250ms\" or \"5m\"",
+    );
+    check("[vrrp]\nadvert = '255ms'", "4: vrrp.advert = \"255ms\": a multiple of 10ms");
+    check("[vrrp]\nadvert = '9ms'", "4: vrrp.advert = \"9ms\": 10ms to 10s");
+    check("[vrrp]\nadvert = '11s'", "4: vrrp.advert = \"11s\": 10ms to 10s");
+    check("[vrrp]\ntransport = 'udp'", "4: vrrp.transport = \"udp\": \"multicast\" or \"unicast\"");
+    check("[vrrp]\ngone_after = '500ms'", "4: vrrp.gone_after = \"500ms\": 1s to 1h");
+    check("[vrrp]\ngone_after = '1s500ms'", "4: vrrp.gone_after = \"1s500ms\": a multiple of 1s");
+    check("[vrrp]\ngone_after = '2h'", "4: vrrp.gone_after = \"2h\": 1s to 1h");
+    check(
+        "[vrrp]\nmembers = 'edge'",
+        "4: vrrp.members = \"edge\": a selector is key=value pairs joined by commas, as in \"node-role=edge\"",
+    );
+    check("[vrrp]\nmembers = 'a=b,a=c'", "4: vrrp.members = \"a=b,a=c\": the label a is given twice");
+    check("[vrrp]\nmembers = '/x=b'", "4: vrrp.members = \"/x=b\": \"/x\" is not a label's key");
+    check("[vrrp]\nmembers = 'x=b c'", "4: vrrp.members = \"x=b c\": \"b c\" is not a label's value");
+    check(
+        "[vrrp.members]\nedge = 'a'",
+        "3: vrrp.members = {\"edge\":\"a\"}: a selector in quotes is wanted, as in \"node-role=edge\"",
+    );
+}
+
+#[test]
+fn balancing() {
+    for mode in ["dsr", "dr", "tunnel", "proxy", "announce"] {
+        check(
+            &format!("[balancing]\nmode = '{mode}'"),
+            &format!("4: balancing.mode = \"{mode}\": mode {mode} is not available in this version; nat is"),
+        );
+    }
+    check("[balancing]\nmode = 'x'", "4: balancing.mode = \"x\": \"nat\" is the only mode in this version");
+    check(
+        "[balancing]\nscheduler = 'mh'",
+        "4: balancing.scheduler = \"mh\": one of rr, wrr, lc, wlc, sh, sed, nq",
+    );
+    check(
+        "[balancing]\ndrain_limit = 60",
+        "4: balancing.drain_limit = 60: needs a unit: \"60ms\" or \"60s\"",
+    );
+    check("[balancing]\nprobe_port = 0", "4: balancing.probe_port = 0: a port is 1 to 65535");
+    check("[balancing]\nprobe_port = 65536", "4: balancing.probe_port = 65536: a port is 1 to 65535");
+    check(
+        "[balancing]\nschedular = 'wlc'",
+        "4: unknown key `balancing.schedular`; did you mean `scheduler`?",
+    );
+}
+
+#[test]
+fn keys_that_are_not_there() {
+    check("[vrpp]\nvrid = 1", "3: unknown key `vrpp`; did you mean `vrrp`?");
+    check("[[groups]]\nvrid = 1", "3: `groups` is not available in this version");
+    let case = Case::new(Some(&format!("allowed = []\nvrrp = 5\n{ALLOWED}")));
+    assert_eq!(
+        case.problems(),
+        [
+            "config.toml:1: unknown key `allowed`; did you mean `vips.allowed`?",
+            "config.toml:2: vrrp = 5: a section is wanted, written [vrrp]",
+        ]
+    );
+    let case = Case::new(Some(ALLOWED))
+        .env("KVIP_VRRP__VIRD", "1")
+        .env("KVIP_VRRP_ADVERT", "1s")
+        .env("KVIP_SERVICE_HOST", "10.0.0.1")
+        .flag("vrid", "1");
+    assert_eq!(
+        case.problems(),
+        [
+            "--set vrid: unknown key `vrid`; did you mean `vrrp.vrid`?",
+            "KVIP_VRRP_ADVERT: unknown variable; did you mean `KVIP_VRRP__ADVERT`?",
+            "KVIP_VRRP__VIRD: unknown key `vrrp.vird`; did you mean `KVIP_VRRP__VRID`?",
+        ]
+    );
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let case = Case::new(None).drop_in("a.toml", ALLOWED);
+    fs::create_dir(&case.sources.file).unwrap();
+    assert_eq!(case.problems(), ["config.toml: a folder, where a file is wanted"]);
+
+    let case = Case::new(Some(ALLOWED)).drop_in("a.toml", "");
+    fs::write(case.sources.drop_ins.join("a.toml"), b"\xff").unwrap();
+    assert_eq!(case.problems(), ["config.d/a.toml: not UTF-8 text"]);
+
+    let case = Case::new(Some(ALLOWED));
+    fs::write(&case.sources.drop_ins, "").unwrap();
+    assert_eq!(case.problems(), ["config.d: a file, where a folder is wanted"]);
+}
+
+#[test]
+fn a_long_or_wild_value_stays_on_its_line() {
+    let problems =
+        Case::new(Some(ALLOWED)).env("KVIP_NODE__NAME", &format!("a\n{}", "b".repeat(200))).problems();
+    assert_eq!(problems.len(), 1);
+    assert!(
+        problems[0].starts_with("KVIP_NODE__NAME = \"a\\nbbb") && problems[0].contains("…: a Node's name")
+    );
+    assert!(!problems[0].contains('\n'));
+}

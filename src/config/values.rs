@@ -1,0 +1,284 @@
+//! What each setting's value may be: parsers from raw values to the types of [`Settings`](super::Settings).
+//!
+//! Pure. An error is the last part of a problem's line: what is allowed, or what to write instead.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::value::Value;
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as SerdeError, StrDeserializer};
+
+use super::raw::Raw;
+use super::units::{DurationError, format_duration, parse_duration};
+use super::{Mode, Scheduler, Transport};
+use crate::model::{ObjectKey, Vrid};
+
+/// What a list of networks looks like, said when something else is found.
+pub(super) const NETWORKS_WANTED: &str = "a list of networks is wanted, as in [\"10.87.2.0/24\"]";
+
+/// Networks whose addresses can never be VIPs, with the reason.
+const UNUSABLE: [(&str, &str); 9] = [
+    ("0.0.0.0/8", "\"this network\" addresses, which no host may hold"),
+    ("127.0.0.0/8", "loopback addresses"),
+    ("169.254.0.0/16", "link-local addresses"),
+    ("224.0.0.0/4", "multicast addresses"),
+    ("255.255.255.255/32", "the broadcast address"),
+    ("::/127", "the unspecified and the loopback address"),
+    ("::ffff:0:0/96", "IPv4 addresses written as IPv6; write them as IPv4"),
+    ("fe80::/10", "link-local addresses"),
+    ("ff00::/8", "multicast addresses"),
+];
+
+/// The source of cluster objects: the API, as the daemon knows no other.
+pub(super) fn source(raw: Raw) -> Result<(), String> {
+    match text(raw)? {
+        "kubernetes" => Ok(()),
+        "files" => {
+            Err("the daemon reads a cluster only; for a folder of manifests use `kvip plan FOLDER`".into())
+        }
+        _ => Err("only \"kubernetes\" is known".into()),
+    }
+}
+
+/// A file's whole path.
+pub(super) fn path(raw: Raw) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text(raw)?);
+    if path.is_absolute() { Ok(path) } else { Err("the whole path is wanted, from / on".into()) }
+}
+
+/// `namespace/name`.
+pub(super) fn object_key(raw: Raw) -> Result<ObjectKey, String> {
+    ObjectKey::parse(text(raw)?)
+        .filter(|key| is_dns_label(&key.namespace) && is_dns_subdomain(&key.name))
+        .ok_or_else(|| "namespace/name is wanted, as in \"default/vip-configmap\"".into())
+}
+
+/// A Node's name.
+pub(super) fn node_name(raw: Raw) -> Result<String, String> {
+    let name = text(raw)?;
+    if is_dns_subdomain(name) {
+        return Ok(name.to_owned());
+    }
+    Err("a Node's name is 1 to 253 lower-case letters, digits, '-' and '.'; see `kubectl get nodes`".into())
+}
+
+/// An interface's name: IFNAMSIZ of linux/if.h is 16 with its NUL. keepalived gives meaning to most other signs.
+pub(super) fn interface(raw: Raw) -> Result<String, String> {
+    let name = text(raw)?;
+    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c));
+    if (1..=15).contains(&name.len()) && plain && name != "." && name != ".." {
+        return Ok(name.to_owned());
+    }
+    Err("an interface's name is 1 to 15 letters, digits, '.', '_', '-' and '+'; see `ip link`".into())
+}
+
+/// An address that a host can speak from.
+pub(super) fn unicast_address(raw: Raw) -> Result<IpAddr, String> {
+    let text = text(raw)?;
+    let address: IpAddr = text.parse().map_err(|_| {
+        if text.contains('/') { "an address without a prefix length is wanted" } else { "not an IP address" }
+    })?;
+    let unusable = match address {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some(),
+    };
+    if unusable || address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+        return Err("a unicast address of this host is wanted; see `ip address`".into());
+    }
+    Ok(address)
+}
+
+/// A network without host bits, not the whole family.
+pub(super) fn network(raw: Raw) -> Result<IpNet, String> {
+    let text = text(raw)?;
+    let network: IpNet = text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(address) => {
+            format!("needs a prefix length; for that address alone write \"{}\"", IpNet::from(address))
+        }
+        Err(_) => "not a network, as in \"10.87.2.0/24\" or \"fd00:87::/64\"".to_owned(),
+    })?;
+    if network.prefix_len() == 0 {
+        return Err("every address there is; name the networks that are yours".into());
+    }
+    if network != network.trunc() {
+        return Err(format!("has host bits set; the network is \"{}\"", network.trunc()));
+    }
+    Ok(network)
+}
+
+/// A network that VIPs may come from.
+pub(super) fn vip_network(raw: Raw) -> Result<IpNet, String> {
+    let network = network(raw)?;
+    for (text, reason) in UNUSABLE {
+        let unusable: IpNet = text.parse().expect("the table holds networks");
+        if network.contains(&unusable) || unusable.contains(&network) {
+            return Err(format!("no VIP can lie in {text}: {reason}"));
+        }
+    }
+    Ok(network)
+}
+
+/// A VRID.
+pub(super) fn vrid(raw: Raw) -> Result<Vrid, String> {
+    integer(raw).and_then(Vrid::new).ok_or_else(|| "a VRID is 1 to 255".into())
+}
+
+/// A TCP port.
+pub(super) fn port(raw: Raw) -> Result<u16, String> {
+    let port = integer(raw).and_then(|number| u16::try_from(number).ok()).filter(|port| *port > 0);
+    port.ok_or_else(|| "a port is 1 to 65535".into())
+}
+
+/// The advertisement interval, whose unit on the wire is a centisecond (RFC 9568, section 5.2.7).
+pub(super) fn advert(raw: Raw) -> Result<Duration, String> {
+    stepped(raw, Duration::from_millis(10)..=Duration::from_secs(10), Duration::from_millis(10))
+}
+
+/// How long contact with the API may be lost.
+pub(super) fn stale_after(raw: Raw) -> Result<Duration, String> {
+    seconds(raw, 10..=86_400)
+}
+
+/// How long kvip may be gone; keepalived counts it in whole seconds.
+pub(super) fn gone_after(raw: Raw) -> Result<Duration, String> {
+    seconds(raw, 1..=3_600)
+}
+
+/// How long a drain may last.
+pub(super) fn drain_limit(raw: Raw) -> Result<Duration, String> {
+    seconds(raw, 0..=3_600)
+}
+
+/// How adverts travel.
+pub(super) fn transport(raw: Raw) -> Result<Transport, String> {
+    named(text(raw)?).ok_or_else(|| "\"multicast\" or \"unicast\"".into())
+}
+
+/// A forwarding mode.
+pub(super) fn mode(raw: Raw) -> Result<Mode, String> {
+    let name = text(raw)?;
+    named(name).ok_or_else(|| match name {
+        "dsr" | "dr" | "tunnel" | "proxy" | "announce" => {
+            format!("mode {name} is not available in this version; nat is")
+        }
+        _ => "\"nat\" is the only mode in this version".to_owned(),
+    })
+}
+
+/// An IPVS scheduler.
+pub(super) fn scheduler(raw: Raw) -> Result<Scheduler, String> {
+    named(text(raw)?).ok_or_else(|| "one of rr, wrr, lc, wlc, sh, sed, nq".into())
+}
+
+/// A selector of labels, `key=value,key2=value2`; empty text selects all.
+pub(super) fn selector(raw: Raw) -> Result<BTreeMap<String, String>, String> {
+    let Value::String(_, selector) = raw.value else {
+        return Err("a selector in quotes is wanted, as in \"node-role=edge\"".into());
+    };
+    let mut labels = BTreeMap::new();
+    for part in selector.split(',').map(str::trim).filter(|_| !selector.trim().is_empty()) {
+        let (key, value) = part
+            .split_once('=')
+            .map(|(key, value)| (key.trim(), value.trim()))
+            .ok_or("a selector is key=value pairs joined by commas, as in \"node-role=edge\"")?;
+        if !is_label_key(key) {
+            return Err(format!("\"{key}\" is not a label's key"));
+        }
+        if !(value.is_empty() || is_label_part(value)) {
+            return Err(format!("\"{value}\" is not a label's value"));
+        }
+        if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(format!("the label {key} is given twice"));
+        }
+    }
+    Ok(labels)
+}
+
+fn text(raw: Raw<'_>) -> Result<&str, String> {
+    match raw.value {
+        Value::String(_, text) => Ok(text),
+        _ => Err("text in quotes is wanted".into()),
+    }
+}
+
+fn integer(raw: Raw) -> Option<i64> {
+    match raw.value {
+        Value::String(_, text) if raw.loose => text.trim().parse().ok(),
+        other => other.to_i128().and_then(|number| i64::try_from(number).ok()),
+    }
+}
+
+fn seconds(raw: Raw, range: RangeInclusive<u64>) -> Result<Duration, String> {
+    let range = Duration::from_secs(*range.start())..=Duration::from_secs(*range.end());
+    stepped(raw, range, Duration::from_secs(1))
+}
+
+fn stepped(raw: Raw, range: RangeInclusive<Duration>, step: Duration) -> Result<Duration, String> {
+    let duration = duration(raw)?;
+    if !range.contains(&duration) {
+        return Err(format!("{} to {}", format_duration(*range.start()), format_duration(*range.end())));
+    }
+    if duration.as_millis() % step.as_millis() != 0 {
+        return Err(format!("a multiple of {}", format_duration(step)));
+    }
+    Ok(duration)
+}
+
+/// A bare number gets the mend: the same number with each unit that it could have meant.
+fn duration(raw: Raw) -> Result<Duration, String> {
+    let bare = |number: &str| format!("needs a unit: \"{number}ms\" or \"{number}s\"");
+    let text = match raw.value {
+        Value::String(_, text) => text.trim(),
+        Value::Num(..) => return Err(integer(raw).map_or_else(duration_wanted, |n| bare(&n.to_string()))),
+        _ => return Err(duration_wanted()),
+    };
+    parse_duration(text).map_err(|error| match error {
+        DurationError::NoUnit if text.parse::<u64>().is_ok() => bare(text),
+        other => other.to_string(),
+    })
+}
+
+fn duration_wanted() -> String {
+    "a duration in quotes is wanted, as in \"250ms\" or \"5m\"".to_owned()
+}
+
+/// The variant that serde calls `name`.
+fn named<'de, T: Deserialize<'de>>(name: &'de str) -> Option<T> {
+    let deserializer: StrDeserializer<'de, SerdeError> = name.into_deserializer();
+    T::deserialize(deserializer).ok()
+}
+
+/// RFC 1123 label: what a namespace is called.
+fn is_dns_label(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=63).contains(&text.len())
+        && text.chars().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// RFC 1123 subdomain: what most objects are called.
+fn is_dns_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
+}
+
+/// A label's key: a name, after a DNS subdomain and `/` where it has a prefix.
+fn is_label_key(text: &str) -> bool {
+    match text.split_once('/') {
+        Some((prefix, name)) => is_dns_subdomain(prefix) && is_label_part(name),
+        None => is_label_part(text),
+    }
+}
+
+/// A label's name or non-empty value: 1 to 63 letters, digits, `-`, `_` and `.`, alphanumeric at both ends.
+fn is_label_part(text: &str) -> bool {
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let inner = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    text.len() <= 63 && inner && ends(text.chars().next()) && ends(text.chars().last())
+}
