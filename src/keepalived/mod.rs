@@ -1,21 +1,25 @@
 //! keepalived on this host: what its configuration must say, and everything that brings it there.
 
+pub mod binary;
 pub mod check;
 pub mod files;
 pub mod hold;
 pub mod parse;
 pub mod paths;
 pub mod render;
+pub mod unit;
 pub mod weight;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+pub use binary::{build, keepalived_accepts};
 pub use check::{Refusal, check};
 pub use parse::{is_ours, vips_in};
 pub use paths::Paths;
 pub use render::{Build, MARKER, render};
+pub use unit::{Service, Unit, UnitError, UnitState};
 
 use crate::model::{Family, Vrid};
 

@@ -1,0 +1,109 @@
+//! The installed keepalived, asked as a child process: what it was built with, and whether it accepts a file.
+//!
+//! Owns nothing; never starts the daemon keepalived.
+
+use std::io;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use super::Build;
+use super::check::Refusal;
+
+/// Where Debian and Red Hat install it; an admin's PATH need not lead there.
+const PROGRAM: &str = "/usr/sbin/keepalived";
+
+/// A check of 1,000 VIPs takes 0.03 s; the limit is for a host under load.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Why keepalived could not be asked, or what it answered.
+#[derive(Debug, thiserror::Error)]
+pub enum BinaryError {
+    /// There is no such program.
+    #[error("keepalived is not installed: apt install keepalived")]
+    NotInstalled,
+    /// It ran into the time limit.
+    #[error("keepalived did not answer within {} s", LIMIT.as_secs())]
+    TooLong,
+    /// It could not be run.
+    #[error("cannot run {PROGRAM}: {0}")]
+    Run(#[from] io::Error),
+    /// It refuses the file.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// What the installed keepalived was built with.
+pub async fn build() -> Result<Build, BinaryError> {
+    let output = run(&["--version".as_ref()]).await?;
+    Ok(read_version(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat())))
+}
+
+/// Whether keepalived accepts `file`: `keepalived -t`, of which any exit but 0 is a refusal with what it printed.
+///
+/// It looks at the interfaces of this process's network namespace, and says yes to a file that does not exist.
+pub async fn keepalived_accepts(file: &Path) -> Result<(), BinaryError> {
+    let output = run(&["-t".as_ref(), "-f".as_ref(), file.as_os_str()]).await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let printed = String::from_utf8_lossy(&[output.stderr, output.stdout].concat()).into_owned();
+    let reason = match what_it_said(&printed, file) {
+        said if said.is_empty() => output.status.to_string(),
+        said => said,
+    };
+    Err(Refusal::Keepalived(reason).into())
+}
+
+/// Without NOTIFY_SOCKET: keepalived would tell systemd that kvip.service is ready, or stopping.
+async fn run(arguments: &[&std::ffi::OsStr]) -> Result<Output, BinaryError> {
+    let child = Command::new(PROGRAM)
+        .args(arguments)
+        .env_remove("NOTIFY_SOCKET")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    match tokio::time::timeout(LIMIT, child).await {
+        Err(_) => Err(BinaryError::TooLong),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(BinaryError::NotInstalled),
+        Ok(output) => Ok(output?),
+    }
+}
+
+/// `Config options:  LVS VRRP … DBUS …`.
+fn read_version(text: &str) -> Build {
+    let mut options = text.lines().filter_map(|line| line.strip_prefix("Config options:"));
+    Build { dbus: options.any(|line| line.split_whitespace().any(|word| word == "DBUS")) }
+}
+
+/// keepalived's lines as one, without the draft's name, which the reader never sees.
+fn what_it_said(printed: &str, file: &Path) -> String {
+    let name = format!("({}: ", file.display());
+    let lines = printed.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.map(|line| line.replace(&name, "(")).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d_bus_is_read_from_the_build_options() {
+        let with = "Keepalived v2.2.7 (01/16,2022)\n\nConfig options:  NFTABLES LVS VRRP DBUS INIT=systemd\n";
+        assert_eq!(read_version(with), Build { dbus: true });
+        let without = "configure options: --enable-dbus\nConfig options:  NFTABLES LVS VRRP\n";
+        assert_eq!(read_version(without), Build { dbus: false });
+    }
+
+    #[test]
+    fn a_refusal_names_the_line_and_not_the_draft() {
+        let said = what_it_said(
+            "(/etc/keepalived/.x: Line 3) Unknown keyword 'a'\n\n",
+            Path::new("/etc/keepalived/.x"),
+        );
+        assert_eq!(said, "(Line 3) Unknown keyword 'a'");
+    }
+}
