@@ -1,9 +1,17 @@
 //! kvip's one nftables table, `inet kvip`: masquerade where replies would miss the holder, and refusal of other ports.
+//!
+//! [`render`] and [`fingerprint`] are pure; [`client`] runs nft. The table in the kernel is the wanted one when
+//! `installed()` answers the wanted ruleset's fingerprint.
+
+pub mod client;
+mod render;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+
+pub use render::{fingerprint, render};
 
 use crate::model::Frontend;
 
