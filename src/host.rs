@@ -66,15 +66,28 @@ impl Host for Kernel {
     }
 
     async fn ruleset(&mut self) -> Result<Option<String>, Finding> {
-        nft::installed().await.map_err(|error| problem("nftables", &error))
+        blocking(nft::client::installed).await
     }
 
     async fn set_ruleset(&mut self, ruleset: &Ruleset) -> Result<String, Finding> {
-        nft::apply(ruleset).await.map_err(|error| problem("nftables", &error))
+        let ruleset = ruleset.clone();
+        blocking(move || nft::client::apply(&ruleset)).await
     }
 
     async fn remove_address(&mut self, address: &Address) -> Result<(), Finding> {
         net::remove_address(address).await.map_err(|error| problem(&address.link, &error))
+    }
+}
+
+/// Runs nft without holding up the runtime.
+async fn blocking<T, F>(work: F) -> Result<T, Finding>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, nft::client::Error> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|error| problem("nftables", &error)),
+        Err(error) => Err(Finding::new("nftables", format!("the task that runs nft died: {error}"))),
     }
 }
 

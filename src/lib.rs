@@ -42,13 +42,17 @@
 //! [`model`], [`snapshot`], `derive`, `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`] and [`net`],
 //! then `daemon`, the one loop that joins them.
 
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod derive;
 pub mod health;
+pub mod host;
 pub mod ipvs;
 pub mod keepalived;
 pub mod model;
 pub mod net;
 pub mod nft;
 pub mod plan;
+pub mod report;
 pub mod snapshot;

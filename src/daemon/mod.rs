@@ -22,4 +22,4 @@ mod turn;
 mod weights;
 
 pub use ledger::Ledger;
-pub use run::run;
+pub use run::{SOCKET, run};

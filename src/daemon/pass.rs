@@ -9,12 +9,13 @@ use crate::derive::Desired;
 use crate::host::Host;
 use crate::ipvs::Command;
 use crate::model::Finding;
+use crate::nft;
 
 /// What carries over from pass to pass beside the [`Core`].
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// The fingerprint of the ruleset after it was last written, with the ruleset.
-    ruleset: Option<(crate::nft::Ruleset, String)>,
+    /// The fingerprint of the table in the kernel, as it was last read or written.
+    ruleset: Option<String>,
     /// Passes after which a second plan was not empty.
     pub faults: u64,
 }
@@ -88,10 +89,7 @@ async fn read<H: Host>(core: &mut Core, applied: &mut Applied, host: &mut H) -> 
     if known {
         return Ok(());
     }
-    let now = host.ruleset().await?;
-    if applied.ruleset.as_ref().map(|(_, fingerprint)| fingerprint) != now.as_ref() {
-        applied.ruleset = None;
-    }
+    applied.ruleset = host.ruleset().await?;
     Ok(())
 }
 
@@ -105,11 +103,11 @@ async fn apply<H: Host>(
 ) -> Vec<Finding> {
     let plan = &decision.plan;
     let mut failed = change(core, host, &plan.prepare).await;
-    if failed.is_empty() && applied.ruleset.as_ref().map(|(ruleset, _)| ruleset) != Some(&plan.ruleset) {
+    if failed.is_empty() && applied.ruleset.as_ref() != Some(&nft::fingerprint(&plan.ruleset)) {
         match host.set_ruleset(&plan.ruleset).await {
             Ok(fingerprint) => {
                 info!(frontends = plan.ruleset.frontends.len(), "nftables table inet kvip written");
-                applied.ruleset = Some((plan.ruleset.clone(), fingerprint));
+                applied.ruleset = Some(fingerprint);
             }
             Err(finding) => failed.push(finding),
         }

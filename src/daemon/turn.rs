@@ -272,6 +272,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             contact_seconds_ago: contact.last_ok.map(|last| now.saturating_duration_since(last.into_std()).as_secs()),
             problem: contact.problem.as_ref().map(ToString::to_string),
             held: self.admitted.held().map(ToString::to_string),
+            held_id: self.admitted.held().map(|held| held.id.clone()),
             from_disk: self.admitted.from_disk,
         }
     }

@@ -71,6 +71,8 @@ pub struct Cluster {
     pub problem: Option<String>,
     /// Why a newer state waits for `kvip accept`.
     pub held: Option<String>,
+    /// What `kvip accept` must name.
+    pub held_id: Option<String>,
     /// The state comes from the copy on disk and was not yet confirmed.
     pub from_disk: bool,
 }

@@ -1,0 +1,90 @@
+//! `kvip cleanup`: removes all that kvip owns on this host, and nothing else.
+//!
+//! Only while kvip.service is not active: the daemon would put everything back.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::daemon::{Ledger, SOCKET};
+use crate::ipvs::{Client, Command};
+use crate::keepalived::{self, Paths};
+use crate::net;
+use crate::nft;
+use crate::report::status;
+
+/// Runs `kvip cleanup`. Every step is tried, whatever became of the one before.
+///
+/// # Errors
+/// Never; what fails is said and makes the exit code 1.
+pub async fn run() -> anyhow::Result<ExitCode> {
+    let paths = Paths::default();
+    if status::ask(&paths.run.join(SOCKET)).await.is_ok() {
+        eprintln!("kvip is running and would put everything back\n  systemctl disable --now kvip");
+        return Ok(ExitCode::from(1));
+    }
+    let owned = Ledger::new(&paths.state).load().unwrap_or_default();
+    let mut failed = false;
+    let mut report = |what: &str, result: anyhow::Result<usize>| match result {
+        Ok(0) => println!("{what}: nothing of kvip's"),
+        Ok(count) => println!("{what}: removed {count}"),
+        Err(error) => {
+            failed = true;
+            eprintln!("{what}: {error:#}");
+        }
+    };
+    report("keepalived configuration", keepalived::cleanup(&paths).await.map(usize::from).map_err(Into::into));
+    report("addresses", addresses(&owned).await);
+    report("IPVS virtual servers", virtual_servers(&owned));
+    report("nftables table inet kvip", table());
+    report("state files", files(&paths));
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// Removes the VIPs that are on this host. keepalived has let go of them already, unless it was killed.
+async fn addresses(owned: &BTreeSet<IpAddr>) -> anyhow::Result<usize> {
+    let facts = net::read().await.context("read this host's addresses")?;
+    let ours = facts.addresses.iter().filter(|address| address.marked_as_vip() && owned.contains(&address.ip));
+    let mut count = 0;
+    for address in ours {
+        net::remove_address(address).await.with_context(|| format!("remove {}", address.ip))?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn virtual_servers(owned: &BTreeSet<IpAddr>) -> anyhow::Result<usize> {
+    if owned.is_empty() {
+        return Ok(0);
+    }
+    let mut client = Client::open()?;
+    let table = client.table(&|frontend| owned.contains(&frontend.vip))?;
+    let commands: Vec<Command> = table.keys().map(|frontend| Command::DelService(*frontend)).collect();
+    match client.apply(&commands).into_iter().next() {
+        Some((index, error)) => Err(error).with_context(|| commands[index].to_string()),
+        None => Ok(commands.len()),
+    }
+}
+
+fn table() -> anyhow::Result<usize> {
+    let there = nft::client::installed()?.is_some();
+    if there {
+        nft::client::delete()?;
+    }
+    Ok(usize::from(there))
+}
+
+/// Removes what kvip remembers: without VIPs there is nothing left to remember.
+fn files(paths: &Paths) -> anyhow::Result<usize> {
+    let mut count = 0;
+    for name in ["owned.json", "snapshot.json", "accept"] {
+        match std::fs::remove_file(paths.state.join(name)) {
+            Ok(()) => count += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("remove {}", paths.state.join(name).display())),
+        }
+    }
+    Ok(count)
+}

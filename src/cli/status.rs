@@ -1,0 +1,168 @@
+//! `kvip status`: the VIPs, who holds them, what is behind them, and what is wrong.
+//!
+//! Asks the running daemon over its socket; only a holder elsewhere is looked up here, among the kernel's neighbours.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::style;
+use crate::daemon::SOCKET;
+use crate::keepalived::Paths;
+use crate::net;
+use crate::report::status::{self, Status, Vip};
+
+/// How long VIPs that nobody here has spoken to may take to be found.
+const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(1);
+
+/// Arguments of `kvip status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs `kvip status`: 0 when all is well, 1 with findings, 3 when the daemon does not answer.
+///
+/// # Errors
+/// When the answer cannot be printed.
+pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let socket = Paths::default().run.join(SOCKET);
+    let status = match status::ask(&socket).await {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("kvip does not answer: {error:#}\n  systemctl status kvip; journalctl -u kvip -n 50");
+            return Ok(ExitCode::from(3));
+        }
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", text(&status, &holders(&status).await));
+    }
+    Ok(if status.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// The nodes that hold the VIPs that are not here, as far as the neighbour table tells.
+async fn holders(status: &Status) -> BTreeMap<IpAddr, String> {
+    let elsewhere = || status.vips.iter().filter(|vip| !vip.here).map(|vip| vip.vip);
+    if elsewhere().next().is_none() {
+        return BTreeMap::new();
+    }
+    let Ok(facts) = net::read().await else { return BTreeMap::new() };
+    let own = status.node_addresses.iter().find(|(_, name)| **name == status.node).map(|(address, _)| *address);
+    let link = own.and_then(|address| facts.link_of(address)).and_then(|name| facts.links.get(name));
+    let Some(link) = link else { return BTreeMap::new() };
+    let mut nodes: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for (address, name) in &status.node_addresses {
+        nodes.entry(name.clone()).or_default().push(*address);
+    }
+    let asked: BTreeSet<IpAddr> = elsewhere().chain(status.node_addresses.keys().copied()).collect();
+    let Ok(table) = net::resolve(link.index, &asked, NEIGHBOUR_LIMIT).await else { return BTreeMap::new() };
+    elsewhere().filter_map(|vip| Some((vip, net::owner_of(vip, &table, &nodes)?.to_owned()))).collect()
+}
+
+/// The status for people.
+pub fn text(status: &Status, holders: &BTreeMap<IpAddr, String>) -> String {
+    let mut text = format!("{}\n\n", heading(status));
+    if status.vips.is_empty() {
+        text.push_str("no VIPs\n");
+    } else {
+        let header = ["VIP", "HOLDER", "FOR", "SERVICE", "FRONTEND", "MODE", "READY"].map(str::to_owned).to_vec();
+        let rows = status.vips.iter().flat_map(|vip| rows(status, vip, holders));
+        text.push_str(&style::table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
+    }
+    if !status.findings.is_empty() {
+        let rows: Vec<_> = status.findings.iter().flat_map(super::finding_rows).collect();
+        text.push_str(&format!("\nfindings\n{}", style::indented(&style::table(&rows))));
+    }
+    text
+}
+
+fn heading(status: &Status) -> String {
+    let cluster = match (&status.cluster.problem, status.cluster.contact_seconds_ago) {
+        (Some(problem), _) => problem.clone(),
+        (None, Some(seconds)) => format!("in sync {} ago", style::age(seconds)),
+        (None, None) => "no answer from the API server yet".into(),
+    };
+    let planned = if status.as_planned { ", as planned" } else { ", not as planned yet" };
+    let mut parts = vec![
+        status.node.clone(),
+        cluster,
+        format!("keepalived {}", status.keepalived),
+        format!("{} virtual servers, {} real servers{planned}", status.virtual_servers, status.real_servers),
+    ];
+    if status.drained {
+        parts.push("drained (kvip undrain ends it)".into());
+    }
+    parts.join(" · ")
+}
+
+fn rows(status: &Status, vip: &Vip, holders: &BTreeMap<IpAddr, String>) -> Vec<Vec<String>> {
+    let holder = match holders.get(&vip.vip) {
+        _ if vip.here => format!("{} (here)", status.node),
+        Some(node) => node.clone(),
+        None => "elsewhere".into(),
+    };
+    let age = if vip.here { style::age(vip.seconds) } else { String::new() };
+    let first = vec![vip.vip.to_string(), holder, age];
+    if vip.frontends.is_empty() {
+        return vec![[first, vec!["(VIP only)".into()]].concat()];
+    }
+    let frontend = |(index, frontend): (usize, &status::Frontend)| {
+        let start = if index == 0 { first.clone() } else { vec![String::new(); 3] };
+        let ready = if frontend.ready == frontend.total {
+            frontend.total.to_string()
+        } else {
+            format!("{} of {}", frontend.ready, frontend.total)
+        };
+        let port = format!("{} {}", frontend.protocol, frontend.port);
+        [start, vec![frontend.service.clone(), port, frontend.mode.clone(), ready]].concat()
+    };
+    vip.frontends.iter().enumerate().map(frontend).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Finding, Protocol};
+
+    #[test]
+    fn a_status_reads_as_a_table() {
+        let vip = |address: &str, here, frontends| Vip { vip: address.parse().unwrap(), here, seconds: 190, frontends };
+        let nginx = status::Frontend {
+            service: "default/nginx".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            mode: "nat".into(),
+            ready: 4,
+            total: 5,
+        };
+        let status = Status {
+            node: "node-a".into(),
+            keepalived: "active".into(),
+            as_planned: true,
+            virtual_servers: 1,
+            real_servers: 4,
+            cluster: status::Cluster { contact_seconds_ago: Some(2), ..status::Cluster::default() },
+            vips: vec![vip("10.87.2.50", true, vec![nginx]), vip("10.87.2.52", false, vec![])],
+            findings: vec![Finding::new("default/shop", "no ready endpoints").mend("kubectl get pods")],
+            ..Status::default()
+        };
+        let holders = [("10.87.2.52".parse().unwrap(), "node-b".to_owned())].into();
+        let want = "\
+node-a · in sync 2s ago · keepalived active · 1 virtual servers, 4 real servers, as planned
+
+VIP         HOLDER         FOR  SERVICE        FRONTEND  MODE  READY
+10.87.2.50  node-a (here)  3m   default/nginx  tcp 80    nat   4 of 5
+10.87.2.52  node-b              (VIP only)
+
+findings
+  default/shop  no ready endpoints
+                kubectl get pods
+";
+        assert_eq!(text(&status, &holders), want);
+    }
+}
