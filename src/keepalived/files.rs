@@ -35,7 +35,7 @@ pub fn read(path: &Path) -> Result<Option<String>, FileError> {
 /// Makes `path` hold `text`, mode 0644 whatever the umask, by renaming a complete and synced file.
 pub fn replace(path: &Path, text: &str) -> Result<(), FileError> {
     let new = draft(path);
-    write_draft(&new, text).map_err(failed(&new, "write"))?;
+    write_draft(&new, text)?;
     publish(&new, path)
 }
 
@@ -46,7 +46,11 @@ pub fn draft(path: &Path) -> PathBuf {
 }
 
 /// Writes `text` to `path` and to the disk, making its folder when there is none.
-pub fn write_draft(path: &Path, text: &str) -> io::Result<()> {
+pub fn write_draft(path: &Path, text: &str) -> Result<(), FileError> {
+    write_synced(path, text).map_err(failed(path, "write"))
+}
+
+fn write_synced(path: &Path, text: &str) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }

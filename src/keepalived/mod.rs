@@ -2,11 +2,17 @@
 
 pub mod binary;
 pub mod check;
+pub mod driver;
 pub mod files;
+pub mod handover;
 pub mod hold;
 pub mod parse;
 pub mod paths;
+pub mod place;
 pub mod render;
+pub mod status;
+pub mod step;
+mod trouble;
 pub mod unit;
 pub mod weight;
 
@@ -16,9 +22,12 @@ use std::time::Duration;
 
 pub use binary::{build, keepalived_accepts};
 pub use check::{Refusal, check};
+pub use driver::spawn;
+pub use handover::hand_over;
 pub use parse::{is_ours, vips_in};
 pub use paths::Paths;
 pub use render::{Build, MARKER, render};
+pub use status::{State, Status};
 pub use unit::{Service, Unit, UnitError, UnitState};
 
 use crate::model::{Family, Vrid};

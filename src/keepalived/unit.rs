@@ -12,6 +12,7 @@ use futures::StreamExt;
 use zbus::wire::{DynamicType, OwnedObjectPath, OwnedVariant};
 use zbus::{Connection, MatchRule, MessageStream, message};
 
+use super::Build;
 use super::binary::{self, BinaryError};
 
 /// The unit's name.
@@ -38,6 +39,9 @@ pub trait Service: Send {
     /// Has the running unit read its configuration again and waits for the job's end, which proves no more than that
     /// SIGHUP was sent.
     fn reload(&mut self) -> impl Future<Output = Result<(), UnitError>> + Send;
+
+    /// What the installed keepalived was built with.
+    fn build(&mut self) -> impl Future<Output = Result<Build, BinaryError>> + Send;
 
     /// Whether keepalived accepts `file`.
     fn accepts(&mut self, file: &Path) -> impl Future<Output = Result<(), BinaryError>> + Send;
@@ -161,6 +165,10 @@ impl Service for Unit {
 
     async fn reload(&mut self) -> Result<(), UnitError> {
         self.job("reload", "ReloadUnit").await
+    }
+
+    async fn build(&mut self) -> Result<Build, BinaryError> {
+        binary::build().await
     }
 
     async fn accepts(&mut self, file: &Path) -> Result<(), BinaryError> {

@@ -1,0 +1,398 @@
+//! The task that brings keepalived to what is wanted, one step after another, for as long as kvip runs.
+//!
+//! ```text
+//! wants ──► next_step (pure) ──► check, write, keepalived -t, rename ──► start or reload ──► confirm ──► Status
+//!              ▲                                                              │
+//!              └──────────── again: at new wants, after a delay ◄── roll back ┘
+//! ```
+//!
+//! Owns kvip's keepalived file and the record of what keepalived runs. Never stops keepalived, never writes a weight.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::place::{Disk, Place};
+use super::status::{State, Status};
+use super::step::{Act, Step, View, next_step};
+use super::trouble::Trouble;
+use super::unit::{Service, UnitError};
+use super::{Build, Config, Paths, anchor, check, files, hold, vips_in};
+use crate::model::Finding;
+use crate::net::HostFacts;
+
+/// Changes that come within this time are one.
+pub const DEBOUNCE: Duration = Duration::from_millis(200);
+
+/// How often a keepalived that is as wanted is looked at again: the admin may have stopped it or changed its files.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long keepalived rests between two chunks, in which it announces the addresses of the first.
+const CHUNK_PAUSE: Duration = Duration::from_secs(1);
+
+/// The first and the longest delay before something that failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How long a text that keepalived fell over is left alone: each try costs an election.
+const DISTRUST: Duration = Duration::from_secs(300);
+
+/// How long keepalived must have run after an act to have survived it: it reads its files after SIGHUP, and dies of them.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// How long keepalived may take to read its files.
+const READING: Duration = Duration::from_secs(15);
+
+/// How long a holder may take to add its VIPs.
+const CARRYING: Duration = Duration::from_secs(10);
+
+const POLL: Duration = Duration::from_millis(200);
+
+/// Starts the task. It ends when the sender of `wants` is gone.
+///
+/// `None` means that nobody knows yet what is wanted, and changes nothing; a configuration without instances takes this
+/// node out of VRRP.
+pub fn spawn<S: Service + 'static>(
+    wants: watch::Receiver<Option<Config>>,
+    facts: watch::Receiver<HostFacts>,
+    paths: Paths,
+    service: S,
+) -> watch::Receiver<Status> {
+    let vips = Disk::read(&paths).map(|disk| vips_on(&disk)).unwrap_or_default();
+    let (status, seen) = watch::channel(Status::waiting("for what the cluster wants", vips));
+    let driver = Driver { service, paths, facts, status, build: None, distrusted: None };
+    tokio::spawn(driver.run(wants));
+    seen
+}
+
+/// All VIPs that keepalived may run, given its files.
+fn vips_on(disk: &Disk) -> BTreeSet<IpAddr> {
+    [&disk.main, &disk.fragment, &disk.loaded].into_iter().flatten().flat_map(|text| vips_in(text)).collect()
+}
+
+struct Driver<S> {
+    service: S,
+    paths: Paths,
+    facts: watch::Receiver<HostFacts>,
+    status: watch::Sender<Status>,
+    build: Option<Build>,
+    distrusted: Option<Distrusted>,
+}
+
+/// A text that keepalived fell over.
+struct Distrusted {
+    text: String,
+    until: Instant,
+    trouble: Trouble,
+}
+
+/// What to do with the outcome of a step.
+enum Done {
+    /// keepalived is in this state, and will be until something changes.
+    Rest(State),
+    /// There may be more to do.
+    More,
+}
+
+impl<S: Service> Driver<S> {
+    async fn run(mut self, mut wants: watch::Receiver<Option<Config>>) {
+        let mut retry = RETRY.0;
+        loop {
+            let want = wants.borrow_and_update().clone();
+            let pause = match self.advance(want.as_ref()).await {
+                Ok(pause) => {
+                    retry = RETRY.0;
+                    pause
+                }
+                Err(trouble) => {
+                    self.tell(trouble);
+                    let pause = retry;
+                    retry = (retry * 2).min(RETRY.1);
+                    pause
+                }
+            };
+            tokio::select! {
+                changed = wants.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    retry = RETRY.0;
+                    sleep(DEBOUNCE).await;
+                }
+                () = self.host_may_have_mended_it() => sleep(DEBOUNCE).await,
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One step; how long to pause after it unless something changes.
+    async fn advance(&mut self, want: Option<&Config>) -> Result<Duration, Trouble> {
+        let Some(want) = want else {
+            return Ok(LOOK_AGAIN);
+        };
+        match self.step(want).await? {
+            Done::More => Ok(self.more_to_join(want)),
+            Done::Rest(state) => {
+                let problem = if state == State::Active { self.uncarried(want).await } else { None };
+                self.publish(|status| {
+                    status.state = state;
+                    status.problem = problem;
+                });
+                Ok(LOOK_AGAIN)
+            }
+        }
+    }
+
+    /// VIPs that are left for the next chunk wait until those of the last are announced; anything else goes on at once.
+    fn more_to_join(&self, want: &Config) -> Duration {
+        let vips = want.instances.iter().flat_map(|i| &i.vips);
+        let left = vips.filter(|vip| !self.status.borrow().vips.contains(vip)).count();
+        if left == 0 {
+            return Duration::ZERO;
+        }
+        self.publish(|status| status.state = State::Waiting(format!("to add {left} more VIPs")));
+        CHUNK_PAUSE
+    }
+
+    async fn step(&mut self, want: &Config) -> Result<Done, Trouble> {
+        check(want, &self.facts.borrow())?;
+        let view = self.look().await?;
+        match next_step(&view, want, &self.paths) {
+            Step::Nothing => {
+                let running = view.disk.loaded.as_deref().map(vips_in).unwrap_or_default();
+                self.publish(|status| status.vips = running);
+                Ok(Done::Rest(if want.instances.is_empty() { State::Idle } else { State::Active }))
+            }
+            Step::Idle => {
+                self.publish(|status| status.vips = BTreeSet::new());
+                Ok(Done::Rest(State::Idle))
+            }
+            Step::Wait(obstacle) => {
+                if !view.unit.runs() {
+                    self.publish(|status| status.vips = BTreeSet::new());
+                }
+                Err(Trouble::from_obstacle(obstacle, &self.paths))
+            }
+            Step::Act(act) => {
+                let text = view.disk.place(&self.paths).and_then(|place| view.disk.ours(place));
+                let text = text.unwrap_or_default().to_owned();
+                self.act(&view, act, &text, None).await.map(|()| Done::More)
+            }
+            Step::Write { place, text, act } => {
+                self.write(&view, place, &text, act).await.map(|()| Done::More)
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<View, Trouble> {
+        let disk = Disk::read(&self.paths)?;
+        let unit = self.service.state().await?;
+        let build = match self.build {
+            Some(build) => build,
+            // Without a unit there may be no program to ask, and there is nothing to render.
+            None if unit.obstacle().is_some() => Build::default(),
+            None => *self.build.insert(self.service.build().await?),
+        };
+        Ok(View { disk, unit, stopping: hold::stopping(&self.paths), build })
+    }
+
+    /// Replaces the file by one that keepalived accepts, then has it read.
+    async fn write(
+        &mut self,
+        view: &View,
+        place: Place,
+        text: &str,
+        act: Option<Act>,
+    ) -> Result<(), Trouble> {
+        self.trusted(text)?;
+        let path = place.path(&self.paths);
+        let draft = files::draft(&path);
+        files::write_draft(&draft, text)?;
+        if let Err(error) = self.service.accepts(&draft).await {
+            self.build = None;
+            files::remove(&draft)?;
+            return Err(error.into());
+        }
+        self.publish(|status| {
+            status.state = State::Waiting("for keepalived to read its configuration".to_owned());
+            status.vips.extend(vips_in(text));
+        });
+        files::publish(&draft, &path)?;
+        let before = Before { place, text: view.disk.ours(place).map(str::to_owned) };
+        if place == (Place::Fragment { included: true })
+            && let Err(error) = self.service.accepts(&self.paths.keepalived_conf).await
+        {
+            before.restore(&self.paths)?;
+            return Err(error.into());
+        }
+        match act {
+            Some(act) => self.act(view, act, text, Some(before)).await,
+            None => Ok(()),
+        }
+    }
+
+    fn trusted(&self, text: &str) -> Result<(), Trouble> {
+        match &self.distrusted {
+            Some(bad) if bad.text == text && Instant::now() < bad.until => Err(bad.trouble.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has keepalived read `text`, and confirms that it survived; otherwise brings back what was there before.
+    async fn act(
+        &mut self,
+        view: &View,
+        act: Act,
+        text: &str,
+        before: Option<Before>,
+    ) -> Result<(), Trouble> {
+        let outcome = match act {
+            Act::Start => self.service.start().await,
+            Act::Reload => self.service.reload().await,
+        };
+        let pid = (act == Act::Reload).then_some(view.unit.main_pid);
+        let survived = match outcome {
+            Ok(()) => self.survived(pid).await?,
+            Err(UnitError::Job { result, .. }) if result == "failed" => false,
+            Err(error) => return Err(error.into()),
+        };
+        if !survived {
+            return Err(self.roll_back(view, act, text, before).await);
+        }
+        files::replace(&self.paths.loaded(), text)?;
+        let vips = vips_in(text);
+        info!(vips = vips.len(), "keepalived {}", if act == Act::Start { "started" } else { "reloaded" });
+        self.publish(|status| {
+            status.vips = vips;
+            status.reloads += u64::from(act == Act::Reload);
+        });
+        Ok(())
+    }
+
+    /// Whether keepalived runs steadily. A reload leaves the main process as it is: a new one means that the old died.
+    async fn survived(&mut self, pid: Option<u32>) -> Result<bool, Trouble> {
+        let started = Instant::now();
+        let mut steady_since = None;
+        while started.elapsed() < READING {
+            let unit = self.service.state().await?;
+            if !unit.runs() || pid.is_some_and(|pid| unit.main_pid != pid) {
+                return Ok(false);
+            }
+            let since = *steady_since.get_or_insert_with(Instant::now);
+            if unit.active == "reloading" {
+                steady_since = None;
+            } else if since.elapsed() >= STEADY {
+                return Ok(true);
+            }
+            sleep(POLL).await;
+        }
+        Ok(false)
+    }
+
+    /// Brings back the file that keepalived is known to have run, and keepalived with it.
+    async fn roll_back(&mut self, view: &View, act: Act, text: &str, before: Option<Before>) -> Trouble {
+        let verb = if act == Act::Start { "start" } else { "survive a reload" };
+        let trouble = Trouble::failed(format!("keepalived did not {verb} with its new configuration"));
+        self.distrusted = Some(Distrusted {
+            text: text.to_owned(),
+            until: Instant::now() + DISTRUST,
+            trouble: trouble.clone(),
+        });
+        let Some(before) = before.map(|before| before.or_loaded(view, text)) else {
+            return trouble;
+        };
+        warn!("keepalived did not {verb} with its new configuration: the one before is brought back");
+        if let Err(error) = before.restore(&self.paths) {
+            return error.into();
+        }
+        match self.revive().await {
+            Ok(()) => {
+                if let Some(text) = &before.text {
+                    self.publish(|status| status.vips = vips_in(text));
+                }
+                trouble
+            }
+            Err(error) => Trouble::failed(format!(
+                "keepalived did not {verb} with its new configuration, nor the one before: {error}"
+            )),
+        }
+    }
+
+    async fn revive(&mut self) -> Result<(), UnitError> {
+        match self.service.state().await? {
+            unit if unit.runs() => self.service.reload().await,
+            _ => self.service.start().await,
+        }
+    }
+
+    /// Waits until a holder carries its VIPs, and tells which it does not.
+    async fn uncarried(&mut self, want: &Config) -> Option<Finding> {
+        let carried = self.facts.wait_for(|facts| missing(want, facts).is_empty());
+        let _ = tokio::time::timeout(CARRYING, carried).await;
+        let missing = missing(want, &self.facts.borrow());
+        let first = missing.first()?;
+        let text =
+            format!("holds the group of {first} ({} in all) without having the address", missing.len());
+        Some(Finding::new("keepalived", text).mend("journalctl -u keepalived -n 50"))
+    }
+
+    /// Ends when the host has changed after its state was the reason for a refusal.
+    async fn host_may_have_mended_it(&mut self) {
+        let refused = matches!(self.status.borrow().state, State::Refused(_));
+        if !refused || self.facts.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn tell(&self, trouble: Trouble) {
+        if self.status.borrow().state != trouble.state {
+            warn!(state = %trouble.state, "keepalived is not as wanted");
+        }
+        self.publish(|status| {
+            status.state = trouble.state;
+            status.problem = trouble.finding;
+        });
+    }
+
+    /// Wakes the readers only when something changed.
+    fn publish(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            change(status);
+            *status != before
+        });
+    }
+}
+
+/// A file as it was before kvip replaced it.
+struct Before {
+    place: Place,
+    text: Option<String>,
+}
+
+impl Before {
+    /// What keepalived is known to have run is better than what happened to be on disk.
+    fn or_loaded(self, view: &View, failed: &str) -> Self {
+        let loaded = view.disk.loaded.clone().filter(|loaded| loaded != failed);
+        Self { text: loaded.or(self.text), ..self }
+    }
+
+    fn restore(&self, paths: &Paths) -> Result<(), files::FileError> {
+        match &self.text {
+            Some(text) => files::replace(&self.place.path(paths), text),
+            None => files::remove(&self.place.path(paths)),
+        }
+    }
+}
+
+/// The VIPs that this node should carry, as it has the anchor of their instance, and does not.
+fn missing(want: &Config, facts: &HostFacts) -> BTreeSet<IpAddr> {
+    let held = want.instances.iter().filter(|i| facts.has(anchor(i.vrid, i.family)));
+    held.flat_map(|i| i.vips.iter().copied()).filter(|vip| !facts.has(*vip)).collect()
+}
+
+#[cfg(test)]
+mod tests;

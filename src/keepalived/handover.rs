@@ -1,0 +1,202 @@
+//! The soft hand-over: this node asks to be relieved and goes on serving until another node holds the VIPs.
+//!
+//! Works on files and the host's addresses alone, so that `kvip drain` and keepalived's ExecStop need no daemon. Owns no
+//! state: the marks are [`super::hold`]'s, the weights [`super::weight`]'s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::files::{self, FileError};
+use super::parse::{advert_in, vrids_in};
+use super::{Paths, anchor, hold, weight};
+use crate::model::{Family, Vrid};
+use crate::net::HostFacts;
+
+/// How often the host's addresses are asked for the anchors.
+const POLL: Duration = Duration::from_millis(50);
+
+/// The advertisement interval that is assumed when the file does not say one: VRRP's own default.
+const DEFAULT_ADVERT: Duration = Duration::from_secs(1);
+
+/// What to do when no other node takes the VIPs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenAlone {
+    /// keepalived is being stopped, or the admin insists: go to [`weight::OUT`] all the same.
+    GoDown,
+    /// Put the weights back and go on serving.
+    KeepServing,
+}
+
+/// How a hand-over ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// This node held nothing, and can take nothing now.
+    NotHolder,
+    /// Another node took over.
+    Left {
+        /// How long that took.
+        after: Duration,
+    },
+    /// No other node took over in time.
+    Alone {
+        /// How long this node waited.
+        waited: Duration,
+        /// The anchors that are still here.
+        anchors: BTreeSet<IpAddr>,
+        /// Whether this node goes on serving.
+        serving: bool,
+    },
+}
+
+/// Why a hand-over could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum HandOverError {
+    /// A weight or a mark could not be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The host's addresses could not be read, so that nobody knows whether the VIPs have left.
+    #[error("cannot read this host's addresses: {0}")]
+    Facts(String),
+}
+
+/// The VRIDs that concern this node: those of kvip's file and those that have a weight file.
+pub fn vrids_here(paths: &Paths) -> Result<BTreeSet<Vrid>, FileError> {
+    let mut vrids = vrids_in(&our_text(paths)?);
+    let entries = std::fs::read_dir(&paths.run).into_iter().flatten().flatten();
+    vrids.extend(entries.filter_map(|entry| {
+        let name = entry.file_name();
+        Vrid::new(name.to_str()?.strip_prefix("weight-")?.parse().ok()?)
+    }));
+    Ok(vrids)
+}
+
+/// keepalived's ExecStartPre: nothing fails open, and the daemon may set the weights again.
+pub fn before_start(paths: &Paths) -> Result<(), FileError> {
+    weight::prepare(paths, vrids_here(paths)?)?;
+    hold::clear_stopping(paths)
+}
+
+/// keepalived's ExecStop: a soft hand-over that goes down in any case.
+pub async fn before_stop<F, E>(paths: &Paths, limit: Duration, read: F) -> Result<Outcome, HandOverError>
+where
+    F: AsyncFnMut() -> Result<HostFacts, E>,
+    E: fmt::Display,
+{
+    hold::set_stopping(paths)?;
+    hand_over(paths, &vrids_here(paths)?, limit, WhenAlone::GoDown, read).await
+}
+
+/// `kvip drain`: a soft hand-over that stays. When no other node takes over, nothing is changed unless `alone` insists.
+pub async fn drain<F, E>(
+    paths: &Paths,
+    limit: Duration,
+    alone: WhenAlone,
+    read: F,
+) -> Result<Outcome, HandOverError>
+where
+    F: AsyncFnMut() -> Result<HostFacts, E>,
+    E: fmt::Display,
+{
+    let before = hold::drained(paths);
+    hold::set_drained(paths)?;
+    let outcome = hand_over(paths, &vrids_here(paths)?, limit, alone, read).await;
+    let stays = match &outcome {
+        Ok(Outcome::Alone { serving, .. }) => !serving,
+        Ok(Outcome::NotHolder | Outcome::Left { .. }) => true,
+        Err(_) => alone == WhenAlone::GoDown,
+    };
+    if !stays && !before {
+        hold::clear_drained(paths)?;
+    }
+    outcome
+}
+
+/// Lowers the weight of `vrids`, waits until their anchors have left this host, then goes to [`weight::OUT`].
+///
+/// `read` tells the host's addresses. The wait ends after `limit`, but not before four advertisement intervals: a
+/// take-over lasts three and the skew. While the wait lasts the weights are kept low, should a daemon that has not
+/// noticed the mark raise them.
+pub async fn hand_over<F, E>(
+    paths: &Paths,
+    vrids: &BTreeSet<Vrid>,
+    limit: Duration,
+    alone: WhenAlone,
+    mut read: F,
+) -> Result<Outcome, HandOverError>
+where
+    F: AsyncFnMut() -> Result<HostFacts, E>,
+    E: fmt::Display,
+{
+    let before = weights(paths, vrids)?;
+    let mut held = anchors_here(vrids, &mut read).await;
+    if matches!(&held, Ok(anchors) if anchors.is_empty()) {
+        write_all(paths, vrids, weight::OUT)?;
+        return Ok(Outcome::NotHolder);
+    }
+    let (start, patience) = (Instant::now(), patience(advert(paths)?, limit));
+    while start.elapsed() < patience {
+        write_all(paths, vrids, weight::LEAVING)?;
+        tokio::time::sleep(POLL).await;
+        held = anchors_here(vrids, &mut read).await;
+        if matches!(&held, Ok(anchors) if anchors.is_empty()) {
+            let after = start.elapsed();
+            write_all(paths, vrids, weight::OUT)?;
+            return Ok(Outcome::Left { after });
+        }
+    }
+    match alone {
+        WhenAlone::GoDown => write_all(paths, vrids, weight::OUT)?,
+        WhenAlone::KeepServing => restore(paths, &before)?,
+    }
+    let serving = alone == WhenAlone::KeepServing;
+    held.map(|anchors| Outcome::Alone { waited: start.elapsed(), anchors, serving })
+}
+
+fn patience(advert: Duration, limit: Duration) -> Duration {
+    limit.max(advert * 4)
+}
+
+/// The anchors of `vrids` that are on this host.
+async fn anchors_here<F, E>(vrids: &BTreeSet<Vrid>, read: &mut F) -> Result<BTreeSet<IpAddr>, HandOverError>
+where
+    F: AsyncFnMut() -> Result<HostFacts, E>,
+    E: fmt::Display,
+{
+    let facts = read().await.map_err(|error| HandOverError::Facts(error.to_string()))?;
+    let anchors = vrids.iter().flat_map(|vrid| [Family::V4, Family::V6].map(|family| anchor(*vrid, family)));
+    Ok(anchors.filter(|anchor| facts.has(*anchor)).collect())
+}
+
+fn weights(paths: &Paths, vrids: &BTreeSet<Vrid>) -> Result<BTreeMap<Vrid, i16>, FileError> {
+    let read = |vrid: &Vrid| Ok((*vrid, weight::read(paths, *vrid)?.unwrap_or(weight::OUT)));
+    vrids.iter().map(read).collect()
+}
+
+/// Never raises a weight: a node that is out stays out.
+fn write_all(paths: &Paths, vrids: &BTreeSet<Vrid>, lowered: i16) -> Result<(), FileError> {
+    for (vrid, here) in weights(paths, vrids)? {
+        weight::write(paths, vrid, here.min(lowered))?;
+    }
+    Ok(())
+}
+
+fn restore(paths: &Paths, before: &BTreeMap<Vrid, i16>) -> Result<(), FileError> {
+    before.iter().try_for_each(|(vrid, here)| weight::write(paths, *vrid, *here))
+}
+
+/// The text of kvip's file, wherever it is; empty when there is none.
+fn our_text(paths: &Paths) -> Result<String, FileError> {
+    let here = [files::read(&paths.keepalived_conf)?, files::read(&paths.fragment())?];
+    Ok(here.into_iter().flatten().find(|text| super::is_ours(text)).unwrap_or_default())
+}
+
+fn advert(paths: &Paths) -> Result<Duration, FileError> {
+    Ok(advert_in(&our_text(paths)?).unwrap_or(DEFAULT_ADVERT))
+}
+
+#[cfg(test)]
+mod tests;

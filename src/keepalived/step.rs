@@ -1,0 +1,135 @@
+//! What to do next so that keepalived runs what is wanted: one pure decision at a time.
+//!
+//! Owns the order of things: VIPs join a running keepalived in chunks and leave at once. Does no IO.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::place::{Disk, Place};
+use super::unit::{UnitError, UnitState};
+use super::{Build, Config, Paths, render, vips_in};
+
+/// How many VIPs join a running keepalived at once: it sends no adverts while it adds addresses, and a thousand in one
+/// reload were measured to make a second master.
+pub const CHUNK: usize = 100;
+
+/// What is known when a step is decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// keepalived's files.
+    pub disk: Disk,
+    /// The unit.
+    pub unit: UnitState,
+    /// Whether the unit is being stopped, or was and has not been started since (see [`super::hold`]).
+    pub stopping: bool,
+    /// What keepalived was built with.
+    pub build: Build,
+}
+
+/// What makes keepalived read its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// It does not run.
+    Start,
+    /// It runs.
+    Reload,
+}
+
+/// The next thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// keepalived runs what is wanted.
+    Nothing,
+    /// Nothing is wanted here, and there is nothing of kvip's.
+    Idle,
+    /// keepalived must read the file, which is as wanted.
+    Act(Act),
+    /// The file is not as wanted.
+    Write {
+        /// Which file.
+        place: Place,
+        /// What it must say.
+        text: String,
+        /// What follows; `None` when keepalived cannot or must not run now.
+        act: Option<Act>,
+    },
+    /// Another must act first.
+    Wait(Obstacle),
+}
+
+/// What stands in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// `keepalived.conf` is somebody else's and does not include kvip's file yet.
+    NotIncluded,
+    /// Both files are somebody else's.
+    NotOurs,
+    /// Somebody stopped keepalived.
+    Stopped,
+    /// The unit is being stopped.
+    Stopping,
+    /// The unit is masked or absent.
+    Unit(UnitError),
+}
+
+/// Decides the next step towards `want`.
+pub fn next_step(view: &View, want: &Config, paths: &Paths) -> Step {
+    let Some(place) = view.disk.place(paths) else {
+        return Step::Wait(Obstacle::NotOurs);
+    };
+    let here = view.disk.ours(place);
+    if want.instances.is_empty() && here.is_none() {
+        return Step::Idle;
+    }
+    if let Some(error) = view.unit.obstacle() {
+        return Step::Wait(Obstacle::Unit(error));
+    }
+    let text = render(&next_config(view, here, want), paths, view.build);
+    let written = here == Some(&*text);
+    match keepalived_next(view, place, want) {
+        Next::Wait(obstacle) if written => Step::Wait(obstacle),
+        Next::Rest if written => Step::Idle,
+        Next::Wait(_) | Next::Rest => Step::Write { place, text, act: None },
+        Next::Act(Act::Reload) if written && view.disk.loaded.as_deref() == Some(&*text) => Step::Nothing,
+        Next::Act(act) if written => Step::Act(act),
+        Next::Act(act) => Step::Write { place, text, act: Some(act) },
+    }
+}
+
+/// What keepalived itself needs once the file is right.
+enum Next {
+    Act(Act),
+    Wait(Obstacle),
+    Rest,
+}
+
+fn keepalived_next(view: &View, place: Place, want: &Config) -> Next {
+    if place == (Place::Fragment { included: false }) {
+        return Next::Wait(Obstacle::NotIncluded);
+    }
+    match view.unit.active.as_str() {
+        _ if view.unit.runs() => Next::Act(Act::Reload),
+        "deactivating" => Next::Wait(Obstacle::Stopping),
+        _ if view.stopping => Next::Wait(Obstacle::Stopped),
+        _ if want.instances.is_empty() => Next::Rest,
+        _ => Next::Act(Act::Start),
+    }
+}
+
+/// What the file says next: all that is wanted, unless that would add more than a chunk to a running keepalived.
+fn next_config(view: &View, here: Option<&str>, want: &Config) -> Config {
+    if !view.unit.runs() {
+        return want.clone();
+    }
+    let running = view.disk.loaded.as_deref().or(here).map(vips_in).unwrap_or_default();
+    let wanted: BTreeSet<IpAddr> = want.instances.iter().flat_map(|i| i.vips.iter().copied()).collect();
+    let chunk: BTreeSet<IpAddr> = wanted.difference(&running).take(CHUNK).copied().collect();
+    let mut next = want.clone();
+    for instance in &mut next.instances {
+        instance.vips.retain(|vip| running.contains(vip) || chunk.contains(vip));
+    }
+    next
+}
+
+#[cfg(test)]
+mod tests;
