@@ -141,10 +141,10 @@ fn reply(message: &[u8]) -> Result<Reply<'_>, DecodeError> {
     Ok(Reply { sequence, body })
 }
 
-/// The kernel writes errors as negative numbers.
+/// The kernel writes errors as negative numbers down to -4095 (MAX_ERRNO of `<linux/err.h>`).
 fn error_number(payload: &[u8]) -> Result<i32, DecodeError> {
     let number = u32_at(payload, 0, "an acknowledgement")?.cast_signed();
-    number.checked_neg().filter(|n| *n >= 0).ok_or(DecodeError::Value("error number"))
+    number.checked_neg().filter(|n| (0..4096).contains(n)).ok_or(DecodeError::Value("error number"))
 }
 
 /// The attributes of a message or of a nested attribute; those that kvip does not know stay unread.
@@ -229,6 +229,20 @@ mod tests {
     fn a_length_of_zero_ends_instead_of_looping() {
         assert_eq!(replies(&[0; 32]), Err(DecodeError::Truncated("a message's type")));
         assert_eq!(Attributes::parse(&[0; 8]).err(), Some(DecodeError::Truncated("an attribute")));
+    }
+
+    #[test]
+    fn an_end_carries_the_error_number() {
+        let check = |raw: i32, expected| {
+            let bytes = [20, 2, 7, 0, raw.cast_unsigned()].map(u32::to_ne_bytes).concat();
+            let ends = replies(&bytes).map(|replies| replies[0].body == Body::End(expected));
+            assert_eq!(ends.is_ok_and(|same| same), expected >= 0, "{raw}");
+        };
+        check(0, 0);
+        check(-17, 17);
+        check(1, -1);
+        check(-4096, -1);
+        check(i32::MIN, -1);
     }
 
     #[test]
