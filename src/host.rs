@@ -28,7 +28,7 @@ pub trait Host: Send {
 }
 
 /// The kernel that this process runs on.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Kernel {
     ipvs: Option<Client>,
 }

@@ -1,7 +1,6 @@
 //! `kvip accept`: lets through the state of the cluster that invariant 4 holds back.
 
-use std::process::ExitCode;
-
+use super::Exit;
 use crate::daemon::SOCKET;
 use crate::keepalived::Paths;
 use crate::report::status;
@@ -11,20 +10,17 @@ use crate::snapshot::admit;
 ///
 /// # Errors
 /// When the file cannot be written.
-pub async fn run() -> anyhow::Result<ExitCode> {
+pub async fn run() -> anyhow::Result<Exit> {
     let paths = Paths::default();
     let status = match status::ask(&paths.run.join(SOCKET)).await {
         Ok(status) => status,
-        Err(error) => {
-            eprintln!("kvip does not answer: {error:#}\n  systemctl status kvip; journalctl -u kvip -n 50");
-            return Ok(ExitCode::from(3));
-        }
+        Err(error) => return Ok(super::no_daemon(&error)),
     };
     let Some(id) = &status.cluster.held_id else {
         println!("nothing waits to be accepted");
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Exit::Fine);
     };
     admit::accept(&paths.state.join("accept"), id)?;
     println!("accepted: {}", status.cluster.held.unwrap_or_default());
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Fine)
 }

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use super::Exit;
 use crate::daemon::{Ledger, SOCKET};
 use crate::ipvs::{Client, Command};
 use crate::keepalived::{self, Paths};
@@ -19,11 +19,11 @@ use crate::report::status;
 ///
 /// # Errors
 /// Never; what fails is said and makes the exit code 1.
-pub async fn run() -> anyhow::Result<ExitCode> {
+pub async fn run() -> anyhow::Result<Exit> {
     let paths = Paths::default();
     if status::ask(&paths.run.join(SOCKET)).await.is_ok() {
         eprintln!("kvip is running and would put everything back\n  systemctl disable --now kvip");
-        return Ok(ExitCode::from(1));
+        return Ok(Exit::Mend);
     }
     let owned = Ledger::new(&paths.state).load().unwrap_or_default();
     let mut failed = false;
@@ -35,18 +35,22 @@ pub async fn run() -> anyhow::Result<ExitCode> {
             eprintln!("{what}: {error:#}");
         }
     };
-    report("keepalived configuration", keepalived::cleanup(&paths).await.map(usize::from).map_err(Into::into));
+    report(
+        "keepalived configuration",
+        keepalived::cleanup(&paths, &mut keepalived::Unit::new()).await.map(usize::from),
+    );
     report("addresses", addresses(&owned).await);
     report("IPVS virtual servers", virtual_servers(&owned));
     report("nftables table inet kvip", table());
     report("state files", files(&paths));
-    Ok(ExitCode::from(u8::from(failed)))
+    Ok(if failed { Exit::Mend } else { Exit::Fine })
 }
 
 /// Removes the VIPs that are on this host. keepalived has let go of them already, unless it was killed.
 async fn addresses(owned: &BTreeSet<IpAddr>) -> anyhow::Result<usize> {
     let facts = net::read().await.context("read this host's addresses")?;
-    let ours = facts.addresses.iter().filter(|address| address.marked_as_vip() && owned.contains(&address.ip));
+    let ours =
+        facts.addresses.iter().filter(|address| address.marked_as_vip() && owned.contains(&address.ip));
     let mut count = 0;
     for address in ours {
         net::remove_address(address).await.with_context(|| format!("remove {}", address.ip))?;
@@ -83,7 +87,9 @@ fn files(paths: &Paths) -> anyhow::Result<usize> {
         match std::fs::remove_file(paths.state.join(name)) {
             Ok(()) => count += 1,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("remove {}", paths.state.join(name).display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("remove {}", paths.state.join(name).display()));
+            }
         }
     }
     Ok(count)

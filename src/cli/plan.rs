@@ -3,16 +3,16 @@
 //! Changes nothing. Everything that is printed is made by pure functions from a [`View`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::style;
-use crate::config::{self, Settings, Sources};
+use super::{Exit, Global, SettingsArgs, style};
+use crate::config::{Settings, Sources};
 use crate::daemon::Ledger;
 use crate::derive::{self, Desired, Inputs};
 use crate::ipvs::{Client, Command, Table};
@@ -38,9 +38,9 @@ pub struct Args {
     /// Print the file or the rules that would be written instead of the changes.
     #[arg(long)]
     pub show: Option<Show>,
-    /// Print JSON.
-    #[arg(long, conflicts_with = "show")]
-    pub json: bool,
+    /// A setting that wins over files and environment.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
 }
 
 /// What `--show` prints.
@@ -75,30 +75,41 @@ pub struct View {
 ///
 /// # Errors
 /// When the settings are wrong, or cluster, folder or host cannot be read.
-pub async fn run(args: &Args, sources: &Sources) -> anyhow::Result<ExitCode> {
+pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let sources = &args.settings.sources(global);
     let view = match &args.folder {
         Some(folder) => of_folder(folder, sources).await?,
         None => of_cluster(sources).await?,
     };
-    match args.show {
-        Some(Show::Keepalived) => print!("{}", view.keepalived_conf),
-        Some(Show::Nft) => print!("{}", nft::render(&view.plan.ruleset)),
-        None if args.json => println!("{}", serde_json::to_string_pretty(&document(&view))?),
-        None => print!("{}", text(&view)),
-    }
-    Ok(if view.desired.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    style::print(&match args.show {
+        Some(Show::Keepalived) => view.keepalived_conf.clone(),
+        Some(Show::Nft) => nft::render(&view.plan.ruleset),
+        None if global.json => serde_json::to_string_pretty(&document(&view))? + "\n",
+        None => text(&view),
+    })?;
+    Ok(if view.desired.findings.is_empty() { Exit::Fine } else { Exit::Mend })
 }
 
 /// Plans for a folder: an empty host unless the folder says otherwise, neither cluster nor root needed.
 async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
     let own = folder.join(FOLDER_SETTINGS);
-    let sources = if own.exists() { Sources { flags: sources.flags.clone(), ..Sources::of_file(own) } } else { sources.clone() };
-    let settings = config::load(&sources).map_err(|problems| super::wrong_settings(&problems))?;
+    let sources = if own.exists() {
+        Sources { flags: sources.flags.clone(), ..Sources::of_file(own) }
+    } else {
+        sources.clone()
+    };
+    let settings = super::settings(&sources)?;
     let (snapshot, mut findings) = files::load(folder, &settings.cluster.config_map)?;
     let host = folder.join(FOLDER_HOST);
-    let facts = if host.exists() { read_facts(&host)? } else { net::read().await.context("read this host's network")? };
-    let heading = format!("from {} to host {}, as if nothing were there yet:", folder.display(), facts.hostname);
-    let mut view = view(heading, &settings, &snapshot, &facts, Table::new(), None, keepalived::Build { dbus: true });
+    let facts = if host.exists() {
+        read_facts(&host)?
+    } else {
+        net::read().await.context("read this host's network")?
+    };
+    let heading =
+        format!("from {} to host {}, as if nothing were there yet:", folder.display(), facts.hostname);
+    let mut view =
+        view(heading, &settings, &snapshot, &facts, Table::new(), None, keepalived::Build { dbus: true });
     findings.append(&mut view.desired.findings);
     view.desired.findings = findings;
     Ok(view)
@@ -106,24 +117,32 @@ async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
 
 fn read_facts(path: &Path) -> anyhow::Result<HostFacts> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    serde_yaml_ng::from_str(&text).with_context(|| format!("understand {} as host facts", path.display()))
+    serde_saphyr::from_str(&text).with_context(|| format!("understand {} as host facts", path.display()))
 }
 
 /// Plans for this host and its cluster.
 async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
-    let settings = config::load(sources).map_err(|problems| super::wrong_settings(&problems))?;
+    let settings = super::settings(sources)?;
     let paths = Paths::default();
     let facts = net::read().await.context("read this host's network")?;
     let snapshot = fetch(&settings).await?;
     let owned = Ledger::new(&paths.state).load()?;
     let wanted = derive::vips_asked_for(&snapshot);
     let table = Client::open()
-        .and_then(|mut client| client.table(&|frontend| owned.contains(&frontend.vip) || wanted.contains(&frontend.vip)))
+        .and_then(|mut client| {
+            client.table(&|frontend| owned.contains(&frontend.vip) || wanted.contains(&frontend.vip))
+        })
         .context("read the kernel's IPVS table (as root)")?;
     let build = keepalived::binary::build().await.unwrap_or_default();
-    let current = keepalived::place::Place::current(&paths)?;
+    let current = current_configuration(&paths)?;
     let heading = format!("from the cluster to this host ({}):", facts.hostname);
-    Ok(view(heading, &settings, &snapshot, &facts, table, current, build))
+    Ok(view(heading, &settings, &snapshot, &facts, table, current.as_deref(), build))
+}
+
+/// The file of kvip's that keepalived has.
+fn current_configuration(paths: &Paths) -> anyhow::Result<Option<String>> {
+    let disk = keepalived::place::Disk::read(paths)?;
+    Ok(disk.place(paths).and_then(|place| disk.ours(place)).map(str::to_owned))
 }
 
 /// A complete snapshot from the API server.
@@ -133,7 +152,9 @@ async fn fetch(settings: &Settings) -> anyhow::Result<Snapshot> {
     match tokio::time::timeout(CLUSTER_LIMIT, complete).await {
         Ok(Ok(update)) => Ok((*update.as_ref().expect("waited for").snapshot).clone()),
         _ => match &handles.contact.borrow().problem {
-            Some(problem) => bail!("{problem}{}", problem.mend().map_or(String::new(), |mend| format!("\n  {mend}"))),
+            Some(problem) => {
+                bail!("{problem}{}", problem.mend().map_or(String::new(), |mend| format!("\n  {mend}")))
+            }
             None => bail!("the API server gave no complete answer within {} s", CLUSTER_LIMIT.as_secs()),
         },
     }
@@ -145,17 +166,17 @@ fn view(
     snapshot: &Snapshot,
     facts: &HostFacts,
     table: Table,
-    current: Option<String>,
+    current: Option<&str>,
     build: keepalived::Build,
 ) -> View {
     let (dead, leaving) = (BTreeSet::new(), BTreeSet::new());
     let desired = derive::derive(&Inputs { settings, snapshot, facts, dead: &dead, leaving: &leaving });
-    let keepalived = current.as_deref().map(keepalived::vips_in).unwrap_or_default();
+    let keepalived = current.map(keepalived::vips_in).unwrap_or_default();
     let drained = BTreeSet::new();
     let have = Have { table: &table, facts, keepalived: &keepalived, drained: &drained };
     let plan = plan::plan(&desired, &have);
     let keepalived_conf = keepalived::render(&desired.keepalived, &Paths::default(), build);
-    let reload = current.as_deref() != Some(&keepalived_conf);
+    let reload = current != Some(keepalived_conf.as_str());
     View { heading, desired, plan, table, keepalived, reload, keepalived_conf }
 }
 
@@ -200,16 +221,19 @@ pub fn text(view: &View) -> String {
         let indent = if change.kind == "real server" { "  " } else { "" };
         vec![format!("{} {indent}{}", change.sign, change.kind), change.what.clone(), change.why.clone()]
     };
-    let mut text = format!("{}\n\n{}", view.heading, style::table(&changes.iter().map(row).collect::<Vec<_>>()));
+    let mut text =
+        format!("{}\n\n{}", view.heading, style::table(&changes.iter().map(row).collect::<Vec<_>>()));
     if unchanged(view) > 0 {
-        text.push_str(&format!("= {} virtual servers unchanged\n", unchanged(view)));
+        let _ = writeln!(text, "= {} unchanged", style::count(unchanged(view), "virtual server"));
     }
     text.push_str(&not_planned(&view.desired.findings));
     let ipvs = view.plan.prepare.len() + view.plan.retire.len();
     let reload = if view.reload { "a keepalived reload" } else { "no keepalived reload" };
-    text.push_str(&format!(
-        "\n{ipvs} changes to IPVS, {reload}. `--show keepalived` prints the file, `--show nft` the rules.\n"
-    ));
+    let ipvs = style::count(ipvs, "change");
+    let _ = writeln!(
+        text,
+        "\n{ipvs} to IPVS, {reload}. `--show keepalived` prints the file, `--show nft` the rules."
+    );
     text
 }
 
@@ -218,11 +242,12 @@ fn not_planned(findings: &[Finding]) -> String {
         return String::new();
     }
     let rows: Vec<_> = findings.iter().flat_map(super::finding_rows).collect();
-    format!("not planned\n{}", style::indented(&style::table(&rows)))
+    format!("not planned\n{}", style::indent(&style::table(&rows), 2))
 }
 
 fn unchanged(view: &View) -> usize {
-    let changed: BTreeSet<&Frontend> = view.plan.prepare.iter().chain(&view.plan.retire).map(Command::frontend).collect();
+    let changed: BTreeSet<&Frontend> =
+        view.plan.prepare.iter().chain(&view.plan.retire).map(Command::frontend).collect();
     view.table.keys().filter(|frontend| !changed.contains(frontend)).count()
 }
 
@@ -239,12 +264,23 @@ fn changes(view: &View) -> Vec<Change> {
 
 fn change(view: &View, command: &Command) -> Change {
     let why = |frontend: &Frontend| {
-        view.desired.frontends.get(frontend).map_or_else(String::new, |served| format!("{} via ConfigMap", served.service))
+        view.desired
+            .frontends
+            .get(frontend)
+            .map_or_else(String::new, |served| format!("{} via ConfigMap", served.service))
     };
-    let server = |sign, frontend: &Frontend, what: String| Change { sign, kind: "virtual server", what, why: why(frontend) };
+    let server = |sign, frontend: &Frontend, what: String| Change {
+        sign,
+        kind: "virtual server",
+        what,
+        why: why(frontend),
+    };
     let real = |sign, what: String, why: &str| Change { sign, kind: "real server", what, why: why.into() };
     let weight = |frontend: &Frontend, backend: &Backend| {
-        view.table.get(frontend).and_then(|server| server.real_servers.get(backend)).map_or(0, |here| here.weight)
+        view.table
+            .get(frontend)
+            .and_then(|server| server.real_servers.get(backend))
+            .map_or(0, |here| here.weight)
     };
     match command {
         Command::NewService(frontend, service) => server('+', frontend, format!("{frontend} {service} nat")),
@@ -260,10 +296,18 @@ fn change(view: &View, command: &Command) -> Change {
 }
 
 fn vip_changes(view: &View) -> impl Iterator<Item = Change> {
-    let change = |sign, vip: &IpAddr| {
-        Change { sign, kind: "VIP", what: format!("{vip} in group vips"), why: "keepalived reload".into() }
+    let change = |sign, vip: &IpAddr| Change {
+        sign,
+        kind: "VIP",
+        what: format!("{vip} in group vips"),
+        why: "keepalived reload".into(),
     };
-    let came = view.desired.vips.keys().filter(|vip| !view.keepalived.contains(vip)).map(move |vip| change('+', vip));
+    let came = view
+        .desired
+        .vips
+        .keys()
+        .filter(|vip| !view.keepalived.contains(vip))
+        .map(move |vip| change('+', vip));
     let went = view.keepalived.iter().filter(|vip| !view.desired.vips.contains_key(vip));
     came.chain(went.map(move |vip| change('-', vip)))
 }

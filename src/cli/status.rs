@@ -4,10 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use super::style;
+use super::{Exit, Global, style};
 use crate::daemon::SOCKET;
 use crate::keepalived::Paths;
 use crate::net;
@@ -16,33 +15,23 @@ use crate::report::status::{self, Status, Vip};
 /// How long VIPs that nobody here has spoken to may take to be found.
 const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(1);
 
-/// Arguments of `kvip status`.
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// Runs `kvip status`: 0 when all is well, 1 with findings, 3 when the daemon does not answer.
 ///
 /// # Errors
 /// When the answer cannot be printed.
-pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     let socket = Paths::default().run.join(SOCKET);
     let status = match status::ask(&socket).await {
         Ok(status) => status,
-        Err(error) => {
-            eprintln!("kvip does not answer: {error:#}\n  systemctl status kvip; journalctl -u kvip -n 50");
-            return Ok(ExitCode::from(3));
-        }
+        Err(error) => return Ok(super::no_daemon(&error)),
     };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+    let text = if global.json {
+        serde_json::to_string_pretty(&status)? + "\n"
     } else {
-        print!("{}", text(&status, &holders(&status).await));
-    }
-    Ok(if status.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        text(&status, &holders(&status).await)
+    };
+    style::print(&text)?;
+    Ok(if status.findings.is_empty() { Exit::Fine } else { Exit::Mend })
 }
 
 /// The nodes that hold the VIPs that are not here, as far as the neighbour table tells.
@@ -52,7 +41,8 @@ async fn holders(status: &Status) -> BTreeMap<IpAddr, String> {
         return BTreeMap::new();
     }
     let Ok(facts) = net::read().await else { return BTreeMap::new() };
-    let own = status.node_addresses.iter().find(|(_, name)| **name == status.node).map(|(address, _)| *address);
+    let own =
+        status.node_addresses.iter().find(|(_, name)| **name == status.node).map(|(address, _)| *address);
     let link = own.and_then(|address| facts.link_of(address)).and_then(|name| facts.links.get(name));
     let Some(link) = link else { return BTreeMap::new() };
     let mut nodes: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
@@ -70,13 +60,14 @@ pub fn text(status: &Status, holders: &BTreeMap<IpAddr, String>) -> String {
     if status.vips.is_empty() {
         text.push_str("no VIPs\n");
     } else {
-        let header = ["VIP", "HOLDER", "FOR", "SERVICE", "FRONTEND", "MODE", "READY"].map(str::to_owned).to_vec();
+        let header =
+            ["VIP", "HOLDER", "FOR", "SERVICE", "FRONTEND", "MODE", "READY"].map(str::to_owned).to_vec();
         let rows = status.vips.iter().flat_map(|vip| rows(status, vip, holders));
         text.push_str(&style::table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
     }
     if !status.findings.is_empty() {
         let rows: Vec<_> = status.findings.iter().flat_map(super::finding_rows).collect();
-        text.push_str(&format!("\nfindings\n{}", style::indented(&style::table(&rows))));
+        text += &("\nfindings\n".to_owned() + &style::indent(&style::table(&rows), 2));
     }
     text
 }
@@ -84,7 +75,7 @@ pub fn text(status: &Status, holders: &BTreeMap<IpAddr, String>) -> String {
 fn heading(status: &Status) -> String {
     let cluster = match (&status.cluster.problem, status.cluster.contact_seconds_ago) {
         (Some(problem), _) => problem.clone(),
-        (None, Some(seconds)) => format!("in sync {} ago", style::age(seconds)),
+        (None, Some(seconds)) => format!("in sync {} ago", style::age(Duration::from_secs(seconds))),
         (None, None) => "no answer from the API server yet".into(),
     };
     let planned = if status.as_planned { ", as planned" } else { ", not as planned yet" };
@@ -92,7 +83,11 @@ fn heading(status: &Status) -> String {
         status.node.clone(),
         cluster,
         format!("keepalived {}", status.keepalived),
-        format!("{} virtual servers, {} real servers{planned}", status.virtual_servers, status.real_servers),
+        format!(
+            "{}, {}{planned}",
+            style::count(status.virtual_servers, "virtual server"),
+            style::count(status.real_servers, "real server")
+        ),
     ];
     if status.drained {
         parts.push("drained (kvip undrain ends it)".into());
@@ -106,7 +101,7 @@ fn rows(status: &Status, vip: &Vip, holders: &BTreeMap<IpAddr, String>) -> Vec<V
         Some(node) => node.clone(),
         None => "elsewhere".into(),
     };
-    let age = if vip.here { style::age(vip.seconds) } else { String::new() };
+    let age = if vip.here { style::age(Duration::from_secs(vip.seconds)) } else { String::new() };
     let first = vec![vip.vip.to_string(), holder, age];
     if vip.frontends.is_empty() {
         return vec![[first, vec!["(VIP only)".into()]].concat()];
@@ -131,7 +126,12 @@ mod tests {
 
     #[test]
     fn a_status_reads_as_a_table() {
-        let vip = |address: &str, here, frontends| Vip { vip: address.parse().unwrap(), here, seconds: 190, frontends };
+        let vip = |address: &str, here, frontends| Vip {
+            vip: address.parse().unwrap(),
+            here,
+            seconds: 190,
+            frontends,
+        };
         let nginx = status::Frontend {
             service: "default/nginx".into(),
             protocol: Protocol::Tcp,
@@ -153,7 +153,7 @@ mod tests {
         };
         let holders = [("10.87.2.52".parse().unwrap(), "node-b".to_owned())].into();
         let want = "\
-node-a · in sync 2s ago · keepalived active · 1 virtual servers, 4 real servers, as planned
+node-a · in sync 2s ago · keepalived active · 1 virtual server, 4 real servers, as planned
 
 VIP         HOLDER         FOR  SERVICE        FRONTEND  MODE  READY
 10.87.2.50  node-a (here)  3m   default/nginx  tcp 80    nat   4 of 5

@@ -97,9 +97,13 @@ impl Core {
         let before = self.owned.len();
         let facts = &self.facts;
         let keepalived = &self.keepalived_vips;
-        let in_table: BTreeSet<IpAddr> = self.table.iter().flatten().map(|(frontend, _)| frontend.vip).collect();
+        let in_table: BTreeSet<IpAddr> =
+            self.table.iter().flatten().map(|(frontend, _)| frontend.vip).collect();
         self.owned.retain(|vip| {
-            desired.vips.contains_key(vip) || facts.has(*vip) || keepalived.contains(vip) || in_table.contains(vip)
+            desired.vips.contains_key(vip)
+                || facts.has(*vip)
+                || keepalived.contains(vip)
+                || in_table.contains(vip)
         });
         self.owned.len() != before
     }

@@ -53,7 +53,9 @@ fn tempfile_in(folder: &Path) -> std::io::Result<(PathBuf, std::fs::File)> {
 
 impl super::pass::Ledger for Ledger {
     fn save(&self, owned: &BTreeSet<IpAddr>) -> Result<(), Finding> {
-        let said = |error: &anyhow::Error| Finding::new(self.path.display(), format!("cannot be written: {error:#}"));
+        let said = |error: &anyhow::Error| {
+            Finding::new(self.path.display(), format!("cannot be written: {error:#}"))
+        };
         self.write(owned).map_err(|error| said(&error).mend("check the disk and the unit's StateDirectory"))
     }
 }

@@ -23,7 +23,8 @@ impl Members {
     /// The addresses of those that left less than [`KEPT`] ago.
     pub fn leaving(&mut self, snapshot: &Snapshot, settings: &Settings, now: Instant) -> BTreeSet<IpAddr> {
         let selector = &settings.vrrp.members;
-        let member = |labels: &BTreeMap<String, String>| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
+        let member =
+            |labels: &BTreeMap<String, String>| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
         let nodes = snapshot.nodes.values().filter(|node| member(&node.labels));
         let present: BTreeSet<IpAddr> = nodes.flat_map(|node| node.addresses.iter().copied()).collect();
         self.last_seen.extend(present.iter().map(|address| (*address, now)));

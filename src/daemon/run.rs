@@ -10,10 +10,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::Ledger;
 use super::admission::Admitted;
 use super::core::Core;
 use super::turn::{Daemon, Inputs, Outputs};
-use super::Ledger;
 use crate::config::{self, Settings, Sources};
 use crate::health::{self, Targets};
 use crate::host::Kernel;
@@ -40,16 +40,16 @@ pub const SOCKET: &str = "status.sock";
 ///
 /// # Errors
 /// When it cannot begin: settings that are wrong, a host whose network cannot be read.
-pub async fn run(sources: Sources) -> anyhow::Result<()> {
-    let settings = config::load(&sources).map_err(|problems| anyhow::anyhow!(config::join(&problems)))?;
+pub async fn run(sources: &Sources) -> anyhow::Result<()> {
+    let settings = crate::cli::settings(sources)?;
     let paths = Paths::default();
     std::fs::create_dir_all(&paths.run).with_context(|| format!("make {}", paths.run.display()))?;
     std::fs::create_dir_all(&paths.state).with_context(|| format!("make {}", paths.state.display()))?;
-    let mut notifier = Notifier::from_environment();
+    let notifier = Notifier::from_env();
     notifier.status("starting");
     let mut feeds = Feeds::start(&settings, &paths).await?;
     let mut daemon = feeds.daemon(settings, &paths)?;
-    turn_until_stopped(&sources, &mut daemon, &mut feeds, &mut notifier).await
+    turn_until_stopped(sources, &mut daemon, &mut feeds, &notifier).await
 }
 
 /// Every event, one at a time; each is followed by one turn.
@@ -57,7 +57,7 @@ async fn turn_until_stopped(
     sources: &Sources,
     daemon: &mut Daemon<Kernel, Ledger>,
     feeds: &mut Feeds,
-    notifier: &mut Notifier,
+    notifier: &Notifier,
 ) -> anyhow::Result<()> {
     let mut hang_up = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -66,6 +66,7 @@ async fn turn_until_stopped(
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let started = Instant::now();
     let mut ready = false;
+    let mut told = String::new();
     let mut watchdog = Watchdog::new(notifier);
     loop {
         tokio::select! {
@@ -80,7 +81,11 @@ async fn turn_until_stopped(
             _ = interrupt.recv() => break,
         }
         daemon.turn(Instant::now().into_std()).await;
-        notifier.status(&daemon.outputs.status.borrow().summary);
+        let summary = daemon.outputs.status.borrow().summary.clone();
+        if summary != told {
+            notifier.status(&summary);
+            told = summary;
+        }
         if !ready && (daemon.has_passed() || started.elapsed() >= READY_LIMIT) {
             ready = true;
             notifier.ready();
@@ -125,10 +130,12 @@ impl Watchdog {
         }
         match feeds.stalled() {
             None => {
-                notifier.watchdog();
+                notifier.alive();
                 self.last = Instant::now();
             }
-            Some(name) => warn!(loop_name = name, "a loop does not turn; systemd will restart kvip unless it does soon"),
+            Some(name) => {
+                warn!(loop_name = name, "a loop does not turn; systemd will restart kvip unless it does soon")
+            }
         }
     }
 }
@@ -152,7 +159,7 @@ impl Feeds {
         Ok(Self {
             cluster: kube::spawn(settings.cluster.clone()),
             dead: health::spawn(&own, probed, settings.balancing.probe_port),
-            keepalived: keepalived::driver::spawn(wanted, facts.clone(), paths.clone()),
+            keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::Unit::new()),
             facts,
             wants,
             targets,
@@ -186,7 +193,16 @@ impl Feeds {
         let outputs = Outputs { keepalived: self.wants.clone(), targets: self.targets.clone(), status };
         let snapshot = paths.state.join(SNAPSHOT);
         let admitted = admitted(&snapshot);
-        Ok(Daemon::new(core, Kernel::default(), ledger, paths.clone(), snapshot, admitted, self.inputs(), outputs))
+        Ok(Daemon::new(
+            core,
+            Kernel::default(),
+            ledger,
+            paths.clone(),
+            snapshot,
+            admitted,
+            self.inputs(),
+            outputs,
+        ))
     }
 
     /// Starts anew the feeds whose settings changed.

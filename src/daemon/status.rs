@@ -10,7 +10,7 @@ use super::core::Core;
 use super::pass::Outcome;
 use crate::config::Mode;
 use crate::derive::Desired;
-use crate::model::{Family, Finding};
+use crate::model::Finding;
 use crate::report::status::{Cluster, Frontend, SCHEMA, Status, Vip};
 
 /// When each VIP came to this host, or was found not to be here.
@@ -19,7 +19,12 @@ pub struct Since(BTreeMap<IpAddr, (bool, Instant)>);
 
 impl Since {
     /// Takes note of which of the wanted VIPs are here; gives those that came and those that went.
-    pub fn note(&mut self, vips: impl Iterator<Item = IpAddr>, here: &BTreeSet<IpAddr>, now: Instant) -> Moves {
+    pub fn note(
+        &mut self,
+        vips: impl Iterator<Item = IpAddr>,
+        here: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Moves {
         let mut moves = Moves::default();
         let mut after = BTreeMap::new();
         for vip in vips {
@@ -110,7 +115,8 @@ pub fn status(core: &Core, facts: Facts, now: Instant) -> Status {
 /// One line in plain words, as `systemctl status kvip` shows it.
 fn summary(facts: &Facts, desired: &Desired, here: &BTreeSet<IpAddr>) -> String {
     let Some(outcome) = facts.outcome else {
-        let why = facts.cluster.problem.as_deref().unwrap_or("waiting for the API server's first complete answer");
+        let why =
+            facts.cluster.problem.as_deref().unwrap_or("waiting for the API server's first complete answer");
         return format!("degraded: {why}; nothing is known of the cluster yet");
     };
     let held = desired.vips.keys().filter(|vip| here.contains(vip)).count();
@@ -120,10 +126,16 @@ fn summary(facts: &Facts, desired: &Desired, here: &BTreeSet<IpAddr>) -> String 
         return format!("degraded: {problem}; {text}");
     }
     if let Some(problem) = &facts.cluster.problem {
-        let since = facts.cluster.contact_seconds_ago.map_or(String::new(), |s| format!(" for {}", crate::cli::age(s)));
+        let since = facts.cluster.contact_seconds_ago.map_or(String::new(), |s| {
+            format!(" for {}", crate::cli::style::age(std::time::Duration::from_secs(s)))
+        });
         return format!("degraded: {problem}{since}, serving the last known state; {text}");
     }
-    text.push_str(if facts.cluster.held.is_some() { "; a new state waits for `kvip accept`" } else { "; in sync" });
+    text.push_str(if facts.cluster.held.is_some() {
+        "; a new state waits for `kvip accept`"
+    } else {
+        "; in sync"
+    });
     if facts.drained {
         text.push_str("; drained");
     }
@@ -164,9 +176,4 @@ pub fn list(vips: &[IpAddr]) -> String {
         0..=2 => shown.join(" and "),
         count => format!("{} and {} more", shown.join(", "), count - 2),
     }
-}
-
-/// The families that have an instance, for the log.
-pub fn families(desired: &Desired) -> Vec<Family> {
-    desired.keepalived.instances.iter().map(|instance| instance.family).collect()
 }

@@ -184,7 +184,8 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
                 wants.send_if_modified(|last| replace(last, Some(desired.keepalived.clone())));
             }
         };
-        let outcome = pass(&mut self.core, &mut self.applied, &mut self.host, &self.ledger, switch, now).await;
+        let outcome =
+            pass(&mut self.core, &mut self.applied, &mut self.host, &self.ledger, switch, now).await;
         let Some(outcome) = outcome else { return };
         self.outputs.targets.send_if_modified(|last| replace(last, outcome.desired.probed.clone()));
         self.outcome = Some(outcome);
@@ -255,8 +256,10 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             all.extend(outcome.problems.iter().cloned());
             all.extend(outcome.desired.findings.iter().cloned());
         }
-        all.extend(self.core.snapshot.iter().flat_map(|snapshot| snapshot.skipped.values().flatten().cloned()));
-        all.extend(keepalived.finding());
+        all.extend(
+            self.core.snapshot.iter().flat_map(|snapshot| snapshot.skipped.values().flatten().cloned()),
+        );
+        all.extend(keepalived.problem.clone());
         if let Some(held) = self.admitted.held() {
             all.push(Finding::new("cluster", held.to_string()).mend("kvip accept"));
         }
@@ -269,7 +272,9 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     fn cluster(&self, now: Instant) -> Cluster {
         let contact = self.inputs.contact.borrow();
         Cluster {
-            contact_seconds_ago: contact.last_ok.map(|last| now.saturating_duration_since(last.into_std()).as_secs()),
+            contact_seconds_ago: contact
+                .last_ok
+                .map(|last| now.saturating_duration_since(last.into_std()).as_secs()),
             problem: contact.problem.as_ref().map(ToString::to_string),
             held: self.admitted.held().map(ToString::to_string),
             held_id: self.admitted.held().map(|held| held.id.clone()),
@@ -287,10 +292,18 @@ fn replace<T: PartialEq>(last: &mut T, new: T) -> bool {
 
 fn log_moves(moves: &Moves) {
     if !moves.came.is_empty() {
-        info!(vips = moves.came.len(), "group vips: now holder (VRRP moved {} here)", status::list(&moves.came));
+        info!(
+            vips = moves.came.len(),
+            "group vips: now holder (VRRP moved {} here)",
+            status::list(&moves.came)
+        );
     }
     if !moves.went.is_empty() {
-        info!(vips = moves.went.len(), "group vips: no longer holder ({} left this host)", status::list(&moves.went));
+        info!(
+            vips = moves.went.len(),
+            "group vips: no longer holder ({} left this host)",
+            status::list(&moves.went)
+        );
     }
 }
 

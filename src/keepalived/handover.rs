@@ -52,6 +52,19 @@ pub enum Outcome {
     },
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotHolder => f.write_str("this node held no VIP"),
+            Self::Left { after } => write!(f, "another node took over after {:.1} s", after.as_secs_f32()),
+            Self::Alone { waited, serving, .. } => {
+                let end = if *serving { "this node goes on serving" } else { "this node let go of the VIPs" };
+                write!(f, "no other node took over within {:.1} s; {end}", waited.as_secs_f32())
+            }
+        }
+    }
+}
+
 /// Why a hand-over could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum HandOverError {

@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod check;
+pub mod cleanup;
 pub mod driver;
 pub mod files;
 pub mod handover;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 pub use binary::{build, keepalived_accepts};
 pub use check::{Refusal, check};
+pub use cleanup::cleanup;
 pub use driver::spawn;
 pub use handover::hand_over;
 pub use parse::{is_ours, vips_in};

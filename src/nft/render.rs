@@ -94,7 +94,12 @@ fn sets(ruleset: &Ruleset, family: Family) -> String {
     let tuples: Vec<_> = frontends().map(|f| format!("{} . {} . {}", f.vip, f.protocol, f.port)).collect();
     let vips: BTreeSet<IpAddr> = frontends().map(|frontend| frontend.vip).collect();
     let addresses: Vec<_> = vips.iter().map(IpAddr::to_string).collect();
-    let refused = ruleset.closed.iter().filter(|vip| Family::of(**vip) == family).map(IpAddr::to_string).collect::<Vec<_>>();
+    let refused = ruleset
+        .closed
+        .iter()
+        .filter(|vip| Family::of(**vip) == family)
+        .map(IpAddr::to_string)
+        .collect::<Vec<_>>();
     let pods = networks(ruleset.local_pods.iter().filter(|network| Family::of(network.addr()) == family));
 
     set(&format!("frontends{number}"), &tuple, &tuples)

@@ -134,13 +134,18 @@ async fn answer(mut stream: UnixStream, document: Vec<u8>) -> std::io::Result<()
 /// # Errors
 /// When nobody listens, or what answers is not kvip of this schema.
 pub async fn ask(path: &Path) -> anyhow::Result<Status> {
-    let mut stream = UnixStream::connect(path).await.with_context(|| format!("connect to {}", path.display()))?;
+    let mut stream =
+        UnixStream::connect(path).await.with_context(|| format!("connect to {}", path.display()))?;
     let mut document = Vec::new();
     tokio::time::timeout(READER_LIMIT, stream.read_to_end(&mut document))
         .await
         .context("wait for the daemon's answer")?
         .context("read the daemon's answer")?;
     let status: Status = serde_json::from_slice(&document).context("understand the daemon's answer")?;
-    anyhow::ensure!(status.schema == SCHEMA, "the daemon speaks schema {}, this kvip {SCHEMA}", status.schema);
+    anyhow::ensure!(
+        status.schema == SCHEMA,
+        "the daemon speaks schema {}, this kvip {SCHEMA}",
+        status.schema
+    );
     Ok(status)
 }

@@ -20,7 +20,10 @@ pub async fn renew(client: &Client, spec: &NodeSpec) -> anyhow::Result<()> {
     nodes.patch(spec.name, &apply, &Patch::Apply(object(spec))).await.context("register the Node")?;
     // Not applied but merged: an apply takes two addresses of one type for a duplicate.
     let status = Patch::Merge(status(spec));
-    nodes.patch_status(spec.name, &PatchParams::default(), &status).await.context("write the Node's status")?;
+    nodes
+        .patch_status(spec.name, &PatchParams::default(), &status)
+        .await
+        .context("write the Node's status")?;
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {"name": spec.name, "namespace": "kube-node-lease"},
