@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use figment::Figment;
+use figment::providers::{Format as _, Toml};
 use serde::Serialize;
 
 use super::{Exit, Global, SettingsArgs, style};
@@ -27,12 +29,12 @@ use crate::snapshot::{Snapshot, files, kube};
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
 /// Settings and host facts of a folder, beside its manifests.
 const FOLDER_SETTINGS: &str = "config.toml";
-const FOLDER_HOST: &str = "host.yaml";
+const FOLDER_HOST: &str = "host.toml";
 
 /// Arguments of `kvip plan`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A folder of manifests to plan for instead of the cluster; its config.toml and host.yaml, if there, stand for the
+    /// A folder of manifests to plan for instead of the cluster; its config.toml and host.toml, if there, stand for the
     /// settings and this host.
     pub folder: Option<PathBuf>,
     /// Print the file or the rules that would be written instead of the changes.
@@ -117,7 +119,8 @@ async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
 
 fn read_facts(path: &Path) -> anyhow::Result<HostFacts> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    serde_saphyr::from_str(&text).with_context(|| format!("understand {} as host facts", path.display()))
+    let facts = Figment::from(Toml::string(&text)).extract();
+    facts.with_context(|| format!("understand {} as host facts", path.display()))
 }
 
 /// Plans for this host and its cluster.

@@ -106,7 +106,7 @@ async fn apply<H: Host>(
     if failed.is_empty() && applied.ruleset.as_ref() != Some(&nft::fingerprint(&plan.ruleset)) {
         match host.set_ruleset(&plan.ruleset).await {
             Ok(fingerprint) => {
-                info!(frontends = plan.ruleset.frontends.len(), "nftables table inet kvip written");
+                info!("nftables table inet kvip written, {} frontends", plan.ruleset.frontends.len());
                 applied.ruleset = Some(fingerprint);
             }
             Err(finding) => failed.push(finding),
@@ -141,7 +141,7 @@ async fn change<H: Host>(core: &mut Core, host: &mut H, commands: &[Command]) ->
 async fn remove_strays<H: Host>(host: &mut H, decision: &Decision) -> Vec<Finding> {
     let mut failed = Vec::new();
     for address in &decision.strays {
-        warn!(address = %address.ip, link = %address.link, "removing a VIP that keepalived left behind");
+        warn!(vip = %address.ip, "removing {} from {}: keepalived left it behind", address.ip, address.link);
         failed.extend(host.remove_address(address).await.err());
     }
     failed

@@ -1,7 +1,7 @@
 //! `kvip run`: starts what feeds the loop, and turns it until told to stop.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -48,7 +48,7 @@ pub async fn run(sources: &Sources) -> anyhow::Result<()> {
     let notifier = Notifier::from_env();
     notifier.status("starting");
     let mut feeds = Feeds::start(&settings, &paths).await?;
-    let mut daemon = feeds.daemon(settings, &paths)?;
+    let mut daemon = feeds.daemon(settings, &paths);
     turn_until_stopped(sources, &mut daemon, &mut feeds, &notifier).await
 }
 
@@ -134,7 +134,10 @@ impl Watchdog {
                 self.last = Instant::now();
             }
             Some(name) => {
-                warn!(loop_name = name, "a loop does not turn; systemd will restart kvip unless it does soon")
+                warn!(
+                    loop_name = name,
+                    "a loop does not turn; systemd will restart kvip unless it does soon"
+                );
             }
         }
     }
@@ -176,7 +179,7 @@ impl Feeds {
         }
     }
 
-    fn daemon(&self, settings: Settings, paths: &Paths) -> anyhow::Result<Daemon<Kernel, Ledger>> {
+    fn daemon(&self, settings: Settings, paths: &Paths) -> Daemon<Kernel, Ledger> {
         let ledger = Ledger::new(&paths.state);
         let owned = ledger.load().unwrap_or_else(|error| {
             error!("{error:#}; VIPs that an earlier run owned and nobody asks for now are left as they are");
@@ -193,7 +196,7 @@ impl Feeds {
         let outputs = Outputs { keepalived: self.wants.clone(), targets: self.targets.clone(), status };
         let snapshot = paths.state.join(SNAPSHOT);
         let admitted = admitted(&snapshot);
-        Ok(Daemon::new(
+        Daemon::new(
             core,
             Kernel::default(),
             ledger,
@@ -202,7 +205,7 @@ impl Feeds {
             admitted,
             self.inputs(),
             outputs,
-        ))
+        )
     }
 
     /// Starts anew the feeds whose settings changed.
@@ -224,7 +227,7 @@ impl Feeds {
 }
 
 /// The state that an earlier run saved.
-fn admitted(path: &PathBuf) -> Admitted {
+fn admitted(path: &Path) -> Admitted {
     match saved::load(path) {
         Ok(Some(snapshot)) => Admitted::saved(snapshot),
         Ok(None) => Admitted::default(),

@@ -180,7 +180,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         // While the pass changes the core, the answer is that of before: keep what is held until another has it.
         let holding = self.weights.holding(&self.core, now);
         let switch = |desired: &Desired| {
-            if !(holding && !weights::is_member(desired)) {
+            if !holding || weights::is_member(desired) {
                 wants.send_if_modified(|last| replace(last, Some(desired.keepalived.clone())));
             }
         };
@@ -214,7 +214,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let vrid = self.core.settings.vrrp.vrid;
         match keepalived::weight::write(&self.paths, vrid, wanted) {
             Ok(()) => {
-                info!(vrid = %vrid, before = current, weight = wanted, "weight set");
+                info!(vrid = %vrid, "weight of VRID {vrid} is now {wanted}");
                 Some(wanted)
             }
             Err(error) => {
@@ -232,8 +232,12 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let keepalived = self.inputs.keepalived.borrow().clone();
         let findings = self.all_findings(&keepalived);
         let (came, went) = news(&self.findings, &findings);
-        came.iter().for_each(|finding| warn!(subject = finding.subject, mend = finding.mend, "{finding}"));
-        went.iter().for_each(|finding| info!(subject = finding.subject, "no longer so: {finding}"));
+        for finding in came {
+            warn!(subject = finding.subject, mend = finding.mend, "{finding}");
+        }
+        for finding in went {
+            info!(subject = finding.subject, "no longer so: {finding}");
+        }
         self.findings.clone_from(&findings);
         let facts = status::Facts {
             outcome: self.outcome.as_ref(),
