@@ -42,10 +42,12 @@
 //! [`model`], [`snapshot`], `derive`, `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`] and [`net`],
 //! then `daemon`, the one loop that joins them.
 
+pub mod cli;
 pub mod config;
 pub mod ipvs;
 pub mod keepalived;
 pub mod model;
 pub mod net;
 pub mod nft;
+pub mod report;
 pub mod snapshot;

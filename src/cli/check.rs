@@ -1,0 +1,284 @@
+//! `kvip check`: is the configuration right, and does this host have what it names.
+//!
+//! Reads files only; asks neither the cluster nor the kernel for more than whether something is there.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kube::config::Kubeconfig;
+use serde_json::{Value, json};
+
+use super::style::{self, Style};
+use super::{Exit, Global, SettingsArgs};
+use crate::config::{Loaded, Problem, Settings, effective, load_with_origins};
+use crate::model::Finding;
+
+/// Where programs are looked for, as systemd looks for them.
+const PROGRAM_FOLDERS: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// A program that kvip runs, and the package that brings it.
+type Program = (&'static str, &'static str);
+
+const PROGRAMS: [Program; 2] = [("keepalived", "keepalived"), ("nft", "nftables")];
+
+/// What was found on the host; a text says what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct HostView {
+    kubeconfig: Result<(), String>,
+    /// Whether the interface that the settings name is there; true when they name none.
+    interface: bool,
+    /// Those of [`PROGRAMS`] that are not installed.
+    missing: Vec<Program>,
+    ip_vs: bool,
+}
+
+/// Checks the settings and looks at the host.
+pub(super) fn run(args: &SettingsArgs, global: &Global) -> anyhow::Result<Exit> {
+    let result = load_with_origins(&args.sources(global));
+    let findings = result.as_ref().map(|loaded| findings(&loaded.settings, &look(&loaded.settings)));
+    let fine = findings.as_ref().is_ok_and(Vec::is_empty);
+    let findings = findings.unwrap_or_default();
+    if global.json {
+        style::print(&format!("{}\n", serde_json::to_string_pretty(&as_json(&result, &findings))?))?;
+    } else {
+        style::print(&as_text(&result, &findings, Style::stdout()))?;
+    }
+    Ok(if fine { Exit::Fine } else { Exit::Mend })
+}
+
+fn look(settings: &Settings) -> HostView {
+    let interface = settings.node.interface.as_ref();
+    HostView {
+        kubeconfig: kubeconfig(&settings.cluster.kubeconfig),
+        interface: interface.is_none_or(|name| Path::new("/sys/class/net").join(name).exists()),
+        missing: PROGRAMS.into_iter().filter(|(name, _)| !has_program(name)).collect(),
+        ip_vs: Path::new("/proc/net/ip_vs").exists(),
+    }
+}
+
+/// Whether the kubeconfig can be read and names a context of its own; whether it lets anyone in is for the API to say.
+fn kubeconfig(path: &Path) -> Result<(), String> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err("not there".into()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err("no permission to read it; run this as root".into());
+        }
+        Err(error) => return Err(format!("cannot be read: {error}")),
+        Ok(_) => {}
+    }
+    let config = Kubeconfig::read_from(path).map_err(|error| one_line(&error.to_string()))?;
+    let current = config.current_context.ok_or("has no current-context")?;
+    if config.contexts.iter().any(|context| context.name == current) {
+        Ok(())
+    } else {
+        Err(format!("its current-context \"{current}\" is not among its contexts"))
+    }
+}
+
+fn has_program(name: &str) -> bool {
+    PROGRAM_FOLDERS.iter().any(|folder| PathBuf::from(folder).join(name).is_file())
+}
+
+/// What has to be mended on the host, most important first.
+fn findings(settings: &Settings, view: &HostView) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Err(text) = &view.kubeconfig {
+        findings.push(
+            Finding::new(settings.cluster.kubeconfig.display(), text)
+                .mend("put the kubeconfig with which kvip reads the cluster there"),
+        );
+    }
+    if let (false, Some(name)) = (view.interface, &settings.node.interface) {
+        findings.push(
+            Finding::new(name, "node.interface names it, but this host has none so called").mend("ip link"),
+        );
+    }
+    for (program, package) in &view.missing {
+        let mend = format!("apt install {package}, or dnf install {package}");
+        findings.push(Finding::new(program, "not installed").mend(mend));
+    }
+    if !view.ip_vs {
+        findings.push(Finding::new("ip_vs", "the kernel module is not loaded").mend("modprobe ip_vs"));
+    }
+    findings
+}
+
+fn as_text(result: &Result<Loaded, Vec<Problem>>, findings: &[Finding], style: Style) -> String {
+    let loaded = match result {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            let head = format!("configuration is wrong: {}", style::count(problems.len(), "problem"));
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            return format!("{}\n\n{}\n", style.bad(&head), lines.join("\n"));
+        }
+    };
+    let rows: Vec<[String; 3]> = effective(&loaded.settings)
+        .into_iter()
+        .map(|(key, value)| {
+            let origin = loaded.origins.get(key).map(String::as_str).unwrap_or_default();
+            [key.to_owned(), words(key, &value), style.faint(origin)]
+        })
+        .collect();
+    let head = style.good("configuration is right");
+    let mut text = format!("{head}\n\n{}", style::indent(&style::table(&rows), 2));
+    if !findings.is_empty() {
+        let rows: Vec<[&str; 2]> = findings
+            .iter()
+            .flat_map(|finding| {
+                let mend = finding.mend.as_deref().map(|mend| ["", mend]);
+                [Some([finding.subject.as_str(), finding.text.as_str()]), mend].into_iter().flatten()
+            })
+            .collect();
+        let head = style.bad("to mend on this host");
+        let _ = write!(text, "\n{head}\n{}", style::indent(&style::table(&rows), 2));
+    }
+    text
+}
+
+/// A value as a person would say it.
+fn words(key: &str, value: &Value) -> String {
+    match value {
+        Value::Null => "found when kvip starts".to_owned(),
+        Value::String(text) if text.is_empty() && key == "vrrp.members" => "all nodes".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() => "none".to_owned(),
+        Value::Array(list) => list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+fn as_json(result: &Result<Loaded, Vec<Problem>>, findings: &[Finding]) -> Value {
+    let problems: Vec<Value> = result.as_ref().err().into_iter().flatten().map(problem_json).collect();
+    let settings: BTreeMap<&str, Value> = result.as_ref().map(settings_json).unwrap_or_default();
+    json!({
+        "schema": "kvip.check.v1",
+        "right": result.is_ok(),
+        "problems": problems,
+        "settings": settings,
+        "findings": findings,
+    })
+}
+
+/// Each key's value and, unless it is the default, where it came from.
+fn settings_json(loaded: &Loaded) -> BTreeMap<&'static str, Value> {
+    let with_origin = |(key, value)| (key, json!({"value": value, "origin": loaded.origins.get(key)}));
+    effective(&loaded.settings).into_iter().map(with_origin).collect()
+}
+
+/// A problem's parts, and the line that a person would read.
+fn problem_json(problem: &Problem) -> Value {
+    let Problem { file, line, column, subject, found, text } = problem;
+    json!({
+        "file": file, "line": line, "column": column, "subject": subject, "found": found, "text": text,
+        "message": problem.to_string(),
+    })
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::Sources;
+
+    fn loaded(variables: &[(&str, &str)]) -> Result<Loaded, Vec<Problem>> {
+        let env = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let sources = Sources {
+            file: "/nowhere/config.toml".into(),
+            drop_ins: "/nowhere".into(),
+            env,
+            flags: Vec::new(),
+        };
+        load_with_origins(&sources)
+    }
+
+    const GOOD: HostView = HostView { kubeconfig: Ok(()), interface: true, missing: Vec::new(), ip_vs: true };
+
+    #[test]
+    fn right_settings_are_shown_with_their_origins() {
+        let result = loaded(&[("KVIP_VIPS__ALLOWED", "10.87.2.0/24,fd00::/64"), ("KVIP_VRRP__VRID", "51")]);
+        let text = as_text(&result, &[], Style::PLAIN);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["configuration is right", ""]);
+        for line in [
+            "  node.name               found when kvip starts",
+            "  vips.allowed            10.87.2.0/24, fd00::/64  KVIP_VIPS__ALLOWED",
+            "  vrrp.vrid               51                       KVIP_VRRP__VRID",
+            "  vrrp.members            all nodes",
+            "  cluster.service_ranges  none",
+        ] {
+            assert!(lines.contains(&line), "{line:?} in\n{text}");
+        }
+        let json = as_json(&result, &[]);
+        assert_eq!(json["schema"], "kvip.check.v1");
+        assert_eq!(json["right"], true);
+        assert_eq!(json["settings"]["vrrp.vrid"], json!({"value": 51, "origin": "KVIP_VRRP__VRID"}));
+        assert_eq!(json["settings"]["vrrp.advert"], json!({"value": "250ms", "origin": null}));
+    }
+
+    #[test]
+    fn wrong_settings_are_listed() {
+        let result = loaded(&[("KVIP_VIPS__ALLOWED", "10.87.2.0/24"), ("KVIP_VRRP__ADVERT", "3ms")]);
+        let expected = "configuration is wrong: 1 problem\n\nKVIP_VRRP__ADVERT = 3ms: 10ms to 10s\n";
+        assert_eq!(as_text(&result, &[], Style::PLAIN), expected);
+        let problem = json!({
+            "file": null, "line": null, "column": null, "subject": "KVIP_VRRP__ADVERT", "found": "3ms",
+            "text": "10ms to 10s", "message": "KVIP_VRRP__ADVERT = 3ms: 10ms to 10s",
+        });
+        let expected = json!({
+            "schema": "kvip.check.v1", "right": false, "problems": [problem], "settings": {}, "findings": [],
+        });
+        assert_eq!(as_json(&result, &[]), expected);
+    }
+
+    #[test]
+    fn the_host_must_have_what_is_named() {
+        let result = loaded(&[("KVIP_VIPS__ALLOWED", "10.87.2.0/24"), ("KVIP_NODE__INTERFACE", "ens18")]);
+        let settings = result.as_ref().map(|loaded| &loaded.settings).unwrap();
+        assert_eq!(findings(settings, &GOOD), []);
+        let view = HostView {
+            kubeconfig: Err("not there".into()),
+            interface: false,
+            missing: vec![PROGRAMS[1]],
+            ip_vs: false,
+        };
+        let text = as_text(&result, &findings(settings, &view), Style::PLAIN);
+        let expected = "
+to mend on this host
+  /etc/kvip/kubeconfig  not there
+                        put the kubeconfig with which kvip reads the cluster there
+  ens18                 node.interface names it, but this host has none so called
+                        ip link
+  nft                   not installed
+                        apt install nftables, or dnf install nftables
+  ip_vs                 the kernel module is not loaded
+                        modprobe ip_vs
+";
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn kubeconfig_says_what_is_wrong_with_it() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("kubeconfig");
+        assert_eq!(kubeconfig(&path), Err("not there".into()));
+        fs::write(&path, "apiVersion: v1\nkind: Config\n").unwrap();
+        assert_eq!(kubeconfig(&path), Err("has no current-context".into()));
+        fs::write(&path, "current-context: a\n").unwrap();
+        assert_eq!(kubeconfig(&path), Err("its current-context \"a\" is not among its contexts".into()));
+        fs::write(&path, "current-context: a\ncontexts: [{name: a, context: {cluster: c}}]\n").unwrap();
+        assert_eq!(kubeconfig(&path), Ok(()));
+        fs::write(&path, "current-context: [\n").unwrap();
+        assert!(kubeconfig(&path).is_err_and(|text| !text.contains('\n')));
+    }
+}

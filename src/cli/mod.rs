@@ -1,0 +1,142 @@
+//! The command line: which commands there are, what they share, and how they end.
+//!
+//! Each command lives in a file of its own with a `run` that returns an [`Exit`]. Nothing here knows how a cluster or a
+//! host is asked.
+
+mod check;
+mod overview;
+pub mod style;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{CONFIG_FILE, Sources};
+
+/// Virtual IP addresses for bare-metal Kubernetes that outlive any node.
+#[derive(Debug, Parser)]
+#[command(name = "kvip", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do; an overview when none is given.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The settings' file; its drop-ins are in config.d beside it
+    #[arg(long, global = true, value_name = "PATH", default_value = CONFIG_FILE)]
+    pub config: PathBuf,
+    /// Print JSON in place of text
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The commands, in the order of the help.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Is the configuration right
+    Check(SettingsArgs),
+}
+
+/// What commands take that read the settings.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SettingsArgs {
+    /// A setting that wins over files and environment; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = key_and_value)]
+    pub set: Vec<(String, String)>,
+}
+
+impl SettingsArgs {
+    /// Where the settings come from, these flags among it.
+    pub fn sources(&self, global: &Global) -> Sources {
+        Sources { flags: self.set.clone(), ..Sources::of_file(&global.config) }
+    }
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 fine, 1 something to mend, 2 wrong usage, 3 could not ask";
+
+/// How a command ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: all is well.
+    Fine,
+    /// 1: the command worked and found something to mend.
+    Mend,
+    /// 2: wrong usage; clap exits so by itself.
+    Usage,
+    /// 3: what the command needs to ask or to change did not answer.
+    CouldNotAsk,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Fine => 0,
+            Exit::Mend => 1,
+            Exit::Usage => 2,
+            Exit::CouldNotAsk => 3,
+        })
+    }
+}
+
+/// Parses the command line and runs it; an error is told on standard error and ends in [`Exit::CouldNotAsk`].
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        None => overview::run(&cli.global),
+        Some(Command::Check(args)) => check::run(args, &cli.global),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("kvip: {error:#}");
+            Exit::CouldNotAsk.into()
+        }
+    }
+}
+
+/// Splits `section.key=value`.
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').map(|(key, value)| (key.trim(), value));
+    pair.filter(|(key, _)| !key.is_empty())
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| "section.key=value is wanted, as in vrrp.vrid=51".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_sources() {
+        let words = ["kvip", "check", "--config", "/x/kvip.toml", "--set", "vrrp.members=a=b"];
+        let cli = Cli::try_parse_from(words).unwrap();
+        let Some(Command::Check(args)) = &cli.command else { panic!("check is wanted") };
+        let sources = args.sources(&cli.global);
+        assert_eq!(sources.file, PathBuf::from("/x/kvip.toml"));
+        assert_eq!(sources.drop_ins, PathBuf::from("/x/config.d"));
+        assert_eq!(sources.flags, [("vrrp.members".to_owned(), "a=b".to_owned())]);
+    }
+
+    #[test]
+    fn wrong_usage_is_2() {
+        for words in
+            [["kvip", "frobnicate", ""], ["kvip", "check", "--set=vrid"], ["kvip", "check", "--set==1"]]
+        {
+            assert_eq!(Cli::try_parse_from(words).unwrap_err().exit_code(), 2, "{words:?}");
+        }
+    }
+}

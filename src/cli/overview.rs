@@ -1,0 +1,157 @@
+//! `kvip` alone: what this is, which commands there are, and the next step.
+
+use std::path::Path;
+
+use clap::CommandFactory;
+use serde::Serialize;
+
+use super::style::{self, Style};
+use super::{Cli, Exit, Global};
+use crate::config::{Problem, Settings, Sources, load};
+
+/// What the overview tells; its JSON form is this, under a schema's name.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Overview {
+    schema: &'static str,
+    version: &'static str,
+    node: String,
+    state: State,
+    /// The next thing to do, as one line.
+    next: String,
+}
+
+/// How far the installation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    NotConfigured,
+    Wrong,
+    Configured,
+}
+
+/// Prints the overview; an unfinished installation is something to mend.
+pub(super) fn run(global: &Global) -> anyhow::Result<Exit> {
+    let settings = load(&Sources::of_file(&global.config));
+    let kubeconfig = settings.as_ref().is_ok_and(|settings| is_there(&settings.cluster.kubeconfig));
+    let (state, next) = next_step(&settings, kubeconfig);
+    let overview = Overview {
+        schema: "kvip.overview.v1",
+        version: env!("CARGO_PKG_VERSION"),
+        node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        state,
+        next,
+    };
+    if global.json {
+        style::print(&format!("{}\n", serde_json::to_string_pretty(&overview)?))?;
+    } else {
+        style::print(&text(&overview, Style::stdout()))?;
+    }
+    Ok(if state == State::Configured { Exit::Fine } else { Exit::Mend })
+}
+
+/// Whether the path leads to something; what cannot be looked at may well be there.
+fn is_there(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true)
+}
+
+/// How far the installation is, and what comes next.
+fn next_step(settings: &Result<Settings, Vec<Problem>>, kubeconfig: bool) -> (State, String) {
+    match settings {
+        Err(problems) => match problems.as_slice() {
+            [only] if only.subject.is_none() => (State::NotConfigured, only.to_string()),
+            more => {
+                let number = style::count(more.len(), "problem");
+                (State::Wrong, format!("kvip check     ({number} in the settings)"))
+            }
+        },
+        Ok(settings) if !kubeconfig => {
+            let path = settings.cluster.kubeconfig.display();
+            (State::NotConfigured, format!("put the kubeconfig with which kvip reads the cluster at {path}"))
+        }
+        Ok(_) => (State::Configured, "systemctl enable --now kvip".to_owned()),
+    }
+}
+
+fn text(overview: &Overview, style: Style) -> String {
+    let state = match overview.state {
+        State::NotConfigured => style.warn("not configured yet"),
+        State::Wrong => style.bad("wrongly configured"),
+        State::Configured => style.good("configured"),
+    };
+    let commands: Vec<[String; 2]> = Cli::command()
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+        .map(|command| {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            [style.strong(&format!("kvip {}", command.get_name())), lower_first(&about)]
+        })
+        .collect();
+    format!(
+        "kvip {} on {}: {state}\n\n{}\nnext: {}\n",
+        overview.version,
+        overview.node,
+        style::indent(&style::table(&commands), 2),
+        overview.next
+    )
+}
+
+/// Help texts begin with a capital, lines of a list do not.
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(subject: Option<&str>, text: &str) -> Problem {
+        Problem { subject: subject.map(Into::into), text: text.into(), ..Problem::default() }
+    }
+
+    fn settings() -> Settings {
+        let folder = tempfile::TempDir::new().unwrap();
+        let mut sources = Sources::of_file(folder.path().join("config.toml"));
+        sources.env = vec![("KVIP_VIPS__ALLOWED".into(), "10.87.2.0/24".into())];
+        load(&sources).unwrap()
+    }
+
+    #[test]
+    fn says_the_next_step_of_the_installation() {
+        let missing = Err(vec![problem(None, "not there; write it")]);
+        assert_eq!(next_step(&missing, false), (State::NotConfigured, "not there; write it".into()));
+        let wrong = Err(vec![problem(Some("vrrp.vrid"), "a VRID is 1 to 255")]);
+        assert_eq!(
+            next_step(&wrong, true),
+            (State::Wrong, "kvip check     (1 problem in the settings)".into())
+        );
+        let (state, next) = next_step(&Ok(settings()), false);
+        assert_eq!(state, State::NotConfigured);
+        assert_eq!(next, "put the kubeconfig with which kvip reads the cluster at /etc/kvip/kubeconfig");
+        assert_eq!(
+            next_step(&Ok(settings()), true),
+            (State::Configured, "systemctl enable --now kvip".into())
+        );
+    }
+
+    #[test]
+    fn lists_the_commands() {
+        let overview = Overview {
+            schema: "kvip.overview.v1",
+            version: "0.1.0",
+            node: "node-a".into(),
+            state: State::Configured,
+            next: "x".into(),
+        };
+        let text = text(&overview, Style::PLAIN);
+        assert!(text.starts_with("kvip 0.1.0 on node-a: configured\n\n"), "{text}");
+        assert!(text.contains("  kvip check"), "{text}");
+        assert!(text.contains("  is the configuration right\n"), "{text}");
+        assert!(text.ends_with("\nnext: x\n"), "{text}");
+        let json = serde_json::to_value(&overview).unwrap();
+        let expected = serde_json::json!({
+            "schema": "kvip.overview.v1", "version": "0.1.0", "node": "node-a", "state": "configured", "next": "x",
+        });
+        assert_eq!(json, expected);
+    }
+}

@@ -1,0 +1,4 @@
+//! What kvip tells the host about itself: the journal's lines and systemd's notifications.
+
+pub mod journal;
+pub mod systemd;
