@@ -171,10 +171,10 @@ fn settings_json(loaded: &Loaded) -> BTreeMap<&'static str, Value> {
 
 /// A problem's parts, and the line that a person would read.
 fn problem_json(problem: &Problem) -> Value {
-    let Problem { file, line, column, subject, found, text } = problem;
+    let Problem { file, line, column, subject, found, text, mend } = problem;
     json!({
         "file": file, "line": line, "column": column, "subject": subject, "found": found, "text": text,
-        "message": problem.to_string(),
+        "mend": mend, "message": problem.to_string(),
     })
 }
 
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(as_text(&result, &[], Style::PLAIN), expected);
         let problem = json!({
             "file": null, "line": null, "column": null, "subject": "KVIP_VRRP__ADVERT", "found": "3ms",
-            "text": "10ms to 10s", "message": "KVIP_VRRP__ADVERT = 3ms: 10ms to 10s",
+            "text": "10ms to 10s", "mend": null, "message": "KVIP_VRRP__ADVERT = 3ms: 10ms to 10s",
         });
         let expected = json!({
             "schema": "kvip.check.v1", "right": false, "problems": [problem], "settings": {}, "findings": [],

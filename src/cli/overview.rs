@@ -58,7 +58,9 @@ fn is_there(path: &Path) -> bool {
 fn next_step(settings: &Result<Settings, Vec<Problem>>, kubeconfig: bool) -> (State, String) {
     match settings {
         Err(problems) => match problems.as_slice() {
-            [only] if only.subject.is_none() => (State::NotConfigured, only.to_string()),
+            [Problem { file: Some(file), mend: Some(mend), .. }] => {
+                (State::NotConfigured, format!("in {}, {mend}", file.display()))
+            }
             more => {
                 let number = style::count(more.len(), "problem");
                 (State::Wrong, format!("kvip check     ({number} in the settings)"))
@@ -105,8 +107,8 @@ fn lower_first(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn problem(subject: Option<&str>, text: &str) -> Problem {
-        Problem { subject: subject.map(Into::into), text: text.into(), ..Problem::default() }
+    fn problem(subject: &str, text: &str) -> Problem {
+        Problem { subject: Some(subject.into()), text: text.into(), ..Problem::default() }
     }
 
     fn settings() -> Settings {
@@ -118,9 +120,14 @@ mod tests {
 
     #[test]
     fn says_the_next_step_of_the_installation() {
-        let missing = Err(vec![problem(None, "not there; write it")]);
-        assert_eq!(next_step(&missing, false), (State::NotConfigured, "not there; write it".into()));
-        let wrong = Err(vec![problem(Some("vrrp.vrid"), "a VRID is 1 to 255")]);
+        let missing = Problem {
+            file: Some("/etc/kvip/config.toml".into()),
+            mend: Some("write it".into()),
+            ..problem("vips.allowed", "not set")
+        };
+        let next = "in /etc/kvip/config.toml, write it".to_owned();
+        assert_eq!(next_step(&Err(vec![missing]), false), (State::NotConfigured, next));
+        let wrong = Err(vec![problem("vrrp.vrid", "a VRID is 1 to 255")]);
         assert_eq!(
             next_step(&wrong, true),
             (State::Wrong, "kvip check     (1 problem in the settings)".into())

@@ -18,8 +18,10 @@ pub struct Problem {
     pub subject: Option<String>,
     /// The value found, as it was written.
     pub found: Option<String>,
-    /// What is allowed, or what to do: lower case, no full stop.
+    /// What is wrong, or what is allowed: lower case, no full stop.
     pub text: String,
+    /// What to write, where a setting is missing.
+    pub mend: Option<String>,
 }
 
 impl fmt::Display for Problem {
@@ -38,7 +40,8 @@ impl fmt::Display for Problem {
             }
             f.write_str(": ")?;
         }
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        self.mend.iter().try_for_each(|mend| write!(f, "; {mend}"))
     }
 }
 

@@ -70,41 +70,41 @@ pub fn load(sources: &Sources) -> Result<Settings, Vec<Problem>> {
 /// As [`load`], and tells where each value came from.
 pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Vec<Problem>> {
     let mut problems = Vec::new();
-    let mut layers = vec![Layer::defaults()];
-    let mut missing_file = false;
-    match read(&sources.file) {
-        Ok(Some(layer)) => layers.push(layer),
-        Ok(None) => missing_file = true,
-        Err(problem) => problems.push(*problem),
-    }
-    match drop_ins(&sources.drop_ins) {
-        Ok(paths) => {
-            for path in paths {
-                match read(&path) {
-                    Ok(layer) => layers.extend(layer),
-                    Err(problem) => problems.push(*problem),
-                }
-            }
-        }
-        Err(problem) => problems.push(*problem),
-    }
-    let (environment, unknown) = Layer::environment(&sources.env);
-    layers.push(environment);
-    layers.push(Layer::flags(&sources.flags));
+    let files = files(sources, &mut problems);
     // A file that cannot be read may hold what is missing, so nothing is called missing then.
     let all_read = problems.is_empty();
+    let (environment, mut unknown) = Layer::environment(&sources.env);
+    problems.append(&mut unknown);
 
-    let mut merged = Merged::new(layers);
+    let above = [environment, Layer::flags(&sources.flags)];
+    let layers = [Layer::defaults()].into_iter().chain(files).chain(above);
+    let mut merged = Merged::new(layers.collect());
     let settings = settings(&mut merged);
     problems.append(&mut merged.problems);
-    problems.extend(unknown);
     if all_read && !merged.contains("vips.allowed") {
-        problems.push(missing_allowed(&sources.file, missing_file));
+        problems.push(missing_allowed(&sources.file, !sources.file.exists()));
     }
     match settings {
         Some(settings) if problems.is_empty() => Ok(Loaded { settings, origins: merged.origins }),
         _ => Err(in_order(problems)),
     }
+}
+
+/// The file and its drop-ins, those that can be read.
+fn files(sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Layer> {
+    let mut paths = vec![sources.file.clone()];
+    match drop_ins(&sources.drop_ins) {
+        Ok(found) => paths.extend(found),
+        Err(problem) => problems.push(*problem),
+    }
+    let mut layers = Vec::new();
+    for path in paths {
+        match read(&path) {
+            Ok(layer) => layers.extend(layer),
+            Err(problem) => problems.push(*problem),
+        }
+    }
+    layers
 }
 
 /// All settings, when every value could be read; each section is read whole, so that all problems are noted.
@@ -114,13 +114,26 @@ fn settings(merged: &mut Merged) -> Option<Settings> {
     let allowed = allowed(merged);
     let vrrp = vrrp(merged);
     let balancing = balancing(merged);
-    Some(Settings { cluster: cluster?, node: node?, allowed: allowed?, vrrp: vrrp?, balancing: balancing? })
+    let settings =
+        Settings { cluster: cluster?, node: node?, allowed: allowed?, vrrp: vrrp?, balancing: balancing? };
+    refuse_service_ranges(merged, &settings);
+    Some(settings)
+}
+
+/// A network that lies in a Service range could never give a VIP; one that only overlaps is cut by the range.
+fn refuse_service_ranges(merged: &mut Merged, settings: &Settings) {
+    for (index, network) in settings.allowed.iter().enumerate() {
+        if let Some(range) = settings.cluster.service_ranges.iter().find(|range| range.contains(network)) {
+            let text = format!("no VIP can lie in the Service range {range} of cluster.service_ranges");
+            merged.complain("vips.allowed", Some(index), text);
+        }
+    }
 }
 
 fn allowed(merged: &mut Merged) -> Option<Vec<IpNet>> {
     let allowed = merged.read_list("vips.allowed", NETWORKS_WANTED, values::vip_network)?;
     if allowed.is_empty() {
-        merged.complain("vips.allowed", NONE_ALLOWED);
+        merged.complain("vips.allowed", None, NONE_ALLOWED.to_owned());
         return None;
     }
     Some(allowed)
@@ -211,12 +224,13 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
 }
 
 fn missing_allowed(file: &Path, missing_file: bool) -> Problem {
-    let text = if missing_file {
-        format!("not there; {ALLOWED_MEND}")
-    } else {
-        format!("vips.allowed is not set; {ALLOWED_MEND}")
-    };
-    Problem { file: Some(file.to_owned()), text, ..Problem::default() }
+    let text = if missing_file { "not there" } else { "vips.allowed is not set" };
+    Problem {
+        file: Some(file.to_owned()),
+        text: text.to_owned(),
+        mend: Some(ALLOWED_MEND.to_owned()),
+        ..Problem::default()
+    }
 }
 
 /// Files first, each by line, then variables and flags by name.

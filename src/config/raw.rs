@@ -110,10 +110,13 @@ impl Merged {
         self.figment.contains(key)
     }
 
-    /// Notes a problem with a value that was read; a key that no layer has gets none.
-    pub(super) fn complain(&mut self, key: &str, text: &str) {
+    /// Notes a problem with a value that was read, or with the element `index` of its list.
+    pub(super) fn complain(&mut self, key: &str, index: Option<usize>, text: String) {
         let Some((value, layer)) = self.find(key) else { return };
-        let problem = layer.problem(key, None, Some(layer.render(&value)), text.to_owned());
+        let loose = layer.is_loose();
+        let element = index.and_then(|index| elements(Raw { value: &value, loose })?.into_iter().nth(index));
+        let found = layer.render(element.as_ref().unwrap_or(&value));
+        let problem = layer.problem(key, index, Some(found), text);
         self.problems.push(problem);
     }
 

@@ -248,6 +248,10 @@ fn allowed_networks() {
         "::ffff:10.0.0.0/104",
         "no VIP can lie in ::ffff:0:0/96: IPv4 addresses written as IPv6; write them as IPv4",
     );
+    check(
+        "[cluster]\nservice_ranges = ['10.80.0.0/12', '10.87.2.0/28']",
+        "2: vips.allowed.0 = \"10.87.2.0/24\": no VIP can lie in the Service range 10.80.0.0/12 of cluster.service_ranges",
+    );
     check("[vips.more]\na = 1", "3: unknown key `vips.more`");
 }
 

@@ -33,7 +33,7 @@ pub fn init() {
 
 /// The journal's layer; none when the journal cannot be reached, although standard error leads to it.
 ///
-/// syslog's levels are kept as they are read: info is informational, and notice, their next higher, stays free.
+/// Levels keep their names: the layer's own default makes info a notice and debug informational.
 fn journal_layer() -> Option<tracing_journald::Layer> {
     let priorities =
         PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() };

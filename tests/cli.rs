@@ -1,0 +1,113 @@
+//! The `kvip` program as a person meets it: what it prints, where, and how it exits.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests fail their test")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+const GOOD: &str = "[vips]\nallowed = [\"10.87.2.0/24\"]\n";
+
+/// A folder with a `config.toml`, and `kvip` told to use it.
+struct Host {
+    folder: TempDir,
+}
+
+impl Host {
+    fn new(config: Option<&str>) -> Self {
+        let host = Self { folder: TempDir::new().unwrap() };
+        if let Some(text) = config {
+            fs::write(host.config(), text).unwrap();
+        }
+        host
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("config.toml")
+    }
+
+    fn kvip(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvip"));
+        command.env_clear().arg("--config").arg(self.config()).args(arguments);
+        command
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn alone_it_says_the_next_step() {
+    let host = Host::new(None);
+    let output = host.kvip(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    let out = text(&output.stdout);
+    assert!(out.starts_with(concat!("kvip ", env!("CARGO_PKG_VERSION"), " on ")), "{out}");
+    let next = format!(
+        "next: in {}, write the networks that VIPs may come from under [vips], as in allowed = [\"10.87.2.0/24\"]\n",
+        host.config().display()
+    );
+    assert!(out.ends_with(&next), "{out}");
+    assert!(!out.contains('\u{1b}'), "no colour without a terminal");
+
+    let json: serde_json::Value = serde_json::from_slice(&host.kvip(&["--json"]).stdout).unwrap();
+    assert_eq!(json["schema"], "kvip.overview.v1");
+    assert_eq!(json["state"], "not-configured");
+}
+
+#[test]
+fn check_lists_every_problem() {
+    let host = Host::new(Some(&format!("{GOOD}[vrrp]\nvrid = 256\n")));
+    let output = host.command(&["check", "--set", "vrrp.advert=3ms"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let expected = format!(
+        "configuration is wrong: 2 problems\n\n{}:4: vrrp.vrid = 256: a VRID is 1 to 255\n--set vrrp.advert = 3ms: 10ms to 10s\n",
+        host.config().display()
+    );
+    assert_eq!(text(&output.stdout), expected);
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn check_shows_what_is_in_force() {
+    let host = Host::new(Some(GOOD));
+    let kubeconfig = host.folder.path().join("kubeconfig");
+    let flag = format!("cluster.kubeconfig={}", kubeconfig.display());
+    let output = host.command(&["check", "--set", &flag]).env("KVIP_VRRP__VRID", "51").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "there is no kubeconfig");
+    let out = text(&output.stdout);
+    assert!(out.starts_with("configuration is right\n"), "{out}");
+    assert!(out.lines().any(|line| line.ends_with(" not there")), "{out}");
+    let vrid = out.lines().find(|line| line.contains("vrrp.vrid")).unwrap();
+    assert_eq!(vrid.split_whitespace().collect::<Vec<_>>(), ["vrrp.vrid", "51", "KVIP_VRRP__VRID"]);
+}
+
+#[test]
+fn wrong_usage_exits_2() {
+    let host = Host::new(Some(GOOD));
+    for arguments in [&["chek"][..], &["check", "--set", "vrid"], &["--frobnicate"]] {
+        let output = host.kvip(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(text(&output.stdout), "");
+        assert_ne!(text(&output.stderr), "");
+    }
+    assert_eq!(host.kvip(&["--version"]).status.code(), Some(0));
+    assert_eq!(host.kvip(&["--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    let host = Host::new(Some(GOOD));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = host.command(&["check"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr), "");
+}
