@@ -21,7 +21,7 @@ fn golden_dir() -> PathBuf {
 }
 
 /// Frontends as in `tcp 10.87.2.50 80`.
-fn ruleset(frontends: &[&str], open: &[&str], local_pods: &[&str]) -> Ruleset {
+fn ruleset(frontends: &[&str], closed: &[&str], local_pods: &[&str]) -> Ruleset {
     let frontend = |text: &&str| {
         let words: Vec<&str> = text.split(' ').collect();
         let protocol = match words[0] {
@@ -33,7 +33,7 @@ fn ruleset(frontends: &[&str], open: &[&str], local_pods: &[&str]) -> Ruleset {
     };
     Ruleset {
         frontends: frontends.iter().map(frontend).collect(),
-        open: open.iter().map(|address| address.parse().unwrap()).collect(),
+        closed: closed.iter().map(|address| address.parse().unwrap()).collect(),
         local_pods: local_pods.iter().map(|network| network.parse().unwrap()).collect(),
     }
 }
@@ -42,8 +42,8 @@ fn ruleset(frontends: &[&str], open: &[&str], local_pods: &[&str]) -> Ruleset {
 fn cases() -> Vec<(&'static str, Ruleset)> {
     vec![
         ("nothing", Ruleset::default()),
-        ("tutorial", ruleset(&["tcp 10.87.2.50 80"], &[], &["10.2.4.0/24"])),
-        ("vip-only", ruleset(&[], &["10.87.2.52", "fd00::52"], &["10.2.4.0/24"])),
+        ("tutorial", ruleset(&["tcp 10.87.2.50 80"], &["10.87.2.50"], &["10.2.4.0/24"])),
+        ("without-backends", ruleset(&[], &["10.87.2.52", "fd00::52"], &["10.2.4.0/24"])),
         (
             "both-families",
             ruleset(
@@ -56,13 +56,17 @@ fn cases() -> Vec<(&'static str, Ruleset)> {
                     "tcp fd00::50 80",
                     "udp fd00::5 53",
                 ],
-                &["10.87.2.9"],
+                &["10.87.2.5", "10.87.2.50", "10.87.2.51", "fd00::5", "fd00::50"],
                 &["10.2.4.0/24", "10.2.4.9/32", "10.3.0.7/32", "fd00:2:4::/64", "fd00:3::7/128"],
             ),
         ),
         (
             "every-pod-is-local",
-            ruleset(&["tcp 10.87.2.50 80", "tcp fd00::50 80"], &[], &["0.0.0.0/0", "::/0"]),
+            ruleset(
+                &["tcp 10.87.2.50 80", "tcp fd00::50 80"],
+                &["10.87.2.50", "fd00::50"],
+                &["0.0.0.0/0", "::/0"],
+            ),
         ),
     ]
 }
@@ -204,7 +208,7 @@ fn only_other_ports_of_balanced_vips_are_refused() {
 
     let frontends =
         ["tcp 10.87.2.50 80", "udp 10.87.2.50 53", "tcp 10.87.2.9 80", "tcp fd00::50 80", "udp fd00::50 53"];
-    client::apply(&ruleset(&frontends, &["10.87.2.9"], &["10.2.4.0/24"])).unwrap();
+    client::apply(&ruleset(&frontends, &["10.87.2.50", "fd00::50"], &["10.2.4.0/24"])).unwrap();
 
     let tcp = |address, expected| assert_eq!(connects(address), expected, "tcp {address}");
     tcp("10.87.2.50:80", true);

@@ -1,5 +1,4 @@
 //! What is taken and what is held.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
 use crate::model::Family;

@@ -225,9 +225,9 @@ impl Keeper {
         self.contact.send_if_modified(|was| {
             let news = was.problem != now.problem || was.last_ok.is_some() != now.last_ok.is_some();
             if was.problem != now.problem {
-                match (&was.problem, &now.problem) {
-                    (_, Some(problem)) => warn!("{problem}"),
-                    (_, None) => info!("the API server is heard again"),
+                match &now.problem {
+                    Some(problem) => warn!("{problem}"),
+                    None => info!("the API server is heard again"),
                 }
             }
             *was = now;

@@ -202,8 +202,8 @@ pub(super) fn kubeconfig(path: &Path, error: &KubeconfigError) -> Problem {
         E::ReadConfig(e, _) if e.kind() == io::ErrorKind::NotFound => {
             Problem::KubeconfigMissing { path: path.into() }
         }
-        E::ReadConfig(e, file) => unreadable(file, e),
-        E::LoadCertificateAuthority(LoadDataError::ReadFile(e, file))
+        E::ReadConfig(e, file)
+        | E::LoadCertificateAuthority(LoadDataError::ReadFile(e, file))
         | E::LoadClientCertificate(LoadDataError::ReadFile(e, file))
         | E::LoadClientKey(LoadDataError::ReadFile(e, file)) => unreadable(file, e),
         E::Parse(e) => invalid(path, e.without_snippet()),

@@ -1,9 +1,10 @@
-// Command kube is the lab's control plane: one program, a role by its first argument.
+// Command kube is the lab's control plane: one program, a role by its first argument, or by its name: kubectl.
 package main
 
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"k8s.io/component-base/cli"
 	kubectl "k8s.io/kubectl/pkg/cmd"
@@ -21,6 +22,9 @@ func main() {
 		"kube-controller-manager": manager.NewControllerManagerCommand,
 		"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 		"kubectl":                 kubectl.NewDefaultKubectlCommand,
+	}
+	if filepath.Base(os.Args[0]) == "kubectl" {
+		os.Args = append([]string{"kube"}, append([]string{"kubectl"}, os.Args[1:]...)...)
 	}
 	if len(os.Args) < 2 || roles[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "usage: kube etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubectl [argument ...]")
