@@ -1,6 +1,6 @@
 //! What is wrong with the settings, each as one line that says the place, what was found and what is allowed.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -24,24 +24,26 @@ pub struct Problem {
     pub mend: Option<String>,
 }
 
+impl Problem {
+    /// What the line says, as it was found, control characters among it.
+    fn raw_line(&self) -> String {
+        let numbers = [self.line, self.column].into_iter().flatten().map(|number| format!(":{number}"));
+        let place =
+            self.file.iter().map(|file| file.display().to_string()).chain(numbers).collect::<String>();
+        let found = self.found.as_ref().map(|found| format!(" = {found}")).unwrap_or_default();
+        let subject = self.subject.as_ref().map(|subject| format!("{subject}{found}")).unwrap_or_default();
+        let mend = self.mend.as_ref().map(|mend| format!("; {mend}")).unwrap_or_default();
+        let text = format!("{}{mend}", self.text);
+        [place, subject, text].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+    }
+}
+
 impl fmt::Display for Problem {
+    /// One line, whatever a key or a value holds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(f, "{}", file.display())?;
-            for number in [self.line, self.column].into_iter().flatten() {
-                write!(f, ":{number}")?;
-            }
-            f.write_str(": ")?;
-        }
-        if let Some(subject) = &self.subject {
-            f.write_str(subject)?;
-            if let Some(found) = &self.found {
-                write!(f, " = {found}")?;
-            }
-            f.write_str(": ")?;
-        }
-        f.write_str(&self.text)?;
-        self.mend.iter().try_for_each(|mend| write!(f, "; {mend}"))
+        self.raw_line().chars().try_for_each(|c| {
+            if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) }
+        })
     }
 }
 
@@ -60,7 +62,10 @@ mod tests {
             ..Problem::default()
         };
         assert_eq!(problem.to_string(), "/etc/kvip/config.toml:14: vrrp.vrid = 256: a VRID is 1 to 255");
-        problem.file = None;
+        (problem.file, problem.line) = (None, None);
         assert_eq!(problem.to_string(), "vrrp.vrid = 256: a VRID is 1 to 255");
+        problem.found = Some("1\n\u{1b}[0m".into());
+        problem.mend = Some("write it".into());
+        assert_eq!(problem.to_string(), "vrrp.vrid = 1\\n\\u{1b}[0m: a VRID is 1 to 255; write it");
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -415,4 +416,21 @@ fn a_long_or_wild_value_stays_on_its_line() {
         problems[0].starts_with("KVIP_NODE__NAME = \"a\\nbbb") && problems[0].contains("…: a Node's name")
     );
     assert!(!problems[0].contains('\n'));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever stands in a file or a variable, loading ends in settings or in problems of one line each.
+    #[test]
+    fn no_text_is_too_wild(key in "[a-z]{1,9}|\"\\PC{0,9}\"", value in "\\PC{0,20}|[0-9'\"a-z\\[\\]{}=,./\n]{0,20}") {
+        let dotted = |path: &str| format!("{path} = {value}\n");
+        let known: String = KEYS.iter().map(|key| dotted(key.path)).collect();
+        let mut cases = vec![Case::new(Some(&known)), Case::new(Some(&dotted(&key)))];
+        cases.extend(KEYS.iter().map(|known| Case::new(Some(&dotted(known.path)))));
+        let variables = KEYS.iter().map(|key| format!("KVIP_{}", key.path.replace('.', "__").to_uppercase()));
+        cases.push(variables.fold(Case::new(None).flag(&key, &value), |case, name| case.env(&name, &value)));
+        for problem in cases.iter().filter_map(|case| load(&case.sources).err()).flatten() {
+            prop_assert!(!problem.to_string().contains('\n'), "{problem}");
+        }
+    }
 }
