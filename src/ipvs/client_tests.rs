@@ -128,34 +128,34 @@ fn number(error: Option<&Errno>) -> i32 {
 
 /// What `command` comes to when the kernel answers it and further tries with `errors`, then with success.
 #[track_caller]
-fn check(command: Command, errors: &'static [Errno], expected: Result<(), &str>) {
+fn check(command: &Command, errors: &'static [Errno], expected: Result<(), &str>) {
     let (mut client, _) = client(move |request| Some((Vec::new(), number(errors.get(request.number)))));
-    let result = client.apply(std::slice::from_ref(&command));
+    let result = client.apply(std::slice::from_ref(command));
     let texts: Vec<String> = result.iter().map(|(_, error)| error.to_string()).collect();
     assert_eq!(texts, expected.err().as_slice(), "{command}");
 }
 
 #[test]
 fn already_there_and_already_gone_are_success() {
-    check(Command::NewService(frontend(80), service("wlc")), &[Errno::EXIST], Ok(()));
-    check(Command::NewDest(frontend(80), backend(1), real(1)), &[Errno::EXIST], Ok(()));
-    check(Command::DelService(frontend(80)), &[Errno::SRCH], Ok(()));
-    check(Command::DelDest(frontend(80), backend(1)), &[Errno::NOENT], Ok(()));
-    check(Command::DelDest(frontend(80), backend(1)), &[Errno::SRCH], Ok(()));
+    check(&Command::NewService(frontend(80), service("wlc")), &[Errno::EXIST], Ok(()));
+    check(&Command::NewDest(frontend(80), backend(1), real(1)), &[Errno::EXIST], Ok(()));
+    check(&Command::DelService(frontend(80)), &[Errno::SRCH], Ok(()));
+    check(&Command::DelDest(frontend(80), backend(1)), &[Errno::NOENT], Ok(()));
+    check(&Command::DelDest(frontend(80), backend(1)), &[Errno::SRCH], Ok(()));
 }
 
 #[test]
 fn every_refusal_says_what_was_to_be_done_or_the_mend() {
     let unknown = "add virtual server tcp 10.87.2.50:80 mh: scheduler mh is not known to this kernel: modprobe ip_vs_mh";
-    check(Command::NewService(frontend(80), service("mh")), &[Errno::NOENT], Err(unknown));
+    check(&Command::NewService(frontend(80), service("mh")), &[Errno::NOENT], Err(unknown));
     let missing =
         "set real server 10.2.4.1:8080 of tcp 10.87.2.50:80 to weight 0: there is no such real server";
-    check(Command::SetDest(frontend(80), backend(1), real(0)), &[Errno::NOENT], Err(missing));
+    check(&Command::SetDest(frontend(80), backend(1), real(0)), &[Errno::NOENT], Err(missing));
     let lost = "add real server 10.2.4.1:8080 weight 1 to tcp 10.87.2.50:80: there is no such virtual server";
-    check(Command::NewDest(frontend(80), backend(1), real(1)), &[Errno::SRCH], Err(lost));
-    check(Command::NewDest(frontend(80), backend(1), real(1)), &[Errno::EXIST, Errno::SRCH], Err(lost));
+    check(&Command::NewDest(frontend(80), backend(1), real(1)), &[Errno::SRCH], Err(lost));
+    check(&Command::NewDest(frontend(80), backend(1), real(1)), &[Errno::EXIST, Errno::SRCH], Err(lost));
     let permission = "IPVS refuses this process: it needs root or CAP_NET_ADMIN";
-    check(Command::DelService(frontend(80)), &[Errno::PERM], Err(permission));
+    check(&Command::DelService(frontend(80)), &[Errno::PERM], Err(permission));
 }
 
 #[test]
