@@ -122,6 +122,7 @@ prop_compose! {
             slices: (0..).zip(endpoints).map(|(n, one)| (ObjectKey::new("default", format!("slice-{n}")), slice(one))).collect(),
             nodes: nodes(),
             vip_map: Some(entries),
+            skipped: BTreeMap::new(),
         }
     }
 }

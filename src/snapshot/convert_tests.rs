@@ -1,5 +1,4 @@
 //! Tables of small objects and what they become.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use serde_json::{Value, json};
 

@@ -104,7 +104,6 @@ pub(super) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use std::os::unix::fs::PermissionsExt;
 
