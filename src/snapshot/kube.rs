@@ -31,7 +31,8 @@ use super::admit::Update;
 use super::kubeconfig::{self, Files};
 use super::problem::Problem;
 use super::store::{Part, Store};
-use super::watch::{Backoff, End, Event, Session, Timing};
+use super::timing::{Backoff, Timing};
+use super::watch::{End, Event, Session};
 use crate::config::Cluster;
 use crate::model::ObjectKey;
 
@@ -225,9 +226,10 @@ impl Keeper {
         self.contact.send_if_modified(|was| {
             let news = was.problem != now.problem || was.last_ok.is_some() != now.last_ok.is_some();
             if was.problem != now.problem {
-                match (&was.problem, &now.problem) {
-                    (_, Some(problem)) => warn!("{problem}"),
-                    (_, None) => info!("the API server is heard again"),
+                if let Some(problem) = &now.problem {
+                    warn!("{problem}");
+                } else {
+                    info!("the API server is heard again");
                 }
             }
             *was = now;

@@ -19,6 +19,7 @@ mod kubeconfig;
 pub mod problem;
 pub mod saved;
 mod store;
+mod timing;
 mod watch;
 
 /// Everything that kvip needs to know of a cluster, at one time.

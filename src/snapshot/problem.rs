@@ -202,8 +202,8 @@ pub(super) fn kubeconfig(path: &Path, error: &KubeconfigError) -> Problem {
         E::ReadConfig(e, _) if e.kind() == io::ErrorKind::NotFound => {
             Problem::KubeconfigMissing { path: path.into() }
         }
-        E::ReadConfig(e, file) => unreadable(file, e),
-        E::LoadCertificateAuthority(LoadDataError::ReadFile(e, file))
+        E::ReadConfig(e, file)
+        | E::LoadCertificateAuthority(LoadDataError::ReadFile(e, file))
         | E::LoadClientCertificate(LoadDataError::ReadFile(e, file))
         | E::LoadClientKey(LoadDataError::ReadFile(e, file)) => unreadable(file, e),
         E::Parse(e) => invalid(path, e.without_snippet()),
@@ -265,7 +265,7 @@ mod tests {
 
     fn request() -> Request<'static> {
         let path = Path::new("/etc/kvip/kubeconfig");
-        Request { server: "https://10.87.2.1:6443/", path, verb: "list", resource: "nodes" }
+        Request { server: "https://10.87.2.1:6443", path, verb: "list", resource: "nodes" }
     }
 
     fn check(problem: &Problem, want: &str, mend: &str) {
@@ -277,17 +277,17 @@ mod tests {
     fn statuses() {
         check(
             &request().status(401, "Unauthorized", "Unauthorized"),
-            "API server https://10.87.2.1:6443/ refuses the credentials of /etc/kvip/kubeconfig as expired, revoked or unknown (401)",
+            "API server https://10.87.2.1:6443 refuses the credentials of /etc/kvip/kubeconfig as expired, revoked or unknown (401)",
             "auth whoami",
         );
         check(
             &request().status(403, "nodes is forbidden: User \"kvip\" cannot list", "Forbidden"),
-            "API server https://10.87.2.1:6443/ does not let kvip list nodes (403): nodes is forbidden: User \"kvip\" cannot list",
+            "API server https://10.87.2.1:6443 does not let kvip list nodes (403): nodes is forbidden: User \"kvip\" cannot list",
             RBAC_MANIFEST,
         );
         check(
             &request().status(503, "", "ServiceUnavailable"),
-            "API server https://10.87.2.1:6443/ fails to list nodes: ServiceUnavailable (503)",
+            "API server https://10.87.2.1:6443 fails to list nodes: ServiceUnavailable (503)",
             "",
         );
     }
@@ -298,13 +298,13 @@ mod tests {
         let error = kube::Error::Service(Box::new(io::Error::new(io::ErrorKind::InvalidData, tls)));
         check(
             &request().problem(&error),
-            "TLS with API server https://10.87.2.1:6443/ failed: invalid peer certificate: UnknownIssuer",
+            "TLS with API server https://10.87.2.1:6443 failed: invalid peer certificate: UnknownIssuer",
             "this host's clock",
         );
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         check(
             &request().problem(&kube::Error::Service(Box::new(io::Error::other(refused)))),
-            "cannot reach API server https://10.87.2.1:6443/: connection refused",
+            "cannot reach API server https://10.87.2.1:6443: connection refused",
             "/readyz",
         );
     }

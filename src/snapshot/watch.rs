@@ -4,9 +4,6 @@
 //! resumes at a version that a rebuilt or restored cluster has not reached yet, and then sees nothing. So the loop
 //! here is kvip's, over kube's list and watch calls. It tells events and keeps no state but the version it is at.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
-
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -20,6 +17,7 @@ use super::convert::{self, Change, Converted};
 use super::kubeconfig::Link;
 use super::problem::{Problem, Request};
 use super::store::Part;
+use super::timing::{Backoff, Timing};
 
 /// Objects in one answer to a list, as client-go asks for.
 const PAGE: u32 = 500;
@@ -42,34 +40,6 @@ pub(super) enum Event {
     Confirmed(Part),
     /// The watch of a part, or the session (`None`), fails and will try again.
     Failed(Option<Part>, Problem),
-}
-
-/// Limits on time, in one place so that tests can shorten them.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Timing {
-    /// How long an answer may take.
-    pub(super) answer: Duration,
-    /// How long a watch may be silent before it is taken for dead. The API server sends bookmarks each minute and a
-    /// bit, so that 60 s would cut every idle watch.
-    pub(super) silence: Duration,
-    /// The first wait after a failure; each further one is twice as long.
-    pub(super) retry_first: Duration,
-    /// The longest wait after a failure.
-    pub(super) retry_longest: Duration,
-    /// How often the files are looked at and the loop shows that it lives.
-    pub(super) beat: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            answer: Duration::from_secs(30),
-            silence: Duration::from_secs(90),
-            retry_first: Duration::from_millis(500),
-            retry_longest: Duration::from_secs(30),
-            beat: Duration::from_secs(2),
-        }
-    }
 }
 
 /// A kind of object that is watched.
@@ -241,13 +211,11 @@ impl Session<'_> {
         request: Request<'_>,
         answer: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Fault> {
-        match timeout(self.timing.answer, answer).await {
-            Ok(answer) => answer.map_err(|error| fault(request, &error)),
-            Err(_) => {
-                let reason = format!("no answer within {} s", self.timing.answer.as_secs());
-                Err(Fault { problem: request.unreachable(reason), remedy: Remedy::Resume })
-            }
+        if let Ok(answer) = timeout(self.timing.answer, answer).await {
+            return answer.map_err(|error| fault(request, &error));
         }
+        let reason = format!("no answer within {} s", self.timing.answer.as_secs_f64());
+        Err(Fault { problem: request.unreachable(reason), remedy: Remedy::Resume })
     }
 
     /// The receiver is there as long as the session is: the one ends the other.
@@ -301,13 +269,11 @@ where
             let problem = self.request("get").unreachable(reason);
             return Err(Fault { problem, remedy: Remedy::End(End::OtherCluster) });
         }
-        match version {
-            Some(at) => Ok(Step::Ended { silent: self.watch(at).await? }),
-            None => {
-                *version = Some(self.list().await?);
-                Ok(Step::Listed)
-            }
+        if let Some(at) = version {
+            return Ok(Step::Ended { silent: self.watch(at).await? });
         }
+        *version = Some(self.list().await?);
+        Ok(Step::Listed)
     }
 
     /// Whether the server still speaks for the cluster of this session. Forgets `version` when the server has not
@@ -393,56 +359,9 @@ fn is_before(now: &str, at: &str) -> bool {
     matches!((now.parse::<u64>(), at.parse::<u64>()), (Ok(now), Ok(at)) if now < at)
 }
 
-/// Waits that double, with jitter so that nodes that lost the server together do not come back together.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    timing: Timing,
-    failures: u32,
-}
-
-impl Backoff {
-    pub(super) fn new(timing: Timing) -> Self {
-        Self { timing, failures: 0 }
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.failures = 0;
-    }
-
-    pub(super) fn next(&mut self) -> Duration {
-        // The standard library seeds each hasher at random: randomness enough to spread nodes.
-        let random = RandomState::new().build_hasher().finish();
-        let wait = delay(self.timing, self.failures, random);
-        self.failures = self.failures.saturating_add(1);
-        wait
-    }
-}
-
-/// The wait after `failures` earlier ones: half of it certain, half by `random`.
-fn delay(timing: Timing, failures: u32, random: u64) -> Duration {
-    let whole = timing.retry_first.saturating_mul(1 << failures.min(16)).min(timing.retry_longest);
-    let share = u32::try_from(random % 1000).unwrap_or(0);
-    whole / 2 + whole * share / 2000
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn waits_double_up_to_the_longest() {
-        let timing = Timing::default();
-        let check = |failures, random, want_ms| {
-            assert_eq!(delay(timing, failures, random), Duration::from_millis(want_ms), "{failures}");
-        };
-        check(0, 0, 250);
-        check(0, 996, 499);
-        check(1, 0, 500);
-        check(5, 0, 8_000);
-        check(6, 0, 15_000);
-        check(u32::MAX, 0, 15_000);
-        check(u32::MAX, 500, 22_500);
-    }
 
     #[test]
     fn versions() {
