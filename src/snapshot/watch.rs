@@ -117,11 +117,16 @@ struct Fault {
     remedy: Remedy,
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Remedy {
     /// Go on from the same version.
     Resume,
+    /// The same, once it is certain that this is the same cluster still.
+    Verify,
     /// What was seen is of no use any more.
     Relist,
+    /// The same, and in order: versions are kept for some minutes only.
+    Expired,
     /// The session is over.
     End(End),
 }
@@ -167,38 +172,31 @@ impl Session<'_> {
     where
         K::DynamicType: Default,
     {
-        let watch = Watch { session: self, api, fields, uid };
+        let mut watch = Watch { session: self, api, fields, uid, version: None, doubt: false, outage: false };
         let mut backoff = Backoff::new(self.timing);
-        let mut version = None;
-        // After silence or a failure it is not certain that this is the cluster that was listed.
-        let mut doubt = false;
         loop {
             let began = Instant::now();
-            match watch.step(&mut version, doubt).await {
-                Ok(Step::Listed) => doubt = false,
-                Ok(Step::Ended { silent }) => {
-                    doubt = silent;
-                    // A server that ends each watch at once must not be asked without pause.
-                    if began.elapsed() > self.timing.retry_longest {
+            match watch.step().await {
+                Ok(Step::Listed) => continue,
+                Ok(Step::Verified { outage }) => {
+                    if outage {
                         backoff.reset();
-                    } else {
-                        sleep(backoff.next()).await;
                     }
+                    continue;
                 }
-                Err(fault) => {
-                    doubt = true;
-                    self.tell(Event::Failed(Some(K::PART), fault.problem)).await;
-                    match fault.remedy {
-                        Remedy::Resume => {}
-                        Remedy::Relist => version = None,
-                        Remedy::End(end) => return end,
+                Ok(Step::Ended) | Err(Fault { remedy: Remedy::Expired, .. }) => {}
+                Err(Fault { problem, remedy }) => {
+                    self.tell(Event::Failed(Some(K::PART), problem)).await;
+                    if let Remedy::End(end) = remedy {
+                        return end;
                     }
-                    if began.elapsed() > self.timing.retry_longest {
-                        backoff.reset();
-                    }
-                    sleep(backoff.next()).await;
                 }
             }
+            // Also after a good end: a server that ends each watch at once must not be asked without pause.
+            if began.elapsed() > self.timing.retry_longest {
+                backoff.reset();
+            }
+            sleep(backoff.next()).await;
         }
     }
 
@@ -215,7 +213,7 @@ impl Session<'_> {
             return answer.map_err(|error| fault(request, &error));
         }
         let reason = format!("no answer within {} s", self.timing.answer.as_secs_f64());
-        Err(Fault { problem: request.unreachable(reason), remedy: Remedy::Resume })
+        Err(Fault { problem: request.unreachable(reason), remedy: Remedy::Verify })
     }
 
     /// The receiver is there as long as the session is: the one ends the other.
@@ -230,17 +228,17 @@ fn fault(request: Request<'_>, error: &kube::Error) -> Fault {
     let remedy = match error {
         kube::Error::Api(status) => remedy(status.code),
         kube::Error::SerdeError(_) => Remedy::Relist,
-        _ => Remedy::Resume,
+        _ => Remedy::Verify,
     };
     Fault { problem, remedy }
 }
 
-/// Overload and lost permission pass; whatever else the server answers (410: the version is too old) says that it
-/// cannot go on from here.
+/// Overload and lost permission pass; whatever else the server answers says that it cannot go on from here.
 fn remedy(code: u16) -> Remedy {
     match code {
         401 => Remedy::End(End::Unauthorized),
         403 | 429 | 502 | 503 => Remedy::Resume,
+        410 => Remedy::Expired,
         _ => Remedy::Relist,
     }
 }
@@ -248,7 +246,11 @@ fn remedy(code: u16) -> Remedy {
 /// How one step of a watch ended, when it went well.
 enum Step {
     Listed,
-    Ended { silent: bool },
+    Ended,
+    /// It is the same cluster; whether it could not be asked before.
+    Verified {
+        outage: bool,
+    },
 }
 
 struct Watch<'a, K> {
@@ -256,42 +258,55 @@ struct Watch<'a, K> {
     api: Api<K>,
     fields: Option<String>,
     uid: &'a str,
+    /// The version to go on from; `None` when it is to be listed.
+    version: Option<String>,
+    /// After silence or a lost connection it is not certain that this is the cluster that was listed.
+    doubt: bool,
+    /// The last attempt to remove that doubt failed.
+    outage: bool,
 }
 
-impl<K: Watched> Watch<'_, K>
+impl<'a, K: Watched> Watch<'a, K>
 where
     K::DynamicType: Default,
 {
-    /// Lists, or watches from `version` until that ends.
-    async fn step(&self, version: &mut Option<String>, doubt: bool) -> Result<Step, Fault> {
-        if doubt && !self.is_same_cluster(version).await? {
-            let reason = "it now speaks for another cluster".into();
-            let problem = self.request("get").unreachable(reason);
+    /// Verifies, lists or watches, whichever is next.
+    async fn step(&mut self) -> Result<Step, Fault> {
+        let verifying = self.doubt;
+        let step = if verifying {
+            self.verify().await
+        } else if let Some(version) = self.version.clone() {
+            self.watch(version).await
+        } else {
+            self.list().await
+        };
+        self.outage |= verifying && step.is_err();
+        match step.as_ref().err().map(|fault| &fault.remedy) {
+            Some(Remedy::Verify) => self.doubt = true,
+            Some(Remedy::Relist | Remedy::Expired) => self.version = None,
+            Some(Remedy::Resume | Remedy::End(_)) | None => {}
+        }
+        step
+    }
+
+    /// Makes sure that the server speaks for the cluster of this session. Forgets the version when the server has not
+    /// reached it, as after a restore from a backup: from there it would tell nothing.
+    async fn verify(&mut self) -> Result<Step, Fault> {
+        if self.session.cluster().await? != self.uid {
+            let problem = self.request("get").unreachable("it now speaks for another cluster".into());
             return Err(Fault { problem, remedy: Remedy::End(End::OtherCluster) });
         }
-        if let Some(at) = version {
-            return Ok(Step::Ended { silent: self.watch(at).await? });
-        }
-        *version = Some(self.list().await?);
-        Ok(Step::Listed)
-    }
-
-    /// Whether the server still speaks for the cluster of this session. Forgets `version` when the server has not
-    /// reached it, as after a restore from a backup: from there it would tell nothing.
-    async fn is_same_cluster(&self, version: &mut Option<String>) -> Result<bool, Fault> {
-        if self.session.cluster().await? != self.uid {
-            return Ok(false);
-        }
-        if let Some(at) = version {
+        if let Some(version) = &self.version {
             let now = self.page(1, None).await?.metadata.resource_version.unwrap_or_default();
-            if is_before(&now, at) {
-                *version = None;
+            if is_before(&now, version) {
+                self.version = None;
             }
         }
-        Ok(true)
+        self.doubt = false;
+        Ok(Step::Verified { outage: std::mem::take(&mut self.outage) })
     }
 
-    async fn list(&self) -> Result<String, Fault> {
+    async fn list(&mut self) -> Result<Step, Fault> {
         let mut contents = Vec::new();
         let mut next = None;
         loop {
@@ -299,8 +314,15 @@ where
             contents.extend(page.items.iter().map(Watched::change));
             next = page.metadata.continue_.filter(|token| !token.is_empty());
             if next.is_none() {
+                let version = page.metadata.resource_version.filter(|version| !version.is_empty());
+                // Without it there is nothing to watch from, and listing again at once would never end.
+                let Some(version) = version else {
+                    let problem = self.request("list").status(500, "the list has no resourceVersion", "");
+                    return Err(Fault { problem, remedy: Remedy::Relist });
+                };
+                self.version = Some(version);
                 self.session.tell(Event::Listed(K::PART, contents)).await;
-                return Ok(page.metadata.resource_version.unwrap_or_default());
+                return Ok(Step::Listed);
             }
             self.session.tell(Event::Confirmed(K::PART)).await;
         }
@@ -314,19 +336,20 @@ where
         self.session.answer(self.request("list"), self.api.list(&parameters)).await
     }
 
-    /// Follows from `version`, and keeps it at the last one seen; whether the end was silence.
-    async fn watch(&self, version: &mut String) -> Result<bool, Fault> {
+    /// Follows from `version`, and keeps the last one seen.
+    async fn watch(&mut self, version: String) -> Result<Step, Fault> {
         let request = self.request("watch");
         let parameters = WatchParams { field_selector: self.fields.clone(), ..WatchParams::default() };
-        let events = self.session.answer(request, self.api.watch(&parameters, version)).await?;
+        let events = self.session.answer(request, self.api.watch(&parameters, &version)).await?;
         let mut events = std::pin::pin!(events);
         self.session.tell(Event::Confirmed(K::PART)).await;
         loop {
             let Ok(event) = timeout(self.session.timing.silence, events.try_next()).await else {
-                return Ok(true);
+                self.doubt = true;
+                return Ok(Step::Ended);
             };
             let (at, told) = match event.map_err(|error| fault(request, &error))? {
-                None => return Ok(false),
+                None => return Ok(Step::Ended),
                 Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     (object.resource_version(), Event::Changed(K::PART, object.change()))
                 }
@@ -342,13 +365,13 @@ where
                 }
             };
             self.session.tell(told).await;
-            if let Some(at) = at {
-                *version = at;
+            if at.is_some() {
+                self.version = at;
             }
         }
     }
 
-    fn request(&self, verb: &'static str) -> Request<'_> {
+    fn request(&self, verb: &'static str) -> Request<'a> {
         self.session.request(verb, K::RESOURCE)
     }
 }
