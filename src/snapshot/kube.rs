@@ -108,7 +108,7 @@ async fn sessions(settings: &Cluster, timing: Timing, events: &mpsc::Sender<Even
                 let session = Session { link: &link, timing, events };
                 tokio::select! {
                     end = run(&session, &settings.config_map, &mut backoff) => {
-                        info!(reason = ?end, "connecting to the API server anew");
+                        debug!(reason = ?end, "connecting to the API server anew");
                     }
                     () = changed(&files, timing.beat) => {
                         info!(path = %settings.kubeconfig.display(), "kubeconfig changed, connecting anew");

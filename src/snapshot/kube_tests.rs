@@ -302,6 +302,7 @@ async fn a_version_too_old_is_listed_anew_and_counts_when_it_brings_news() {
     send();
     let second = fixture.services(&["new"]).await;
     assert_eq!(second.lists, first.lists + 1);
+    assert_eq!(fixture.handles.contact.borrow().problem, None, "old versions are in the order of things");
 }
 
 #[tokio::test]

@@ -5,19 +5,18 @@
 //! here is kvip's, over kube's list and watch calls. It tells events and keeps no state but the version it is at.
 
 use futures::TryStreamExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
-use kube::{Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::convert::{self, Change, Converted};
+use super::convert::Change;
 use super::kubeconfig::Link;
 use super::problem::{Problem, Request};
 use super::store::Part;
 use super::timing::{Backoff, Timing};
+use super::watched::Watched;
 
 /// Objects in one answer to a list, as client-go asks for.
 const PAGE: u32 = 500;
@@ -40,66 +39,6 @@ pub(super) enum Event {
     Confirmed(Part),
     /// The watch of a part, or the session (`None`), fails and will try again.
     Failed(Option<Part>, Problem),
-}
-
-/// A kind of object that is watched.
-pub(super) trait Watched:
-    Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static
-{
-    const PART: Part;
-    /// As RBAC names it.
-    const RESOURCE: &'static str;
-    fn change(&self) -> Change;
-    /// The change that takes this object away.
-    fn removal(&self) -> Change;
-}
-
-fn gone<K, T>(object: Converted<K, T>) -> Converted<K, T> {
-    Converted { value: None, skipped: Vec::new(), ..object }
-}
-
-impl Watched for Service {
-    const PART: Part = Part::Services;
-    const RESOURCE: &'static str = "services";
-    fn change(&self) -> Change {
-        Change::Service(convert::service(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Service(gone(convert::service(self)))
-    }
-}
-
-impl Watched for EndpointSlice {
-    const PART: Part = Part::EndpointSlices;
-    const RESOURCE: &'static str = "endpointslices.discovery.k8s.io";
-    fn change(&self) -> Change {
-        Change::Slice(convert::slice(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Slice(gone(convert::slice(self)))
-    }
-}
-
-impl Watched for Node {
-    const PART: Part = Part::Nodes;
-    const RESOURCE: &'static str = "nodes";
-    fn change(&self) -> Change {
-        Change::Node(convert::node(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Node(gone(convert::node(self)))
-    }
-}
-
-impl Watched for ConfigMap {
-    const PART: Part = Part::ConfigMap;
-    const RESOURCE: &'static str = "configmaps";
-    fn change(&self) -> Change {
-        Change::VipMap(Some(convert::vip_map(self)))
-    }
-    fn removal(&self) -> Change {
-        Change::VipMap(None)
-    }
 }
 
 /// Why a session ends, so that a new one begins with a new client and new lists.
@@ -176,14 +115,12 @@ impl Session<'_> {
         let mut backoff = Backoff::new(self.timing);
         loop {
             let began = Instant::now();
-            match watch.step().await {
-                Ok(Step::Listed) => continue,
-                Ok(Step::Verified { outage }) => {
-                    if outage {
-                        backoff.reset();
-                    }
-                    continue;
-                }
+            let step = watch.step().await;
+            if watch.is_outage_over(&step) {
+                backoff.reset();
+            }
+            match step {
+                Ok(Step::Listed | Step::Verified) => continue,
                 Ok(Step::Ended) | Err(Fault { remedy: Remedy::Expired, .. }) => {}
                 Err(Fault { problem, remedy }) => {
                     self.tell(Event::Failed(Some(K::PART), problem)).await;
@@ -247,10 +184,8 @@ fn remedy(code: u16) -> Remedy {
 enum Step {
     Listed,
     Ended,
-    /// It is the same cluster; whether it could not be asked before.
-    Verified {
-        outage: bool,
-    },
+    /// It is the same cluster.
+    Verified,
 }
 
 struct Watch<'a, K> {
@@ -262,7 +197,7 @@ struct Watch<'a, K> {
     version: Option<String>,
     /// After silence or a lost connection it is not certain that this is the cluster that was listed.
     doubt: bool,
-    /// The last attempt to remove that doubt failed.
+    /// The server could not be asked about that.
     outage: bool,
 }
 
@@ -280,9 +215,11 @@ where
         } else {
             self.list().await
         };
-        self.outage |= verifying && step.is_err();
         match step.as_ref().err().map(|fault| &fault.remedy) {
-            Some(Remedy::Verify) => self.doubt = true,
+            Some(Remedy::Verify) => {
+                self.outage |= verifying;
+                self.doubt = true;
+            }
             Some(Remedy::Relist | Remedy::Expired) => self.version = None,
             Some(Remedy::Resume | Remedy::End(_)) | None => {}
         }
@@ -303,7 +240,13 @@ where
             }
         }
         self.doubt = false;
-        Ok(Step::Verified { outage: std::mem::take(&mut self.outage) })
+        Ok(Step::Verified)
+    }
+
+    /// Whether `step` is the first answer, be it an error, of a server that gave none: no reason to wait longer.
+    fn is_outage_over(&mut self, step: &Result<Step, Fault>) -> bool {
+        let answered = !matches!(step, Err(Fault { remedy: Remedy::Verify, .. }));
+        answered && std::mem::take(&mut self.outage)
     }
 
     async fn list(&mut self) -> Result<Step, Fault> {
