@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use super::*;
 
@@ -389,6 +388,20 @@ async fn a_frozen_server_is_told_and_the_loop_beats_on() {
     let server = Server { address: listener.local_addr().unwrap(), world, task: tokio::spawn(async {}) };
     let mut fixture = follow(&server, Timing { answer: Duration::from_millis(50), ..timing() });
     fixture.problem("no answer within").await;
+    let before = *fixture.handles.alive.borrow();
+    until(|| *fixture.handles.alive.borrow() > before).await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_hangs_is_told_and_the_loop_beats_on() {
+    let server = Server::start(world()).await;
+    let mut fixture = follow(&server, timing());
+    fixture.services(&["web"]).await;
+    let exec =
+        r#"{"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "sleep", "args": ["2"]}}"#;
+    let text = fs::read_to_string(&fixture.kubeconfig).unwrap();
+    fs::write(&fixture.kubeconfig, text.replace(r#"{"token":"t"}"#, exec)).unwrap();
+    fixture.problem("credential plugin").await;
     let before = *fixture.handles.alive.borrow();
     until(|| *fixture.handles.alive.borrow() > before).await;
 }

@@ -11,7 +11,7 @@ use kube::client::AuthError;
 use kube::config::{KubeconfigError, LoadDataError};
 
 /// The manifest that gives kvip its permissions, as packaged.
-pub const RBAC_MANIFEST: &str = "/usr/share/kvip/rbac.yaml";
+pub const RBAC_MANIFEST: &str = "/usr/share/kvip/kvip.yaml";
 
 /// What keeps kvip from the API server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
