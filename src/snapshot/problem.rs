@@ -161,7 +161,7 @@ impl Request<'_> {
         }
         match error {
             kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) => {
-                self.unreachable(root_of(error).to_string())
+                self.unreachable(reason_of(error))
             }
             other => self.server_error(other.to_string()),
         }
@@ -247,9 +247,15 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
     causes(error).find_map(|cause| cause.downcast_ref::<E>())
 }
 
-/// The last cause of `error`: what the system said.
-fn root_of<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
-    causes(error).last().unwrap_or(error)
+/// The last cause of `error`: what the system said. A time-out's own words are "deadline has elapsed", of no help.
+fn reason_of(error: &(dyn StdError + 'static)) -> String {
+    let timed_out = |cause: &(dyn StdError + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut)
+    };
+    if causes(error).any(timed_out) {
+        return "the connection timed out".into();
+    }
+    causes(error).last().unwrap_or(error).to_string()
 }
 
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
