@@ -14,7 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub const FILTER_VARIABLE: &str = "KVIP_LOG";
 
 /// What is logged when the variable does not say.
-const DEFAULT_FILTER: &str = "info";
+const DEFAULT_FILTER: &str = "info,kube_client=off";
 
 /// Starts logging for the process; a second call changes nothing.
 pub fn init() {

@@ -15,6 +15,8 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use ::kube::api::Api;
@@ -24,14 +26,15 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::admit::Update;
-use super::kubeconfig::{self, Files};
+use super::kubeconfig::{self, Files, Link};
 use super::problem::Problem;
 use super::store::{Part, Store};
-use super::watch::{Backoff, End, Event, Session, Timing};
+use super::timing::{Backoff, Timing};
+use super::watch::{End, Event, Session};
 use crate::config::Cluster;
 use crate::model::ObjectKey;
 
@@ -102,12 +105,12 @@ async fn sessions(settings: &Cluster, timing: Timing, events: &mpsc::Sender<Even
     let mut backoff = Backoff::new(timing);
     let mut files = Files::default();
     loop {
-        match kubeconfig::load(&settings.kubeconfig, &mut files).await {
+        match load(&settings.kubeconfig, &mut files, timing.answer, events).await {
             Ok(link) => {
                 let session = Session { link: &link, timing, events };
                 tokio::select! {
                     end = run(&session, &settings.config_map, &mut backoff) => {
-                        info!(reason = ?end, "connecting to the API server anew");
+                        debug!(reason = ?end, "connecting to the API server anew");
                     }
                     () = changed(&files, timing.beat) => {
                         info!(path = %settings.kubeconfig.display(), "kubeconfig changed, connecting anew");
@@ -124,6 +127,25 @@ async fn sessions(settings: &Cluster, timing: Timing, events: &mpsc::Sender<Even
             () = sleep(backoff.next()) => {}
             () = changed(&files, timing.beat) => backoff.reset(),
         }
+    }
+}
+
+/// Loads the kubeconfig, and tells when its credential plugin takes longer than `patience`. The plugin is waited for all
+/// the same: it cannot be ended, and starting another beside it each time would pile them up.
+async fn load(
+    path: &Path,
+    files: &mut Files,
+    patience: Duration,
+    events: &mpsc::Sender<Event>,
+) -> Result<Link, Problem> {
+    let mut loading = pin!(kubeconfig::load(path, files));
+    loop {
+        if let Ok(loaded) = timeout(patience, &mut loading).await {
+            return loaded;
+        }
+        let problem =
+            Problem::PluginFailed { path: path.into(), reason: "it does not come to an end".into() };
+        let _ = events.send(Event::Failed(None, problem)).await;
     }
 }
 
@@ -225,9 +247,16 @@ impl Keeper {
         self.contact.send_if_modified(|was| {
             let news = was.problem != now.problem || was.last_ok.is_some() != now.last_ok.is_some();
             if was.problem != now.problem {
+<<<<<<< HEAD
                 match &now.problem {
                     Some(problem) => warn!("{problem}"),
                     None => info!("the API server is heard again"),
+=======
+                if let Some(problem) = &now.problem {
+                    warn!("{problem}");
+                } else {
+                    info!("the API server is heard again");
+>>>>>>> snapshot
                 }
             }
             *was = now;

@@ -40,7 +40,7 @@ pub(super) async fn load(path: &Path, files: &mut Files) -> Result<Link, Problem
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // The watches retry by themselves, and tell why.
     config.default_retry = false;
-    let server = config.cluster_url.to_string();
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     // Building the client runs the plugin and waits for it, so it must not hold up this thread.
     let built = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
     let client = built.expect("building a client does not panic").map_err(|e| problem::client(path, &e))?;
@@ -150,7 +150,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_fault_says_what_it_is() {
-        check(&GOOD.replace("USER", "{token: t}"), "https://127.0.0.1:1/").await;
+        check(&GOOD.replace("USER", "{token: t}"), "https://127.0.0.1:1").await;
         check("", "kubeconfig is not a usable kubeconfig: it is empty").await;
         check("a: [", "kubeconfig is not a usable kubeconfig: ").await;
         check("just text", "kubeconfig is not a usable kubeconfig: ").await;
@@ -173,7 +173,7 @@ mod tests {
         check(&exec("echo nonsense"), &format!("{failed}its answer is no ExecCredential")).await;
         check(&exec("exit 0").replace("sh", "not-here"), &format!("{failed}unable to run auth exec")).await;
         let credential = "{\\\"apiVersion\\\":\\\"client.authentication.k8s.io/v1\\\",\\\"kind\\\":\\\"ExecCredential\\\",\\\"status\\\":{\\\"token\\\":\\\"t\\\"}}";
-        check(&exec(&format!("echo '{credential}'")), "https://127.0.0.1:1/").await;
+        check(&exec(&format!("echo '{credential}'")), "https://127.0.0.1:1").await;
     }
 
     #[tokio::test]

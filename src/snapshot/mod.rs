@@ -19,7 +19,9 @@ mod kubeconfig;
 pub mod problem;
 pub mod saved;
 mod store;
+mod timing;
 mod watch;
+mod watched;
 
 /// Everything that kvip needs to know of a cluster, at one time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use kube::client::AuthError;
 use kube::config::{KubeconfigError, LoadDataError};
 
 /// The manifest that gives kvip its permissions, as packaged.
-pub const RBAC_MANIFEST: &str = "/usr/share/kvip/rbac.yaml";
+pub const RBAC_MANIFEST: &str = "/usr/share/kvip/kvip.yaml";
 
 /// What keeps kvip from the API server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,7 +161,7 @@ impl Request<'_> {
         }
         match error {
             kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) => {
-                self.unreachable(root_of(error).to_string())
+                self.unreachable(reason_of(error))
             }
             other => self.server_error(other.to_string()),
         }
@@ -247,9 +247,15 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
     causes(error).find_map(|cause| cause.downcast_ref::<E>())
 }
 
-/// The last cause of `error`: what the system said.
-fn root_of<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
-    causes(error).last().unwrap_or(error)
+/// The last cause of `error`: what the system said. A time-out's own words are "deadline has elapsed", of no help.
+fn reason_of(error: &(dyn StdError + 'static)) -> String {
+    let timed_out = |cause: &(dyn StdError + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut)
+    };
+    if causes(error).any(timed_out) {
+        return "the connection timed out".into();
+    }
+    causes(error).last().unwrap_or(error).to_string()
 }
 
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
@@ -265,7 +271,7 @@ mod tests {
 
     fn request() -> Request<'static> {
         let path = Path::new("/etc/kvip/kubeconfig");
-        Request { server: "https://10.87.2.1:6443/", path, verb: "list", resource: "nodes" }
+        Request { server: "https://10.87.2.1:6443", path, verb: "list", resource: "nodes" }
     }
 
     fn check(problem: &Problem, want: &str, mend: &str) {
@@ -277,17 +283,17 @@ mod tests {
     fn statuses() {
         check(
             &request().status(401, "Unauthorized", "Unauthorized"),
-            "API server https://10.87.2.1:6443/ refuses the credentials of /etc/kvip/kubeconfig as expired, revoked or unknown (401)",
+            "API server https://10.87.2.1:6443 refuses the credentials of /etc/kvip/kubeconfig as expired, revoked or unknown (401)",
             "auth whoami",
         );
         check(
             &request().status(403, "nodes is forbidden: User \"kvip\" cannot list", "Forbidden"),
-            "API server https://10.87.2.1:6443/ does not let kvip list nodes (403): nodes is forbidden: User \"kvip\" cannot list",
+            "API server https://10.87.2.1:6443 does not let kvip list nodes (403): nodes is forbidden: User \"kvip\" cannot list",
             RBAC_MANIFEST,
         );
         check(
             &request().status(503, "", "ServiceUnavailable"),
-            "API server https://10.87.2.1:6443/ fails to list nodes: ServiceUnavailable (503)",
+            "API server https://10.87.2.1:6443 fails to list nodes: ServiceUnavailable (503)",
             "",
         );
     }
@@ -298,13 +304,13 @@ mod tests {
         let error = kube::Error::Service(Box::new(io::Error::new(io::ErrorKind::InvalidData, tls)));
         check(
             &request().problem(&error),
-            "TLS with API server https://10.87.2.1:6443/ failed: invalid peer certificate: UnknownIssuer",
+            "TLS with API server https://10.87.2.1:6443 failed: invalid peer certificate: UnknownIssuer",
             "this host's clock",
         );
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         check(
             &request().problem(&kube::Error::Service(Box::new(io::Error::other(refused)))),
-            "cannot reach API server https://10.87.2.1:6443/: connection refused",
+            "cannot reach API server https://10.87.2.1:6443: connection refused",
             "/readyz",
         );
     }

@@ -4,22 +4,19 @@
 //! resumes at a version that a rebuilt or restored cluster has not reached yet, and then sees nothing. So the loop
 //! here is kvip's, over kube's list and watch calls. It tells events and keeps no state but the version it is at.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
-
 use futures::TryStreamExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
-use kube::{Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::convert::{self, Change, Converted};
+use super::convert::Change;
 use super::kubeconfig::Link;
 use super::problem::{Problem, Request};
 use super::store::Part;
+use super::timing::{Backoff, Timing};
+use super::watched::Watched;
 
 /// Objects in one answer to a list, as client-go asks for.
 const PAGE: u32 = 500;
@@ -44,94 +41,6 @@ pub(super) enum Event {
     Failed(Option<Part>, Problem),
 }
 
-/// Limits on time, in one place so that tests can shorten them.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Timing {
-    /// How long an answer may take.
-    pub(super) answer: Duration,
-    /// How long a watch may be silent before it is taken for dead. The API server sends bookmarks each minute and a
-    /// bit, so that 60 s would cut every idle watch.
-    pub(super) silence: Duration,
-    /// The first wait after a failure; each further one is twice as long.
-    pub(super) retry_first: Duration,
-    /// The longest wait after a failure.
-    pub(super) retry_longest: Duration,
-    /// How often the files are looked at and the loop shows that it lives.
-    pub(super) beat: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            answer: Duration::from_secs(30),
-            silence: Duration::from_secs(90),
-            retry_first: Duration::from_millis(500),
-            retry_longest: Duration::from_secs(30),
-            beat: Duration::from_secs(2),
-        }
-    }
-}
-
-/// A kind of object that is watched.
-pub(super) trait Watched:
-    Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static
-{
-    const PART: Part;
-    /// As RBAC names it.
-    const RESOURCE: &'static str;
-    fn change(&self) -> Change;
-    /// The change that takes this object away.
-    fn removal(&self) -> Change;
-}
-
-fn gone<K, T>(object: Converted<K, T>) -> Converted<K, T> {
-    Converted { value: None, skipped: Vec::new(), ..object }
-}
-
-impl Watched for Service {
-    const PART: Part = Part::Services;
-    const RESOURCE: &'static str = "services";
-    fn change(&self) -> Change {
-        Change::Service(convert::service(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Service(gone(convert::service(self)))
-    }
-}
-
-impl Watched for EndpointSlice {
-    const PART: Part = Part::EndpointSlices;
-    const RESOURCE: &'static str = "endpointslices.discovery.k8s.io";
-    fn change(&self) -> Change {
-        Change::Slice(convert::slice(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Slice(gone(convert::slice(self)))
-    }
-}
-
-impl Watched for Node {
-    const PART: Part = Part::Nodes;
-    const RESOURCE: &'static str = "nodes";
-    fn change(&self) -> Change {
-        Change::Node(convert::node(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Node(gone(convert::node(self)))
-    }
-}
-
-impl Watched for ConfigMap {
-    const PART: Part = Part::ConfigMap;
-    const RESOURCE: &'static str = "configmaps";
-    fn change(&self) -> Change {
-        Change::VipMap(Some(convert::vip_map(self)))
-    }
-    fn removal(&self) -> Change {
-        Change::VipMap(None)
-    }
-}
-
 /// Why a session ends, so that a new one begins with a new client and new lists.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -147,11 +56,16 @@ struct Fault {
     remedy: Remedy,
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Remedy {
     /// Go on from the same version.
     Resume,
+    /// The same, once it is certain that this is the same cluster still.
+    Verify,
     /// What was seen is of no use any more.
     Relist,
+    /// The same, and in order: versions are kept for some minutes only.
+    Expired,
     /// The session is over.
     End(End),
 }
@@ -197,38 +111,29 @@ impl Session<'_> {
     where
         K::DynamicType: Default,
     {
-        let watch = Watch { session: self, api, fields, uid };
+        let mut watch = Watch { session: self, api, fields, uid, version: None, doubt: false, outage: false };
         let mut backoff = Backoff::new(self.timing);
-        let mut version = None;
-        // After silence or a failure it is not certain that this is the cluster that was listed.
-        let mut doubt = false;
         loop {
             let began = Instant::now();
-            match watch.step(&mut version, doubt).await {
-                Ok(Step::Listed) => doubt = false,
-                Ok(Step::Ended { silent }) => {
-                    doubt = silent;
-                    // A server that ends each watch at once must not be asked without pause.
-                    if began.elapsed() > self.timing.retry_longest {
-                        backoff.reset();
-                    } else {
-                        sleep(backoff.next()).await;
+            let step = watch.step().await;
+            if watch.is_outage_over(&step) {
+                backoff.reset();
+            }
+            match step {
+                Ok(Step::Listed | Step::Verified) => continue,
+                Ok(Step::Ended) | Err(Fault { remedy: Remedy::Expired, .. }) => {}
+                Err(Fault { problem, remedy }) => {
+                    self.tell(Event::Failed(Some(K::PART), problem)).await;
+                    if let Remedy::End(end) = remedy {
+                        return end;
                     }
-                }
-                Err(fault) => {
-                    doubt = true;
-                    self.tell(Event::Failed(Some(K::PART), fault.problem)).await;
-                    match fault.remedy {
-                        Remedy::Resume => {}
-                        Remedy::Relist => version = None,
-                        Remedy::End(end) => return end,
-                    }
-                    if began.elapsed() > self.timing.retry_longest {
-                        backoff.reset();
-                    }
-                    sleep(backoff.next()).await;
                 }
             }
+            // Also after a good end: a server that ends each watch at once must not be asked without pause.
+            if began.elapsed() > self.timing.retry_longest {
+                backoff.reset();
+            }
+            sleep(backoff.next()).await;
         }
     }
 
@@ -241,13 +146,11 @@ impl Session<'_> {
         request: Request<'_>,
         answer: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Fault> {
-        match timeout(self.timing.answer, answer).await {
-            Ok(answer) => answer.map_err(|error| fault(request, &error)),
-            Err(_) => {
-                let reason = format!("no answer within {} s", self.timing.answer.as_secs());
-                Err(Fault { problem: request.unreachable(reason), remedy: Remedy::Resume })
-            }
+        if let Ok(answer) = timeout(self.timing.answer, answer).await {
+            return answer.map_err(|error| fault(request, &error));
         }
+        let reason = format!("no answer within {} s", self.timing.answer.as_secs_f64());
+        Err(Fault { problem: request.unreachable(reason), remedy: Remedy::Verify })
     }
 
     /// The receiver is there as long as the session is: the one ends the other.
@@ -262,17 +165,17 @@ fn fault(request: Request<'_>, error: &kube::Error) -> Fault {
     let remedy = match error {
         kube::Error::Api(status) => remedy(status.code),
         kube::Error::SerdeError(_) => Remedy::Relist,
-        _ => Remedy::Resume,
+        _ => Remedy::Verify,
     };
     Fault { problem, remedy }
 }
 
-/// Overload and lost permission pass; whatever else the server answers (410: the version is too old) says that it
-/// cannot go on from here.
+/// Overload and lost permission pass; whatever else the server answers says that it cannot go on from here.
 fn remedy(code: u16) -> Remedy {
     match code {
         401 => Remedy::End(End::Unauthorized),
         403 | 429 | 502 | 503 => Remedy::Resume,
+        410 => Remedy::Expired,
         _ => Remedy::Relist,
     }
 }
@@ -280,7 +183,9 @@ fn remedy(code: u16) -> Remedy {
 /// How one step of a watch ended, when it went well.
 enum Step {
     Listed,
-    Ended { silent: bool },
+    Ended,
+    /// It is the same cluster.
+    Verified,
 }
 
 struct Watch<'a, K> {
@@ -288,44 +193,63 @@ struct Watch<'a, K> {
     api: Api<K>,
     fields: Option<String>,
     uid: &'a str,
+    /// The version to go on from; `None` when it is to be listed.
+    version: Option<String>,
+    /// After silence or a lost connection it is not certain that this is the cluster that was listed.
+    doubt: bool,
+    /// The server could not be asked about that.
+    outage: bool,
 }
 
-impl<K: Watched> Watch<'_, K>
+impl<'a, K: Watched> Watch<'a, K>
 where
     K::DynamicType: Default,
 {
-    /// Lists, or watches from `version` until that ends.
-    async fn step(&self, version: &mut Option<String>, doubt: bool) -> Result<Step, Fault> {
-        if doubt && !self.is_same_cluster(version).await? {
-            let reason = "it now speaks for another cluster".into();
-            let problem = self.request("get").unreachable(reason);
+    /// Verifies, lists or watches, whichever is next.
+    async fn step(&mut self) -> Result<Step, Fault> {
+        let verifying = self.doubt;
+        let step = if verifying {
+            self.verify().await
+        } else if let Some(version) = self.version.clone() {
+            self.watch(version).await
+        } else {
+            self.list().await
+        };
+        match step.as_ref().err().map(|fault| &fault.remedy) {
+            Some(Remedy::Verify) => {
+                self.outage |= verifying;
+                self.doubt = true;
+            }
+            Some(Remedy::Relist | Remedy::Expired) => self.version = None,
+            Some(Remedy::Resume | Remedy::End(_)) | None => {}
+        }
+        step
+    }
+
+    /// Makes sure that the server speaks for the cluster of this session. Forgets the version when the server has not
+    /// reached it, as after a restore from a backup: from there it would tell nothing.
+    async fn verify(&mut self) -> Result<Step, Fault> {
+        if self.session.cluster().await? != self.uid {
+            let problem = self.request("get").unreachable("it now speaks for another cluster".into());
             return Err(Fault { problem, remedy: Remedy::End(End::OtherCluster) });
         }
-        match version {
-            Some(at) => Ok(Step::Ended { silent: self.watch(at).await? }),
-            None => {
-                *version = Some(self.list().await?);
-                Ok(Step::Listed)
-            }
-        }
-    }
-
-    /// Whether the server still speaks for the cluster of this session. Forgets `version` when the server has not
-    /// reached it, as after a restore from a backup: from there it would tell nothing.
-    async fn is_same_cluster(&self, version: &mut Option<String>) -> Result<bool, Fault> {
-        if self.session.cluster().await? != self.uid {
-            return Ok(false);
-        }
-        if let Some(at) = version {
+        if let Some(version) = &self.version {
             let now = self.page(1, None).await?.metadata.resource_version.unwrap_or_default();
-            if is_before(&now, at) {
-                *version = None;
+            if is_before(&now, version) {
+                self.version = None;
             }
         }
-        Ok(true)
+        self.doubt = false;
+        Ok(Step::Verified)
     }
 
-    async fn list(&self) -> Result<String, Fault> {
+    /// Whether `step` is the first answer, be it an error, of a server that gave none: no reason to wait longer.
+    fn is_outage_over(&mut self, step: &Result<Step, Fault>) -> bool {
+        let answered = !matches!(step, Err(Fault { remedy: Remedy::Verify, .. }));
+        answered && std::mem::take(&mut self.outage)
+    }
+
+    async fn list(&mut self) -> Result<Step, Fault> {
         let mut contents = Vec::new();
         let mut next = None;
         loop {
@@ -333,8 +257,15 @@ where
             contents.extend(page.items.iter().map(Watched::change));
             next = page.metadata.continue_.filter(|token| !token.is_empty());
             if next.is_none() {
+                let version = page.metadata.resource_version.filter(|version| !version.is_empty());
+                // Without it there is nothing to watch from, and listing again at once would never end.
+                let Some(version) = version else {
+                    let problem = self.request("list").status(500, "the list has no resourceVersion", "");
+                    return Err(Fault { problem, remedy: Remedy::Relist });
+                };
+                self.version = Some(version);
                 self.session.tell(Event::Listed(K::PART, contents)).await;
-                return Ok(page.metadata.resource_version.unwrap_or_default());
+                return Ok(Step::Listed);
             }
             self.session.tell(Event::Confirmed(K::PART)).await;
         }
@@ -348,19 +279,20 @@ where
         self.session.answer(self.request("list"), self.api.list(&parameters)).await
     }
 
-    /// Follows from `version`, and keeps it at the last one seen; whether the end was silence.
-    async fn watch(&self, version: &mut String) -> Result<bool, Fault> {
+    /// Follows from `version`, and keeps the last one seen.
+    async fn watch(&mut self, version: String) -> Result<Step, Fault> {
         let request = self.request("watch");
         let parameters = WatchParams { field_selector: self.fields.clone(), ..WatchParams::default() };
-        let events = self.session.answer(request, self.api.watch(&parameters, version)).await?;
+        let events = self.session.answer(request, self.api.watch(&parameters, &version)).await?;
         let mut events = std::pin::pin!(events);
         self.session.tell(Event::Confirmed(K::PART)).await;
         loop {
             let Ok(event) = timeout(self.session.timing.silence, events.try_next()).await else {
-                return Ok(true);
+                self.doubt = true;
+                return Ok(Step::Ended);
             };
             let (at, told) = match event.map_err(|error| fault(request, &error))? {
-                None => return Ok(false),
+                None => return Ok(Step::Ended),
                 Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     (object.resource_version(), Event::Changed(K::PART, object.change()))
                 }
@@ -376,13 +308,13 @@ where
                 }
             };
             self.session.tell(told).await;
-            if let Some(at) = at {
-                *version = at;
+            if at.is_some() {
+                self.version = at;
             }
         }
     }
 
-    fn request(&self, verb: &'static str) -> Request<'_> {
+    fn request(&self, verb: &'static str) -> Request<'a> {
         self.session.request(verb, K::RESOURCE)
     }
 }
@@ -393,56 +325,9 @@ fn is_before(now: &str, at: &str) -> bool {
     matches!((now.parse::<u64>(), at.parse::<u64>()), (Ok(now), Ok(at)) if now < at)
 }
 
-/// Waits that double, with jitter so that nodes that lost the server together do not come back together.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    timing: Timing,
-    failures: u32,
-}
-
-impl Backoff {
-    pub(super) fn new(timing: Timing) -> Self {
-        Self { timing, failures: 0 }
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.failures = 0;
-    }
-
-    pub(super) fn next(&mut self) -> Duration {
-        // The standard library seeds each hasher at random: randomness enough to spread nodes.
-        let random = RandomState::new().build_hasher().finish();
-        let wait = delay(self.timing, self.failures, random);
-        self.failures = self.failures.saturating_add(1);
-        wait
-    }
-}
-
-/// The wait after `failures` earlier ones: half of it certain, half by `random`.
-fn delay(timing: Timing, failures: u32, random: u64) -> Duration {
-    let whole = timing.retry_first.saturating_mul(1 << failures.min(16)).min(timing.retry_longest);
-    let share = u32::try_from(random % 1000).unwrap_or(0);
-    whole / 2 + whole * share / 2000
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn waits_double_up_to_the_longest() {
-        let timing = Timing::default();
-        let check = |failures, random, want_ms| {
-            assert_eq!(delay(timing, failures, random), Duration::from_millis(want_ms), "{failures}");
-        };
-        check(0, 0, 250);
-        check(0, 996, 499);
-        check(1, 0, 500);
-        check(5, 0, 8_000);
-        check(6, 0, 15_000);
-        check(u32::MAX, 0, 15_000);
-        check(u32::MAX, 500, 22_500);
-    }
 
     #[test]
     fn versions() {

@@ -6,6 +6,7 @@
 //! ```text
 //! outside the namespaces                      inside them
 //! lab        what tests call                  serve    process 1, raises everything
+//! kvip       the package on the nodes             
 //! probe      a client's view, measured        network  bridge, taps, client
 //! namespace  start, find, enter, end          vm       one QEMU a node
 //! image      disk image and snapshot          prober   the asking itself
@@ -18,6 +19,7 @@ pub mod command;
 pub mod control;
 pub mod image;
 pub mod kubelet;
+pub mod kvip;
 pub mod lab;
 pub mod layout;
 pub mod machine;
