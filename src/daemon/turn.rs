@@ -138,6 +138,10 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     pub async fn turn(&mut self, now: Instant) {
         self.started.get_or_insert(now);
         self.take_in(now);
+        // Before keepalived may read a configuration that tracks it: a missing weight file counts as 0.
+        if let Err(error) = keepalived::weight::prepare(&self.paths, [self.core.settings.vrrp.vrid]) {
+            warn!("{error}");
+        }
         if !self.resting(now) {
             self.pass(now).await;
         }
@@ -203,8 +207,8 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             None
         });
         if hold::held(&self.paths) {
-            // Whoever made the mark lowers the weight, softly; without a weight keepalived would take 0 for it.
-            return current.or_else(|| self.write_weight(None, keepalived::weight::OUT));
+            // Whoever made the mark lowers the weight, softly.
+            return current;
         }
         let Some(wanted) = wanted.filter(|wanted| current != Some(*wanted)) else { return current };
         self.write_weight(current, wanted)

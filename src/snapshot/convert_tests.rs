@@ -1,7 +1,6 @@
 //! Tables of small objects and what they become.
 <<<<<<< HEAD
 =======
-#![expect(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
 >>>>>>> snapshot
 
 use serde_json::{Value, json};
