@@ -1,5 +1,6 @@
 //! The driver with a keepalived that the test makes fall, refuse or vanish, on paused time.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -172,7 +173,6 @@ async fn a_fresh_host_is_started_and_then_reloaded() {
     assert_eq!(status.reloads, 1);
     assert_eq!(bench.fake.asked(), ["start", "reload"]);
     assert_eq!(bench.text(), Some(render(&config(3), &bench.paths, Build { dbus: true })));
-    use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(&bench.paths.keepalived_conf).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o644);
 }
