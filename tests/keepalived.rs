@@ -45,8 +45,8 @@ fn instance<const N: usize>(family: Family, vips: [&str; N]) -> Instance {
     }
 }
 
-fn unicast<const N: usize>(source: &str, peers: [&str; N]) -> Option<Unicast> {
-    Some(Unicast { source: source.parse().expect("an address"), peers: addresses(peers) })
+fn unicast<const N: usize>(source: &str, peers: [&str; N]) -> Unicast {
+    Unicast { source: source.parse().expect("an address"), peers: addresses(peers) }
 }
 
 fn config(instances: Vec<Instance>) -> Config {
@@ -55,11 +55,11 @@ fn config(instances: Vec<Instance>) -> Config {
 
 fn dual_stack() -> Config {
     let v4 = Instance {
-        unicast: unicast("10.87.2.4", ["10.87.2.6", "10.87.2.8"]),
+        unicast: Some(unicast("10.87.2.4", ["10.87.2.6", "10.87.2.8"])),
         ..instance(Family::V4, ["10.87.2.50", "10.87.2.51", "10.87.2.52"])
     };
     let v6 = Instance {
-        unicast: unicast("fd00::4", ["fd00::6", "fd00::8"]),
+        unicast: Some(unicast("fd00::4", ["fd00::6", "fd00::8"])),
         advert: Duration::from_secs(1),
         ..instance(Family::V6, ["fd00::50", "fd00::51"])
     };
