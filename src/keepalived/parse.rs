@@ -1,4 +1,4 @@
-//! Reads back what [`super::render`] wrote: which VRIDs, VIPs and intervals a file of ours brings to keepalived.
+//! Reads back what [`super::render()`] wrote: which VRIDs, VIPs and intervals a file of ours brings to keepalived.
 //!
 //! Owns nothing. It understands kvip's own files only, line by line, and is no parser of keepalived's language.
 
