@@ -1,5 +1,7 @@
 //! Properties of derive and plan over arbitrary clusters: what must hold whatever people write.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests fail their test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;

@@ -1,7 +1,4 @@
 //! Tables of small objects and what they become.
-<<<<<<< HEAD
-=======
->>>>>>> snapshot
 
 use serde_json::{Value, json};
 

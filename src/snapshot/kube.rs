@@ -247,16 +247,10 @@ impl Keeper {
         self.contact.send_if_modified(|was| {
             let news = was.problem != now.problem || was.last_ok.is_some() != now.last_ok.is_some();
             if was.problem != now.problem {
-<<<<<<< HEAD
-                match &now.problem {
-                    Some(problem) => warn!("{problem}"),
-                    None => info!("the API server is heard again"),
-=======
                 if let Some(problem) = &now.problem {
                     warn!("{problem}");
                 } else {
                     info!("the API server is heard again");
->>>>>>> snapshot
                 }
             }
             *was = now;

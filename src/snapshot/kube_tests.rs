@@ -1,5 +1,4 @@
 //! The watcher against a small API server on loopback, whose answers a test scripts and whose faults it forces.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::net::SocketAddr;
