@@ -30,6 +30,7 @@ pub mod probe;
 pub mod prober;
 pub mod progress;
 pub mod qmp;
+pub mod scenario;
 pub mod serve;
 pub mod ssh;
 pub mod vm;

@@ -1,0 +1,179 @@
+//! What the lab's tests of kvip share: one lab a test file, with kvip installed and the tutorial applied.
+//!
+//! Owns the order of a test's beginning; what is tested is in the test files.
+
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::kvip::{Settings, deb};
+use crate::lab::{Lab, Options};
+use crate::layout::{Layout, NODES};
+use anyhow::{Context as _, Result, ensure};
+
+/// The tutorial's VIP and its twin of the other family.
+pub const VIP: &str = "10.87.2.50";
+/// The VIP of the other family.
+pub const VIP6: &str = "[fd00:87:2::50]";
+/// For what takes a moment on a quiet machine, with room for a slow one.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// The tutorial's objects, dual stack, with pods that go on serving for a moment when they are told to end, as
+/// production pods do.
+const TUTORIAL: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: nginx-deployment}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: nginx}}
+  template:
+    metadata: {labels: {app: nginx}}
+    spec:
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: nginx}}}
+      containers:
+      - name: nginx
+        image: nginx
+        ports: [{containerPort: 80}]
+        lifecycle: {preStop: {sleep: {seconds: 5}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nginx, labels: {app: nginx}}
+spec:
+  type: NodePort
+  ipFamilyPolicy: RequireDualStack
+  ports: [{port: 80, nodePort: 30302, targetPort: 80, protocol: TCP, name: http}]
+  selector: {app: nginx}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: vip-configmap}
+data:
+  10.87.2.50: default/nginx
+  fd00-87-2--50: default/nginx
+";
+
+static LAB: LazyLock<Mutex<Option<Lab>>> = LazyLock::new(|| Mutex::new(None));
+
+/// The lab of this test file; tests take turns.
+#[derive(Debug)]
+pub struct Turn(MutexGuard<'static, Option<Lab>>);
+
+impl std::ops::Deref for Turn {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        self.0.as_ref().expect("set before a turn is given")
+    }
+}
+
+impl Drop for Turn {
+    /// What a failed test leaves behind is no fault of the next: that one starts from a new lab.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.take();
+        }
+    }
+}
+
+/// A lab whose nodes are up, without kvip.
+pub fn bare() -> Result<Turn> {
+    let mut slot = LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    if slot.is_none() {
+        *slot = Some(Lab::start(Options::default())?);
+    }
+    Ok(Turn(slot))
+}
+
+/// The lab with kvip on all nodes and the tutorial's VIPs answering.
+pub fn serving() -> Result<Turn> {
+    let turn = bare()?;
+    if turn.curl(VIP).is_none() {
+        set_up(&turn, &Settings::default())?;
+    }
+    wait_until_settled(&turn)?;
+    Ok(turn)
+}
+
+/// Installs kvip, applies the tutorial, and waits until its VIPs answer.
+pub fn set_up(lab: &Lab, settings: &Settings) -> Result<()> {
+    lab.install_kvip(&package()?, settings)?;
+    tutorial(lab)?;
+    wait_until_settled(lab)
+}
+
+/// The package that the tests install.
+pub fn package() -> Result<PathBuf> {
+    deb(&Layout::from_environment())
+}
+
+/// Applies the tutorial.
+pub fn tutorial(lab: &Lab) -> Result<()> {
+    lab.kubectl_with(&["apply", "-f", "-"], TUTORIAL).map(drop)
+}
+
+/// Waits until both VIPs answer, every node knows three ready pods and agrees with itself, and nothing is under way.
+pub fn wait_until_settled(lab: &Lab) -> Result<()> {
+    let answered = lab.wait_for("both VIPs to answer", Duration::from_secs(120), || {
+        (lab.curl(VIP).is_some() && lab.curl(VIP6).is_some()).then_some(())
+    });
+    let settled = answered
+        .and_then(|()| lab.wait_for("all nodes to be as planned", SOON, || all_settled(lab).then_some(())));
+    settled.with_context(|| diagnosis(lab))
+}
+
+fn all_settled(lab: &Lab) -> bool {
+    NODES.iter().all(|node| {
+        let Ok(status) = lab.node(node.name).kvip_status() else { return false };
+        status["as_planned"] == true
+            && status["keepalived"] == "active"
+            && status["findings"].as_array().is_some_and(Vec::is_empty)
+            && status["real_servers"] == 6
+    })
+}
+
+/// What a person would look at first.
+pub fn diagnosis(lab: &Lab) -> String {
+    let mut text =
+        lab.kubectl(&["get", "nodes,pods,endpointslices,configmaps", "-o", "wide"]).unwrap_or_default();
+    for node in lab.nodes() {
+        let status = node.run("kvip status; ipvsadm -Ln; ip -br addr show eth0; cat /run/kvip/weight-50");
+        let status = status.map_or_else(|error| error.to_string(), |output| output.to_string());
+        text += &["\n--- ", node.spec().name, "\n", &status, "\n", &node.journal()].concat();
+    }
+    text
+}
+
+/// Reloads of keepalived on all nodes since their kvip started.
+pub fn reloads(lab: &Lab) -> Result<u64> {
+    lab.nodes()
+        .map(|node| node.kvip_status()?["keepalived_reloads"].as_u64().context("keepalived_reloads"))
+        .sum()
+}
+
+/// Fails with everything that helps to see why.
+pub fn explained<T>(lab: &Lab, result: Result<T>) -> Result<T> {
+    result.with_context(|| diagnosis(lab))
+}
+
+/// Runs `act` while a client asks the VIP ten times a second; every request must be answered.
+pub fn without_a_lost_request(lab: &Lab, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    let probe = lab.probe(VIP, 80, Duration::from_millis(100))?;
+    lab.wait_for("the first answers", SOON, || (probe.so_far().len() > 5).then_some(()))?;
+    let acted = act();
+    let report = probe.stop()?;
+    explained(lab, acted)?;
+    let lost = report.failures();
+    ensure!(lost.is_empty(), "requests were lost: {report}\n{}", diagnosis(lab));
+    ensure!(report.asked() > 5, "too few requests to say anything: {report}");
+    Ok(())
+}
+
+/// The `findings` of a node that mention `text`.
+pub fn finding(lab: &Lab, node: &str, text: &str) -> Option<String> {
+    let status = lab.node(node).kvip_status().ok()?;
+    let findings = status["findings"].as_array()?.clone();
+    findings.iter().map(ToString::to_string).find(|finding| finding.contains(text))
+}

@@ -1,0 +1,57 @@
+//! A node dies: the VIPs answer elsewhere, and soon nobody is sent to the dead node's pods.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use kvip_lab::kvip::Settings;
+use kvip_lab::lab::Lab;
+use kvip_lab::scenario::{SOON, VIP, diagnosis, serving, set_up};
+
+/// Adverts are 1 s here: three of them and the skew are missed before a backup takes over; the rest is for a slow machine.
+const TAKE_OVER: Duration = Duration::from_secs(15);
+/// From the take-over on, so long may requests still be sent to the dead node's pods.
+const DEAD_LIMIT: Duration = Duration::from_secs(5);
+
+#[test]
+fn the_holder_dies() -> Result<()> {
+    let lab = serving()?;
+    let holder = lab.wait_for_holder()?;
+    let probe = lab.probe(VIP, 80, Duration::from_millis(50))?;
+    lab.wait_for("the first answers", SOON, || (probe.so_far().len() > 10).then_some(()))?;
+    let killed = SystemTime::now();
+    lab.node(holder).kill()?;
+    let taken = take_over(&lab, holder)?;
+    let seen_until = Instant::now() + DEAD_LIMIT + Duration::from_secs(10);
+    lab.wait_for("enough requests", SOON, || (Instant::now() > seen_until).then_some(()))?;
+    let report = probe.stop()?;
+    let gap = report.longest_gap().context("a gap")?.length();
+    println!("holder killed: {report}; the longest gap was {gap:?}");
+    ensure!(gap < TAKE_OVER, "the gap was {gap:?}: {report}\n{}", diagnosis(&lab));
+    let later = report.after(taken + DEAD_LIMIT);
+    ensure!(
+        later.asked() > 50 && later.failures().is_empty(),
+        "after 5 s requests still failed: {later}\n{}",
+        diagnosis(&lab)
+    );
+    ensure!(
+        report.before(killed).failures().is_empty(),
+        "requests failed before anything happened: {report}"
+    );
+    node_returns(&lab, holder)
+}
+
+fn take_over(lab: &Lab, dead: &str) -> Result<SystemTime> {
+    let living = lab.other_than(dead);
+    let taken =
+        lab.wait_for("another node to answer", TAKE_OVER * 2, || lab.curl(VIP).map(|_| SystemTime::now()));
+    taken.with_context(|| format!("{living}: {}", diagnosis(lab)))
+}
+
+/// A node that comes back fresh, kvip installed again, takes nothing back.
+fn node_returns(lab: &Lab, returned: &str) -> Result<()> {
+    let holder = lab.wait_for("a holder", SOON, || lab.holder().filter(|node| *node != returned))?;
+    lab.node(returned).restore()?;
+    set_up(lab, &Settings::default())?;
+    ensure!(lab.holder() == Some(holder), "the node that returned took the VIPs back\n{}", diagnosis(lab));
+    Ok(())
+}
