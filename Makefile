@@ -1,9 +1,47 @@
 # Commands for people. Each says what it does; none needs another to have run first.
+#
+# All but `deb` and `lint` need root or sudo: they install Debian packages and make network namespaces.
 
-.PHONY: help deb
+SHELL := /bin/sh
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo --preserve-env=HOME,PATH,CARGO_HOME,RUSTUP_HOME,KVIP_LAB_CACHE,KVIP_LAB_STATE,NO_COLOR")
+LAB := $(SUDO) target/debug/lab
+# The upgrade test begins with a lower version, built from this very tree.
+OLD_VERSION := 0.0.9-1
+
+.PHONY: help demo test lab lab-down deb lint packages lab-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
+demo: packages deb lab-tool ## three virtual machines, the tutorial, the holder's death: everything at once (15 minutes from nothing, then 2)
+	@$(LAB) demo
+
+test: packages lint ## every check: lint, unit, golden and property tests, then kvip in the lab (45 minutes from nothing)
+	@echo "== the program's own tests"
+	@$(SUDO) cargo test --locked --package kvip
+	@echo "== the package, and a lower version for the upgrade test"
+	@packaging/deb/build
+	@packaging/deb/build --deb-version $(OLD_VERSION)
+	@echo "== the lab"
+	@cargo build --quiet --locked --package kvip-lab
+	@$(LAB) image
+	@$(SUDO) cargo test --locked --package kvip-lab -- --test-threads=1
+
+lab: packages deb lab-tool ## raises the lab with kvip and the tutorial and leaves it up to play with
+	@$(LAB) play
+
+lab-down: ## ends the lab
+	@$(LAB) down
+
 deb: ## builds target/debian/kvip_VERSION_ARCH.deb and prints its path last
 	@packaging/deb/build
+
+lint: ## rustfmt and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+
+packages:
+	@tests/lab/image/host-packages
+
+lab-tool:
+	@cargo build --quiet --locked --package kvip-lab
