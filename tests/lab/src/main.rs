@@ -15,10 +15,10 @@ use kvip_lab::lab::{Lab, client_argv};
 use kvip_lab::layout::{self, Layout, NODES};
 use kvip_lab::machine::Accelerator;
 use kvip_lab::namespace::Running;
-use kvip_lab::progress::say;
+use kvip_lab::progress::{say, step};
 use kvip_lab::serve::{self, ServeOptions};
 use kvip_lab::vm::{self, Action, Machines};
-use kvip_lab::{image::Image, kubelet, prober, ssh};
+use kvip_lab::{image::Image, kubelet, kvip, prober, scenario, ssh};
 
 #[derive(Parser)]
 #[command(name = "lab", about, max_term_width = 100)]
@@ -41,6 +41,8 @@ enum Verb {
         #[arg(long)]
         no_control_plane: bool,
     },
+    /// Raise the lab with kvip on all nodes and the tutorial applied, and leave it up.
+    Play,
     /// End the lab and everything in it.
     Down,
     /// Say whether a lab is up and how its nodes are.
@@ -141,6 +143,7 @@ fn run(verb: Verb) -> anyhow::Result<i32> {
     match verb {
         Verb::Image => image(&layout),
         Verb::Up { detach, no_control_plane } => up(&layout, detach, no_control_plane),
+        Verb::Play => play(&layout),
         Verb::Down => down(&layout),
         Verb::Status => status(&layout),
         Verb::Ssh { node, command } => inside(&layout, &ssh_argv(&layout, &node, &command)?),
@@ -194,6 +197,32 @@ fn up(layout: &Layout, detach: bool, no_control_plane: bool) -> anyhow::Result<i
     let pipe = child.stdin.take();
     child.wait()?;
     drop(pipe);
+    Ok(0)
+}
+
+fn play(layout: &Layout) -> anyhow::Result<i32> {
+    let package = kvip::deb(layout)?;
+    let (running, _child) =
+        Running::start(layout, ServeOptions { watch_stdin: false, no_control_plane: false })?;
+    let lab = Lab::attach()?;
+    step("installing kvip on three nodes", || lab.install_kvip(&package, &kvip::Settings::default()))?;
+    step("applying the tutorial", || {
+        scenario::tutorial(&lab).and_then(|()| scenario::wait_until_settled(&lab))
+    })?;
+    let program = std::env::args().next().unwrap_or_else(|| "lab".into());
+    println!("the lab is up (process {}), kvip serves http://{}/. Try", running.supervisor(), scenario::VIP);
+    for words in [
+        "ssh node-a kvip status",
+        "ssh node-a journalctl -u kvip",
+        "client curl http://10.87.2.50",
+        "kubectl get pods -o wide",
+        "kubectl scale deployment/nginx-deployment --replicas=5",
+        "node kill node-a",
+        "node restore node-a",
+    ] {
+        println!("  {program} {words}");
+    }
+    println!("`make lab-down` ends it.");
     Ok(0)
 }
 
