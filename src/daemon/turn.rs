@@ -1,6 +1,7 @@
 //! One turn of the loop: take in what is new, run a pass, set the weight, tell people.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ use crate::keepalived::{self, Paths, hold};
 use crate::model::Finding;
 use crate::net::HostFacts;
 use crate::report::status::{Cluster, Status};
+use crate::snapshot::Snapshot;
 use crate::snapshot::admit::{self, Update};
 use crate::snapshot::kube::Contact;
 use crate::snapshot::saved;
@@ -85,6 +87,7 @@ pub struct Daemon<H, L> {
     ledger: L,
     paths: Paths,
     admitted: Admitted,
+    taken_in: Option<Arc<Snapshot>>,
     applied: Applied,
     weights: Weights,
     since: Since,
@@ -117,6 +120,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             ledger,
             paths,
             admitted,
+            taken_in: None,
             applied: Applied::default(),
             weights: Weights::default(),
             since: Since::default(),
@@ -152,8 +156,13 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     }
 
     fn take_in(&mut self, now: Instant) {
-        let update = self.inputs.updates.has_changed().unwrap_or(false);
-        let update = update.then(|| self.inputs.updates.borrow_and_update().clone()).flatten();
+        // Waiting for news has marked it as seen, so what was taken in before is told by the snapshot itself.
+        let newest = self.inputs.updates.borrow_and_update().clone();
+        let update = newest
+            .filter(|update| !self.taken_in.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &update.snapshot)));
+        if let Some(update) = &update {
+            self.taken_in = Some(Arc::clone(&update.snapshot));
+        }
         let accept = self.paths.state.join("accept");
         let accepted = self.admitted.held().and_then(|_| admit::accepted(&accept).ok().flatten());
         self.saving.pending |= update.is_some() || accepted.is_some();
