@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
 use std::env;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::in_namespace;
 use kvip::model::{Frontend, Protocol};
 use kvip::nft::{Ruleset, client, fingerprint, render};
 
@@ -82,25 +85,6 @@ fn golden_texts() {
         let golden = std::fs::read_to_string(&path).unwrap_or_default();
         assert_eq!(text, golden, "{name} differs; UPDATE_GOLDEN=1 writes it anew");
     }
-}
-
-/// Runs the test `name` of this program again in a network namespace of its own, where loopback is up. True in there.
-fn in_namespace(name: &str) -> bool {
-    const INSIDE: &str = "KVIP_TEST_NAMESPACE";
-    if env::var_os(INSIDE).is_some() {
-        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
-        assert!(up.success(), "ip cannot bring loopback up");
-        return true;
-    }
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net"])
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .unwrap();
-    assert!(status.success(), "{name} failed in its namespace");
-    false
 }
 
 fn nft(arguments: &[&str], input: &str) -> (bool, String) {

@@ -305,12 +305,10 @@ fn vip_changes(view: &View) -> impl Iterator<Item = Change> {
         what: format!("{vip} in group vips"),
         why: "keepalived reload".into(),
     };
-    let came = view
-        .desired
-        .vips
-        .keys()
-        .filter(|vip| !view.keepalived.contains(vip))
-        .map(move |vip| change('+', vip));
-    let went = view.keepalived.iter().filter(|vip| !view.desired.vips.contains_key(vip));
-    came.chain(went.map(move |vip| change('-', vip)))
+    // What this host's keepalived shall carry: nothing on a host that is no member or lacks the interface.
+    let wanted: BTreeSet<IpAddr> =
+        view.desired.keepalived.instances.iter().flat_map(|instance| &instance.vips).copied().collect();
+    let came: Vec<_> = wanted.difference(&view.keepalived).map(|vip| change('+', vip)).collect();
+    let went: Vec<_> = view.keepalived.difference(&wanted).map(|vip| change('-', vip)).collect();
+    came.into_iter().chain(went)
 }

@@ -130,7 +130,7 @@ fn method(text: &str, entry: &str) -> Result<Method, String> {
         "NAT" => Ok(Method::Nat),
         "DR" => Ok(Method::Dr),
         "PROXY" => Ok(Method::Proxy),
-        _ => Err(format!("`{entry}`: unknown method `{text}`; it is NAT, DR or PROXY")),
+        _ => Err(format!("`{entry}`: unknown method `{text}`; write NAT, or none")),
     }
 }
 

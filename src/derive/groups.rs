@@ -40,11 +40,12 @@ pub fn group(
     let members = members(inputs);
     let mut group = Group { members: priorities(inputs.settings.vrrp.vrid, &members), ..Group::default() };
     group.keepalived.gone_after = inputs.settings.vrrp.gone_after;
+    // A node that is no member needs a name too: keepalived must be able to read the file that takes its instances away.
+    group.keepalived.router_id = own.unwrap_or(&inputs.facts.hostname).to_owned();
     for family in [Family::V4, Family::V6] {
         let carried = carried(vips, family, findings);
         group.vips.extend(&carried);
         let Some(own) = own.filter(|own| group.members.contains_key(*own)) else { continue };
-        group.keepalived.router_id = own.to_owned();
         if carried.is_empty() {
             continue;
         }
@@ -150,10 +151,12 @@ fn unicast(
 /// The interface that holds the VIPs: the configured one, or the one with this node's address.
 fn interface(inputs: &Inputs, node: &Node, source: Option<IpAddr>) -> Result<String, Finding> {
     let facts = inputs.facts;
-    let names = || facts.links.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let usable = || facts.links.iter().filter(|(_, link)| !link.loopback).map(|(name, _)| name.as_str());
+    let names = || usable().collect::<Vec<_>>().join(", ");
     if let Some(name) = &inputs.settings.node.interface {
         let unknown = || {
-            Finding::new("node.interface", format!("no interface {name} on this host; it has {}", names()))
+            let text = format!("no interface {name} on this host, so it holds no VIPs; it has {}", names());
+            Finding::new("node.interface", text).mend("set node.interface in /etc/kvip/config.toml")
         };
         return facts.links.get(name).map(|_| name.clone()).ok_or_else(unknown);
     }
@@ -162,7 +165,10 @@ fn interface(inputs: &Inputs, node: &Node, source: Option<IpAddr>) -> Result<Str
     found.map(str::to_owned).ok_or_else(|| {
         Finding::new(
             "node.interface",
-            format!("no interface of this host has the node's InternalIP; it has {}", names()),
+            format!(
+                "no interface of this host has the node's InternalIP, so it holds no VIPs; it has {}",
+                names()
+            ),
         )
         .mend("set node.interface in /etc/kvip/config.toml")
     })

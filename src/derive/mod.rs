@@ -148,8 +148,10 @@ fn own_node(inputs: &Inputs, findings: &mut Vec<Finding>) -> Option<String> {
     let local = |ip: &IpAddr| inputs.facts.addresses.iter().any(|a| a.ip == *ip && !a.marked_as_vip());
     let found = nodes.iter().find(|(_, node)| node.addresses.iter().any(local));
     if found.is_none() {
-        let text =
-            format!("none of its addresses is the InternalIP of one of the cluster's {} Nodes", nodes.len());
+        let text = format!(
+            "it holds no VIPs: none of its addresses is an InternalIP of the cluster's {} Nodes",
+            nodes.len()
+        );
         findings.push(Finding::new(format!("host {}", inputs.facts.hostname), text).mend(mend));
     }
     found.map(|(name, _)| name.clone())

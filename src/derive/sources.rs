@@ -123,7 +123,8 @@ fn serviceable<'a>(
     let refused = |why: String| Finding::new(key, format!("not served at {vip}: {why}"));
     if let Some(method) = entry.method.filter(|method| *method != Method::Nat) {
         let why = format!("method {} is not available in this version; NAT is", method.name());
-        return Err(refused(why).mend(format!("write {key} or {key}:NAT in the ConfigMap")));
+        let port = entry.port.map_or(String::new(), |port| format!(":{port}"));
+        return Err(refused(why).mend(format!("write {key}{port} or {key}{port}:NAT in the ConfigMap")));
     }
     let Some(service) = inputs.snapshot.services.get(key) else {
         let mend = format!("kubectl -n {} get services", key.namespace);
