@@ -12,11 +12,14 @@
 //! image      disk image and snapshot          prober   the asking itself
 //!                                             control  etcd, API server, controllers, kubelets
 //!                                             kubelet  what makes Pods of namespaces in a node
+//! demo       the story of `make demo`
+//! stage      how it is printed
 //!            layout, command, progress, machine, qmp, ssh: used by both
 //! ```
 
 pub mod command;
 pub mod control;
+pub mod demo;
 pub mod image;
 pub mod kubelet;
 pub mod kvip;
@@ -33,4 +36,5 @@ pub mod qmp;
 pub mod scenario;
 pub mod serve;
 pub mod ssh;
+pub mod stage;
 pub mod vm;

@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use kvip_lab::command;
 use kvip_lab::control::{self, Role};
+use kvip_lab::demo;
 use kvip_lab::lab::{Lab, client_argv};
 use kvip_lab::layout::{self, Layout, NODES};
 use kvip_lab::machine::Accelerator;
@@ -45,6 +46,8 @@ enum Verb {
     Play,
     /// End the lab and everything in it.
     Down,
+    /// Tell kvip's story on a lab of its own: install, serve, scale, and outlive the holder.
+    Demo,
     /// Say whether a lab is up and how its nodes are.
     Status,
     /// A shell on a node, or a command run there.
@@ -145,6 +148,7 @@ fn run(verb: Verb) -> anyhow::Result<i32> {
         Verb::Up { detach, no_control_plane } => up(&layout, detach, no_control_plane),
         Verb::Play => play(&layout),
         Verb::Down => down(&layout),
+        Verb::Demo => demo::run(&layout).map(|()| 0),
         Verb::Status => status(&layout),
         Verb::Ssh { node, command } => inside(&layout, &ssh_argv(&layout, &node, &command)?),
         Verb::Client { command } => inside(&layout, &client_argv(&command)),

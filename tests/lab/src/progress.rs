@@ -26,6 +26,20 @@ pub fn step_with<T>(
     work: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let start = Instant::now();
+    let result = ticking(what, detail, work);
+    if result.is_ok() {
+        say(&format!("{what}: {:.1} s", start.elapsed().as_secs_f32()));
+    }
+    result
+}
+
+/// Does `work`, and says only while it takes long that it still goes on.
+pub fn patiently<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    ticking(what, String::new, work)
+}
+
+fn ticking<T>(what: &str, detail: impl Fn() -> String + Send, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
     let (done, wait) = channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
@@ -35,9 +49,6 @@ pub fn step_with<T>(
         });
         let result = work();
         drop(done);
-        if result.is_ok() {
-            say(&format!("{what}: {:.1} s", start.elapsed().as_secs_f32()));
-        }
         result
     })
 }
