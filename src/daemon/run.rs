@@ -47,6 +47,7 @@ pub async fn run(sources: &Sources) -> anyhow::Result<()> {
     std::fs::create_dir_all(&paths.state).with_context(|| format!("make {}", paths.state.display()))?;
     let notifier = Notifier::from_env();
     notifier.status("starting");
+    info!("kvip {} starts", env!("CARGO_PKG_VERSION"));
     let mut feeds = Feeds::start(&settings, &paths).await?;
     let mut daemon = feeds.daemon(settings, &paths);
     turn_until_stopped(sources, &mut daemon, &mut feeds, &notifier).await
