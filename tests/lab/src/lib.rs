@@ -18,6 +18,7 @@
 pub mod command;
 pub mod control;
 pub mod image;
+pub mod kubeconfig;
 pub mod kubelet;
 pub mod kvip;
 pub mod lab;

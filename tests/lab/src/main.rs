@@ -118,8 +118,10 @@ enum Verb {
 enum ControlAction {
     /// Start it and wait until it is ready.
     Start,
-    /// End it.
+    /// End it in order.
     Stop,
+    /// End it at once, as a crash does.
+    Kill,
     /// Stop its processor time; its connections stay open.
     Freeze,
     /// Let it go on.
@@ -282,6 +284,7 @@ fn control(layout: &Layout, action: ControlAction, role: Option<&str>) -> anyhow
     match action {
         ControlAction::Start => control::start(layout, named()?)?,
         ControlAction::Stop => control::stop(named()?)?,
+        ControlAction::Kill => control::kill(named()?)?,
         ControlAction::Freeze => control::freeze(named()?)?,
         ControlAction::Thaw => control::thaw(named()?)?,
         ControlAction::Reset => control::reset(layout)?,
