@@ -14,7 +14,8 @@ use anyhow::{Context as _, bail};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::command::{self, Output, command, must, wait_for};
+use crate::api;
+use crate::command::{self, command, wait_for};
 use crate::kubeconfig::{self, Identity};
 use crate::layout::{API_PORT, BRIDGE_V4, Layout, NODES, PODS_V4, PODS_V6, SERVICES_V4, SERVICES_V6};
 use crate::pki::Pki;
@@ -27,7 +28,6 @@ const ADMIN_TOKEN: &str = "lab-admin";
 const READY_LIMIT: Duration = Duration::from_secs(120);
 /// What a role may take to end by itself before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-const KUBECTL_LIMIT: Duration = Duration::from_secs(60);
 const CONTROLLERS: &str = "deployment-controller,replicaset-controller,endpointslice-controller,endpointslice-mirroring-controller,\
 node-lifecycle-controller,taint-eviction-controller,garbage-collector-controller,namespace-controller,serviceaccount-controller,\
 serviceaccount-token-controller,pod-garbage-collector-controller,daemonset-controller";
@@ -279,20 +279,14 @@ fn controller_manager(layout: &Layout) -> anyhow::Result<Vec<String>> {
 fn is_ready(layout: &Layout, role: Role) -> bool {
     match role {
         Role::Etcd => std::net::TcpStream::connect(("127.0.0.1", 2379)).is_ok(),
-        Role::ApiServer => kubectl(layout, &["get", "--raw", "/readyz"]).is_ok_and(|output| output.ok()),
+        Role::ApiServer => api::is_ready(&admin_kubeconfig(layout)),
         // These three have nothing to ask; that they work is seen in what they do.
         Role::ControllerManager | Role::Scheduler | Role::Kubelet(_) => true,
     }
 }
 
-fn kubectl(layout: &Layout, arguments: &[&str]) -> anyhow::Result<Output> {
-    command::run(command(&kubectl_argv(layout, arguments)), b"", KUBECTL_LIMIT)
-}
-
 fn registered(layout: &Layout) -> Option<()> {
-    let argv = kubectl_argv(layout, &["get", "nodes", "-o", "name"]);
-    let nodes = must(command(&argv), b"", KUBECTL_LIMIT).ok()?.stdout;
-    (nodes.lines().count() >= NODES.len()).then_some(())
+    (api::nodes(&admin_kubeconfig(layout)).ok()? >= NODES.len()).then_some(())
 }
 
 fn pid_file(role: Role) -> String {

@@ -79,7 +79,11 @@ async fn beat(guest: &Guest, mut membership: Membership, tell: watch::Sender<Loo
     loop {
         every.tick().await;
         let asked = Instant::now();
-        let found = guest.list().await;
+        let mut found = guest.list().await;
+        if found.is_err() {
+            // The shared connection may have died, not the machine: the next one is a new one.
+            found = guest.list().await;
+        }
         log_turn(tell.borrow().answers, found.as_ref().err());
         let answers = found.is_ok();
         tell.send_modify(|look| {
