@@ -304,7 +304,15 @@ fn ssh_argv(layout: &Layout, node: &str, command: &[String]) -> anyhow::Result<V
 
 /// Runs a command in the lab's namespaces on this terminal.
 fn inside<S: AsRef<str>>(layout: &Layout, argv: &[S]) -> anyhow::Result<i32> {
-    let mut inner = Running::require(layout)?.enter(argv);
+    let mut words: Vec<String> = Vec::new();
+    // Entering a mount namespace leads to its root, but people name files as seen from where they are. /run is
+    // another there.
+    let here = std::env::current_dir()?;
+    if !here.starts_with("/run") {
+        words.extend(["env".to_owned(), format!("--chdir={}", here.display())]);
+    }
+    words.extend(argv.iter().map(|word| word.as_ref().to_owned()));
+    let mut inner = Running::require(layout)?.enter(&words);
     layout.export(&mut inner);
     inner.stdin(std::process::Stdio::inherit());
     command::interactive(inner)
