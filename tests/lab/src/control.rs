@@ -11,12 +11,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::command::{self, Output, command, must, wait_for};
-use crate::layout::{
-    API_PORT, API_URL, BRIDGE_V4, Layout, NODES, PODS_V4, PODS_V6, SERVICES_V4, SERVICES_V6,
-};
+use crate::api;
+use crate::command::{self, command, wait_for};
+use crate::kubeconfig::{self, Identity};
+use crate::layout::{API_PORT, BRIDGE_V4, Layout, NODES, PODS_V4, PODS_V6, SERVICES_V4, SERVICES_V6};
 use crate::pki::Pki;
 use crate::progress::step;
 use crate::ssh::RUN_DIR;
@@ -27,10 +28,11 @@ const ADMIN_TOKEN: &str = "lab-admin";
 const READY_LIMIT: Duration = Duration::from_secs(120);
 /// What a role may take to end by itself before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-const KUBECTL_LIMIT: Duration = Duration::from_secs(60);
 const CONTROLLERS: &str = "deployment-controller,replicaset-controller,endpointslice-controller,endpointslice-mirroring-controller,\
-node-lifecycle-controller,garbage-collector-controller,namespace-controller,serviceaccount-controller,serviceaccount-token-controller,\
-pod-garbage-collector-controller,daemonset-controller";
+node-lifecycle-controller,taint-eviction-controller,garbage-collector-controller,namespace-controller,serviceaccount-controller,\
+serviceaccount-token-controller,pod-garbage-collector-controller,daemonset-controller";
+/// How long a client certificate of the lab's own is valid, in days.
+const DAYS: u32 = 3650;
 
 /// One process of the control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,10 +91,12 @@ pub fn start_all(layout: &Layout) -> anyhow::Result<()> {
     step("waiting for the nodes to register", || wait_for("three Nodes", READY_LIMIT, || registered(layout)))
 }
 
-/// Ends everything, forgets all objects, and starts anew.
+/// Ends everything, forgets all objects, and starts anew: another cluster at the same address, with the same keys.
 pub fn reset(layout: &Layout) -> anyhow::Result<()> {
-    let roles: Vec<Role> = Role::all().collect();
-    roles.iter().rev().try_for_each(|role| stop(*role))?;
+    let running: Vec<(Role, Pid)> = Role::all().filter_map(|role| Some((role, alive(role)?))).collect();
+    // Nothing of theirs is to be kept, so none is given the time to end in order.
+    running.iter().try_for_each(|(_, pid)| send(*pid, Signal::KILL))?;
+    running.iter().try_for_each(|(role, _)| wait_until_ended(*role))?;
     let data = layout.control_plane_state().join("etcd");
     if data.exists() {
         fs::remove_dir_all(&data).with_context(|| format!("cannot remove {}", data.display()))?;
@@ -125,13 +129,21 @@ pub fn start(layout: &Layout, role: Role) -> anyhow::Result<()> {
 /// Ends a role: by SIGTERM, then by SIGKILL.
 pub fn stop(role: Role) -> anyhow::Result<()> {
     let Some(pid) = alive(role) else { return Ok(()) };
-    kill_process(pid, Signal::CONT)?;
-    kill_process(pid, Signal::TERM)?;
-    if wait_for(&role.name(), STOP_LIMIT, || alive(role).is_none().then_some(())).is_err() {
-        kill_process(pid, Signal::KILL)?;
-        wait_for(&role.name(), STOP_LIMIT, || alive(role).is_none().then_some(()))?;
+    send(pid, Signal::TERM)?;
+    // A frozen one does not hear before it is thawed.
+    send(pid, Signal::CONT)?;
+    if wait_until_ended(role).is_err() {
+        send(pid, Signal::KILL)?;
+        wait_until_ended(role)?;
     }
     Ok(())
+}
+
+/// Ends a role at once, as a crash does.
+pub fn kill(role: Role) -> anyhow::Result<()> {
+    let Some(pid) = alive(role) else { return Ok(()) };
+    send(pid, Signal::KILL)?;
+    wait_until_ended(role)
 }
 
 /// Freezes a role: its connections stay open and say nothing.
@@ -157,34 +169,43 @@ pub fn admin_kubeconfig(layout: &Layout) -> PathBuf {
     layout.control_plane_state().join("admin.kubeconfig")
 }
 
-fn signal(role: Role, signal: Signal) -> anyhow::Result<()> {
-    let pid = alive(role).with_context(|| format!("{} does not run", role.name()))?;
-    Ok(kill_process(pid, signal)?)
+/// The kubeconfig of a node's kubelet stand-in.
+pub fn kubelet_kubeconfig(layout: &Layout, node: &str) -> PathBuf {
+    layout.control_plane_state().join(format!("kubelet-{node}.kubeconfig"))
 }
 
-/// Keys, tokens and the admin's kubeconfig.
+fn signal(role: Role, signal: Signal) -> anyhow::Result<()> {
+    let pid = alive(role).with_context(|| format!("{} does not run", role.name()))?;
+    send(pid, signal)
+}
+
+/// One that has ended meanwhile needs no signal.
+fn send(pid: Pid, signal: Signal) -> anyhow::Result<()> {
+    match kill_process(pid, signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot signal process {}", pid.as_raw_nonzero())),
+    }
+}
+
+fn wait_until_ended(role: Role) -> anyhow::Result<()> {
+    let what = format!("the end of {}", role.name());
+    wait_for(&what, STOP_LIMIT, || alive(role).is_none().then_some(()))
+}
+
+/// Keys, tokens and kubeconfigs; those that are there stay.
 fn prepare(layout: &Layout) -> anyhow::Result<()> {
     let folder = layout.control_plane_state();
     fs::create_dir_all(&folder)?;
     let pki = pki(layout)?;
     fs::write(folder.join("tokens.csv"), format!("{ADMIN_TOKEN},admin,admin,\"system:masters\"\n"))?;
-    let kubeconfig = format!(
-        "apiVersion: v1
-kind: Config
-current-context: lab
-clusters:
-- name: lab
-  cluster: {{server: \"{API_URL}\", certificate-authority: \"{}\"}}
-contexts:
-- name: lab
-  context: {{cluster: lab, user: admin}}
-users:
-- name: admin
-  user: {{token: \"{ADMIN_TOKEN}\"}}
-",
-        pki.authority().display()
-    );
-    fs::write(admin_kubeconfig(layout), kubeconfig)?;
+    fs::write(admin_kubeconfig(layout), kubeconfig::text(&pki, Identity::Token(ADMIN_TOKEN))?)?;
+    for node in &NODES {
+        let (name, file) = (Role::Kubelet(node.name).name(), kubelet_kubeconfig(layout, node.name));
+        if !file.exists() {
+            pki.client(&name, &format!("system:node:{}", node.name), &["system:nodes"], DAYS)?;
+            fs::write(file, kubeconfig::text(&pki, Identity::Certificate(&name))?)?;
+        }
+    }
     Ok(())
 }
 
@@ -232,7 +253,7 @@ fn api_server(layout: &Layout) -> anyhow::Result<Vec<String>> {
         format!("--service-account-key-file={}", key.display()),
         format!("--service-account-signing-key-file={}", key.display()),
         format!("--service-cluster-ip-range={SERVICES_V4},{SERVICES_V6}"),
-        "--authorization-mode=RBAC".into(),
+        "--authorization-mode=Node,RBAC".into(),
         format!("--token-auth-file={}", folder.join("tokens.csv").display()),
         "--endpoint-reconciler-type=none".into(),
         "--disable-admission-plugins=ServiceAccount".into(),
@@ -250,26 +271,22 @@ fn controller_manager(layout: &Layout) -> anyhow::Result<Vec<String>> {
         format!("--root-ca-file={}", pki.authority().display()),
         format!("--service-account-private-key-file={}", pki.key("service-account").display()),
         format!("--controllers={CONTROLLERS}"),
+        // Four missed renewals of a Lease. The default has been 50 s since Kubernetes 1.32, 40 s before.
+        "--node-monitor-grace-period=40s".into(),
     ])
 }
 
 fn is_ready(layout: &Layout, role: Role) -> bool {
     match role {
         Role::Etcd => std::net::TcpStream::connect(("127.0.0.1", 2379)).is_ok(),
-        Role::ApiServer => kubectl(layout, &["get", "--raw", "/readyz"]).is_ok_and(|output| output.ok()),
+        Role::ApiServer => api::is_ready(&admin_kubeconfig(layout)),
         // These three have nothing to ask; that they work is seen in what they do.
         Role::ControllerManager | Role::Scheduler | Role::Kubelet(_) => true,
     }
 }
 
-fn kubectl(layout: &Layout, arguments: &[&str]) -> anyhow::Result<Output> {
-    command::run(command(&kubectl_argv(layout, arguments)), b"", KUBECTL_LIMIT)
-}
-
 fn registered(layout: &Layout) -> Option<()> {
-    let argv = kubectl_argv(layout, &["get", "nodes", "-o", "name"]);
-    let nodes = must(command(&argv), b"", KUBECTL_LIMIT).ok()?.stdout;
-    (nodes.lines().count() >= NODES.len()).then_some(())
+    (api::nodes(&admin_kubeconfig(layout)).ok()? >= NODES.len()).then_some(())
 }
 
 fn pid_file(role: Role) -> String {

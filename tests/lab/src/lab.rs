@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 
 use crate::command::{self, Output};
 use crate::control;
+use crate::kubeconfig::{self, Identity};
 use crate::layout::{self, CLIENT, Layout, NODES, NodeSpec};
 use crate::namespace::{Running, lab_binary};
 use crate::probe::Probe;
@@ -124,7 +125,21 @@ impl Lab {
         if output.ok() { Ok(output.stdout) } else { bail!("kubectl {}: {output}", arguments.join(" ")) }
     }
 
-    /// `start`, `stop`, `freeze` or `thaw` of one process of the control plane, such as `kube-apiserver`.
+    /// A kubeconfig that acts as a service account, by a token that the API makes, valid for an hour.
+    pub fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> anyhow::Result<String> {
+        let token = self.kubectl(&["-n", namespace, "create", "token", name])?;
+        kubeconfig::text(&control::pki(&self.layout)?, Identity::Token(token.trim()))
+    }
+
+    /// A kubeconfig that acts as `user` in `groups`, by a client certificate valid for `days` (0: expired at once).
+    pub fn certificate_kubeconfig(&self, user: &str, groups: &[&str], days: u32) -> anyhow::Result<String> {
+        let pki = control::pki(&self.layout)?;
+        let name = format!("client-{}", user.replace([':', '/'], "-"));
+        pki.client(&name, user, groups, days)?;
+        kubeconfig::text(&pki, Identity::Certificate(&name))
+    }
+
+    /// `start`, `stop`, `kill`, `freeze` or `thaw` of one process of the control plane, such as `kube-apiserver`.
     pub fn control(&self, verb: &str, role: &str) -> anyhow::Result<()> {
         self.own_program(&["control", verb, role])
     }
@@ -132,6 +147,11 @@ impl Lab {
     /// Fresh nodes and an empty cluster: what a test file starts from.
     pub fn reset(&self) -> anyhow::Result<()> {
         self.restore()?;
+        self.control_reset()
+    }
+
+    /// An empty cluster; the nodes stay as they are.
+    pub fn control_reset(&self) -> anyhow::Result<()> {
         self.own_program(&["control", "reset"])
     }
 

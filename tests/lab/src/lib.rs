@@ -10,17 +10,20 @@
 //! probe      a client's view, measured        network  bridge, taps, client
 //! namespace  start, find, enter, end          vm       one QEMU a node
 //! image      disk image and snapshot          prober   the asking itself
-//!                                             control  etcd, API server, controllers, kubelets
+//! kubeconfig, pki   who may do what            control  etcd, API server, controllers, kubelets
+//!                                             api      short questions to the API server
 //!                                             kubelet  what makes Pods of namespaces in a node
 //! demo       the story of `make demo`
 //! stage      how it is printed
 //!            layout, command, progress, machine, qmp, ssh: used by both
 //! ```
 
+pub mod api;
 pub mod command;
 pub mod control;
 pub mod demo;
 pub mod image;
+pub mod kubeconfig;
 pub mod kubelet;
 pub mod kvip;
 pub mod lab;

@@ -121,8 +121,10 @@ enum Verb {
 enum ControlAction {
     /// Start it and wait until it is ready.
     Start,
-    /// End it.
+    /// End it in order.
     Stop,
+    /// End it at once, as a crash does.
+    Kill,
     /// Stop its processor time; its connections stay open.
     Freeze,
     /// Let it go on.
@@ -286,6 +288,7 @@ fn control(layout: &Layout, action: ControlAction, role: Option<&str>) -> anyhow
     match action {
         ControlAction::Start => control::start(layout, named()?)?,
         ControlAction::Stop => control::stop(named()?)?,
+        ControlAction::Kill => control::kill(named()?)?,
         ControlAction::Freeze => control::freeze(named()?)?,
         ControlAction::Thaw => control::thaw(named()?)?,
         ControlAction::Reset => control::reset(layout)?,
@@ -305,7 +308,15 @@ fn ssh_argv(layout: &Layout, node: &str, command: &[String]) -> anyhow::Result<V
 
 /// Runs a command in the lab's namespaces on this terminal.
 fn inside<S: AsRef<str>>(layout: &Layout, argv: &[S]) -> anyhow::Result<i32> {
-    let mut inner = Running::require(layout)?.enter(argv);
+    let mut words: Vec<String> = Vec::new();
+    // Entering a mount namespace leads to its root, but people name files as seen from where they are. /run is
+    // another there.
+    let here = std::env::current_dir()?;
+    if !here.starts_with("/run") {
+        words.extend(["env".to_owned(), format!("--chdir={}", here.display())]);
+    }
+    words.extend(argv.iter().map(|word| word.as_ref().to_owned()));
+    let mut inner = Running::require(layout)?.enter(&words);
     layout.export(&mut inner);
     inner.stdin(std::process::Stdio::inherit());
     command::interactive(inner)

@@ -48,9 +48,10 @@ impl Pki {
         self.folder.join(format!("{name}.key"))
     }
 
-    /// Makes a client certificate for `user`, valid for `days` (0: expired at once), and gives its name here.
-    pub fn client(&self, user: &str, days: u32) -> anyhow::Result<()> {
-        self.signed(user, &format!("/CN={user}"), "extendedKeyUsage=clientAuth\n", days)
+    /// Makes a client certificate for `user` in `groups`, valid for `days` (0: expired at once), to be found as `name`.
+    pub fn client(&self, name: &str, user: &str, groups: &[&str], days: u32) -> anyhow::Result<()> {
+        let parts = groups.iter().map(|group| format!("/O={group}")).chain([format!("/CN={user}")]);
+        self.signed(name, &parts.collect::<String>(), "extendedKeyUsage=clientAuth\n", days)
     }
 
     fn make(&self) -> anyhow::Result<()> {
