@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 
 use crate::kvip::{self, Settings};
-use crate::lab::{Lab, Options};
+use crate::lab::{Lab, Node, Options};
 use crate::layout::{API_URL, Layout};
 use crate::probe::{Probe, Report};
 use crate::prober::{Outcome, Sample};
@@ -76,14 +76,17 @@ impl Story {
         self.stage.typed("node-a", "systemctl enable --now kvip");
         patiently("installing on three nodes", || self.lab.install_kvip(deb, &Settings::default()))?;
         self.on("node-a", "cat /etc/kvip/config.toml")?;
+        self.in_sync("node-a")?;
         self.on("node-a", "systemctl status kvip --no-pager --lines 0")
     }
 
     fn apply(&self) -> anyhow::Result<()> {
         self.stage.act(2, "The tutorial's objects");
-        self.on_host("admin", &["cat", &format!("{TUTORIAL}/vip-configmap.yaml")])?;
-        for file in ["nginx.yaml", "vip-configmap.yaml"] {
-            self.kubectl(&["apply", "-f", &format!("{TUTORIAL}/{file}")])?;
+        let folder = self.lab.layout().repo.join(TUTORIAL);
+        let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
+        self.on_host("admin", &["cat", &file("vip-configmap.yaml")])?;
+        for name in ["nginx.yaml", "vip-configmap.yaml"] {
+            self.kubectl(&["apply", "-f", &file(name)])?;
         }
         self.kubectl(&["rollout", "status", "deployment", DEPLOYMENT])?;
         self.kubectl(&["get", "pods", "-o", "wide"])
@@ -170,19 +173,36 @@ impl Story {
     }
 
     fn on_host(&self, place: &str, argv: &[&str]) -> anyhow::Result<()> {
-        self.stage.typed(place, &argv.join(" "));
+        self.stage.typed(place, &self.as_typed(argv));
         let output = self.lab.host(argv)?;
         self.stage.output(&format!("{}{}", output.stdout, output.stderr));
         Ok(())
     }
 
     fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<()> {
-        let typed = format!("kubectl {}", arguments.join(" "));
+        let typed = format!("kubectl {}", self.as_typed(arguments));
         self.stage.typed("admin", &typed);
         let output = patiently(&typed, || self.lab.kubectl_within(LIMIT, arguments, ""))?;
         anyhow::ensure!(output.ok(), "{typed}: {output}");
         self.stage.output(&output.stdout);
         Ok(())
+    }
+
+    /// The words as somebody types them who is in the source tree.
+    fn as_typed(&self, words: &[&str]) -> String {
+        words.join(" ").replace(&format!("{}/", self.lab.layout().repo.display()), "")
+    }
+
+    /// Waits until kvip has seen all of the cluster: it starts degraded, before its first answer.
+    fn in_sync(&self, node: &str) -> anyhow::Result<()> {
+        let what = format!("kvip on {node} in sync with the cluster");
+        patiently(&what, || {
+            self.lab.wait_for(&what, LIMIT, || {
+                let text =
+                    self.lab.node(node).must("systemctl show kvip --property StatusText --value").ok()?;
+                (!text.starts_with("degraded")).then_some(())
+            })
+        })
     }
 
     /// Asks as the client until there is an answer, and shows it.
@@ -194,10 +214,13 @@ impl Story {
         Ok(())
     }
 
-    /// The node that holds the VIP, which is not to be `but`.
+    /// The node that holds the VIP. `but` is not asked: a dead node's silence takes seconds.
     fn holder_but(&self, but: Option<&str>) -> anyhow::Result<&'static str> {
+        let script = format!("ip -oneline address show to {VIP} | grep -q {VIP}");
+        let holds = |node: &Node| node.run(&script).is_ok_and(|output| output.ok());
         self.lab.wait_for("a node that holds the VIP", LIMIT, || {
-            self.lab.holder().filter(|holder| Some(*holder) != but)
+            let mut living = self.lab.nodes().filter(|node| Some(node.spec().name) != but);
+            living.find(holds).map(|node| node.spec().name)
         })
     }
 
