@@ -1,6 +1,7 @@
 //! One turn of the loop: take in what is new, run a pass, set the weight, tell people.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -152,13 +153,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let update = update.then(|| self.inputs.updates.borrow_and_update().clone()).flatten();
         let accept = self.paths.state.join("accept");
         let accepted = self.admitted.held().and_then(|_| admit::accepted(&accept).ok().flatten());
-        self.saving.pending |= update.is_some() || accepted.is_some();
         self.admitted.consider(update, accepted.as_deref());
         if accepted.is_some() && self.admitted.held().is_none() {
             // A mark that stays names a state that is served already, so it can do no harm.
             let _ = admit::clear(&accept);
         }
-        self.core.snapshot = self.admitted.snapshot();
+        let before = std::mem::replace(&mut self.core.snapshot, self.admitted.snapshot());
+        self.saving.pending |=
+            self.core.snapshot.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr);
         self.core.facts = self.inputs.facts.borrow_and_update().clone();
         self.core.dead = self.inputs.dead.borrow_and_update().nodes.clone();
         self.core.keepalived_vips = self.inputs.keepalived.borrow_and_update().vips.clone();

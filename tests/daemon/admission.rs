@@ -1,5 +1,7 @@
 //! Invariant 4 in the loop: what is another cluster, or empties everything, waits for an admin.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use kvip::snapshot::{Snapshot, admit};
 
 use crate::world::{World, nginx, settings, snapshot};
@@ -28,8 +30,12 @@ fn check_held(mut world: World, state: Snapshot, why: &str) {
 
     let accept = world.paths.state.join("accept");
     admit::accept(&accept, "0123456789abcdef").unwrap();
-    world.tick(2);
+    let file = world.paths.state.join("snapshot.json");
+    let saved = || std::fs::metadata(&file).unwrap().ino();
+    let before = saved();
+    world.tick(12);
     assert!(world.status().cluster.held.is_some(), "the file names another state");
+    assert_eq!(saved(), before, "what is served did not change, so it is not saved again");
     admit::accept(&accept, &world.status().cluster.held_id.unwrap()).unwrap();
     world.tick(1);
     assert_eq!(world.status().cluster.held, None);

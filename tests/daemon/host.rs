@@ -118,7 +118,7 @@ impl Host for Simulated {
     async fn remove_address(&mut self, address: &Address) -> Result<(), Finding> {
         let mut kernel = self.kernel();
         kernel.note(format!("remove address {}", address.ip));
-        kernel.facts.send_modify(|facts| drop(facts.addresses.remove(address)));
+        kernel.facts.send_modify(|facts| _ = facts.addresses.remove(address));
         Ok(())
     }
 }

@@ -163,7 +163,8 @@ impl World {
     /// kvip ends and begins anew on this host, at the same instant.
     pub fn restart(self, settings: Settings) -> Self {
         let facts = self.kernel().facts.borrow().clone();
-        let (table, ruleset) = (self.kernel().table.clone(), self.kernel().ruleset.clone());
+        let table = self.kernel().table.clone();
+        let ruleset = self.kernel().ruleset.clone();
         let keepalived = self.ends.keepalived.borrow().clone();
         let mut world = Self::booted(settings, self._root, Some(facts));
         world.now = self.now;
@@ -277,7 +278,7 @@ impl World {
     }
 
     pub fn add_address(&mut self, address: Address) {
-        self.kernel().facts.send_modify(|facts| drop(facts.addresses.insert(address)));
+        self.kernel().facts.send_modify(|facts| _ = facts.addresses.insert(address));
     }
 
     pub fn remove_address(&mut self, address: &str) {
