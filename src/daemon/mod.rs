@@ -21,5 +21,7 @@ mod status;
 mod turn;
 mod weights;
 
+pub use admission::Admitted;
 pub use ledger::Ledger;
 pub use run::{SOCKET, run};
+pub use turn::{Daemon, Inputs, Outputs};

@@ -165,13 +165,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         }
         let accept = self.paths.state.join("accept");
         let accepted = self.admitted.held().and_then(|_| admit::accepted(&accept).ok().flatten());
-        self.saving.pending |= update.is_some() || accepted.is_some();
         self.admitted.consider(update, accepted.as_deref());
         if accepted.is_some() && self.admitted.held().is_none() {
             // A mark that stays names a state that is served already, so it can do no harm.
             let _ = admit::clear(&accept);
         }
-        self.core.snapshot = self.admitted.snapshot();
+        let before = std::mem::replace(&mut self.core.snapshot, self.admitted.snapshot());
+        self.saving.pending |=
+            self.core.snapshot.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr);
         self.core.facts = self.inputs.facts.borrow_and_update().clone();
         self.core.dead = self.inputs.dead.borrow_and_update().nodes.clone();
         self.core.keepalived_vips = self.inputs.keepalived.borrow_and_update().vips.clone();

@@ -41,7 +41,7 @@ pub fn group(
     let mut group = Group { members: priorities(inputs.settings.vrrp.vrid, &members), ..Group::default() };
     group.keepalived.gone_after = inputs.settings.vrrp.gone_after;
     // A node that is no member needs a name too: keepalived must be able to read the file that takes its instances away.
-    group.keepalived.router_id = own.unwrap_or(&inputs.facts.hostname).to_owned();
+    own.unwrap_or(&inputs.facts.hostname).clone_into(&mut group.keepalived.router_id);
     for family in [Family::V4, Family::V6] {
         let carried = carried(vips, family, findings);
         group.vips.extend(&carried);

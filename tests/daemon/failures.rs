@@ -1,0 +1,100 @@
+//! A host or an API server that refuses: said, not hammered, and over when it is over.
+
+use kvip::snapshot::problem::Problem;
+
+use crate::world::{World, dns, nginx, pods, settings, snapshot};
+
+#[test]
+fn a_refusing_host_is_told_asked_again_each_2_s_and_recovers() {
+    let mut world = World::new(settings());
+    world.kernel().ipvs_refuses = true;
+    world.list(snapshot());
+    world.turn();
+    assert_eq!(world.findings(), ["IPVS: no such module"]);
+    assert!(
+        world.status().summary.starts_with("degraded: IPVS: no such module"),
+        "{}",
+        world.status().summary
+    );
+    assert_eq!(world.wanted(), None, "VIPs must not come to a host that cannot serve them");
+    let attempt = world.acts().len();
+    for _ in 0..19 {
+        world.after_millis(100);
+    }
+    assert_eq!(world.acts(), [""; 0], "no second attempt within 2 s");
+    world.after_millis(100);
+    assert_eq!(world.acts().len(), attempt);
+    for _ in 0..200 {
+        world.after_millis(100);
+    }
+    assert_eq!(world.acts().len(), 10 * attempt, "one attempt each 2 s");
+
+    world.kernel().ipvs_refuses = false;
+    world.after(2);
+    assert_eq!(world.findings(), [""; 0]);
+    assert!(world.status().as_planned);
+    assert!(world.wanted().is_some());
+    assert_eq!(world.servers(nginx()).unwrap().len(), 2);
+}
+
+#[test]
+fn a_refusal_while_serving_removes_nothing_and_keeps_the_weight() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.turn();
+    world.keepalived_was_told();
+    world.kernel().ipvs_refuses = true;
+    let mut changed = snapshot();
+    pods(&mut changed, "nginx").push(crate::world::endpoint("10.2.8.10"));
+    changed.vip_map.as_mut().unwrap().remove("10.87.2.51");
+    world.event(changed);
+    world.tick(10);
+    assert!(!world.keepalived_was_told(), "a stage begins only when the one before succeeded");
+    assert_eq!(world.servers(dns()).unwrap().len(), 2);
+    assert_eq!(world.weight(), Some(64));
+    world.kernel().ipvs_refuses = false;
+    world.tick(3);
+    assert!(world.keepalived_was_told());
+    assert_eq!(world.servers(nginx()).unwrap().len(), 3);
+}
+
+#[test]
+fn a_kernel_that_cannot_be_read_is_told() {
+    let mut world = World::new(settings());
+    world.kernel().ipvs_is_gone = true;
+    world.list(snapshot());
+    world.tick(10);
+    assert_eq!(world.findings(), ["IPVS: the kernel has no ip_vs"]);
+    assert_eq!((world.acts().len(), world.wanted(), world.weight()), (0, None, Some(-254)));
+    world.kernel().ipvs_is_gone = false;
+    world.tick(2);
+    assert_eq!(world.findings(), [""; 0]);
+    assert_eq!(world.weight(), Some(0));
+}
+
+#[test]
+fn an_api_server_that_does_not_answer_changes_nothing() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.turn();
+    world.acts();
+    world.keepalived_was_told();
+    world.lose_contact(Problem::Unreachable {
+        server: "https://10.87.2.4:6443".into(),
+        path: "/etc/kvip/kubeconfig".into(),
+        reason: "connection refused".into(),
+    });
+    world.tick(240);
+    assert_eq!(world.acts(), [""; 0]);
+    assert!(!world.keepalived_was_told());
+    assert_eq!(
+        world.status().summary,
+        "degraded: cannot reach API server https://10.87.2.4:6443: connection refused for 4m, serving the last known \
+         state; holds 0 of 2 VIPs; 2 Services"
+    );
+    assert_eq!(world.findings().len(), 1);
+    world.confirm();
+    world.tick(1);
+    assert_eq!(world.status().summary, "holds 0 of 2 VIPs; 2 Services; in sync");
+}

@@ -1,0 +1,124 @@
+//! A simulated host: an IPVS table, a ruleset and addresses in memory, which can refuse and which counts.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use kvip::host::Host;
+use kvip::ipvs::{Command, Table};
+use kvip::keepalived::Config;
+use kvip::model::Finding;
+use kvip::net::{Address, HostFacts};
+use kvip::nft::{self, Ruleset};
+use tokio::sync::watch;
+
+/// What the simulated kernel has and was asked.
+#[derive(Debug)]
+pub struct Kernel {
+    /// All virtual servers, foreign ones among them.
+    pub table: Table,
+    /// The fingerprint of the table `inet kvip`.
+    pub ruleset: Option<String>,
+    /// The ruleset that was written last.
+    pub written: Ruleset,
+    /// The addresses, as the network task tells them.
+    pub facts: watch::Sender<HostFacts>,
+    /// What keepalived is wanted to run at this moment.
+    pub wanted: watch::Receiver<Option<Config>>,
+    /// IPVS refuses every change.
+    pub ipvs_refuses: bool,
+    /// IPVS cannot even be read.
+    pub ipvs_is_gone: bool,
+    /// nft refuses every table.
+    pub nft_refuses: bool,
+    /// Everything that was asked for and may have changed something, in order, refused or not.
+    pub acts: Vec<String>,
+    /// How often something was read.
+    pub reads: usize,
+    /// Acts that were done after keepalived had a configuration to run.
+    pub acts_after_switch: usize,
+}
+
+impl Kernel {
+    fn note(&mut self, act: String) {
+        self.acts_after_switch += usize::from(self.wanted.borrow().is_some());
+        self.acts.push(act);
+    }
+}
+
+/// The daemon's and the test's hold on the same kernel.
+#[derive(Debug, Clone)]
+pub struct Simulated(Arc<Mutex<Kernel>>);
+
+impl Simulated {
+    pub fn new(facts: watch::Sender<HostFacts>, wanted: watch::Receiver<Option<Config>>) -> Self {
+        Self(Arc::new(Mutex::new(Kernel {
+            table: Table::new(),
+            ruleset: None,
+            written: Ruleset::default(),
+            facts,
+            wanted,
+            ipvs_refuses: false,
+            ipvs_is_gone: false,
+            nft_refuses: false,
+            acts: Vec::new(),
+            reads: 0,
+            acts_after_switch: 0,
+        })))
+    }
+
+    pub fn kernel(&self) -> MutexGuard<'_, Kernel> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Host for Simulated {
+    async fn table(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Table, Finding> {
+        let mut kernel = self.kernel();
+        kernel.reads += 1;
+        if kernel.ipvs_is_gone {
+            return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
+        }
+        let ours = kernel.table.iter().filter(|(frontend, _)| vips.contains(&frontend.vip));
+        Ok(ours.map(|(frontend, server)| (*frontend, server.clone())).collect())
+    }
+
+    async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {
+        let mut kernel = self.kernel();
+        let mut failed = Vec::new();
+        for (index, command) in commands.iter().enumerate() {
+            kernel.note(command.to_string());
+            if kernel.ipvs_refuses {
+                failed.push((index, Finding::new("IPVS", "no such module")));
+            } else {
+                command.apply(&mut kernel.table);
+            }
+        }
+        failed
+    }
+
+    async fn ruleset(&mut self) -> Result<Option<String>, Finding> {
+        let mut kernel = self.kernel();
+        kernel.reads += 1;
+        Ok(kernel.ruleset.clone())
+    }
+
+    async fn set_ruleset(&mut self, ruleset: &Ruleset) -> Result<String, Finding> {
+        let mut kernel = self.kernel();
+        kernel.note("write the ruleset".into());
+        if kernel.nft_refuses {
+            return Err(Finding::new("nftables", "no such program"));
+        }
+        kernel.written = ruleset.clone();
+        let fingerprint = nft::fingerprint(ruleset);
+        kernel.ruleset = Some(fingerprint.clone());
+        Ok(fingerprint)
+    }
+
+    async fn remove_address(&mut self, address: &Address) -> Result<(), Finding> {
+        let mut kernel = self.kernel();
+        kernel.note(format!("remove address {}", address.ip));
+        kernel.facts.send_modify(|facts| _ = facts.addresses.remove(address));
+        Ok(())
+    }
+}

@@ -1,0 +1,13 @@
+//! The daemon on virtual time: its real loop body, turned at explicit instants, on a simulated host.
+//!
+//! Nothing here sleeps or touches the kernel; files are in a temporary folder.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod admission;
+mod failures;
+mod host;
+mod membership;
+mod serving;
+mod weights;
+mod world;

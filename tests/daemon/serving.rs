@@ -1,0 +1,238 @@
+//! From snapshots to the kernel: the order of things, churn, leaving, draining, audits and strays.
+
+use kvip::ipvs::{Table, VirtualServer};
+use kvip::model::{Frontend, Protocol};
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::world::{World, backend, dns, end, endpoint, ip, marked, nginx, pods, settings, snapshot};
+
+fn pair(at: &str, weight: u32) -> (String, u32) {
+    (at.to_owned(), weight)
+}
+
+/// A virtual server of somebody else's.
+fn foreign() -> (Frontend, VirtualServer) {
+    let frontend = Frontend { vip: ip("10.99.0.1"), protocol: Protocol::Tcp, port: 80 };
+    let service = kvip::ipvs::model::Service { scheduler: "rr".into(), persistence: None, flags: 0 };
+    (frontend, VirtualServer { service, real_servers: [].into() })
+}
+
+fn without_dns() -> kvip::snapshot::Snapshot {
+    let mut snapshot = snapshot();
+    snapshot.vip_map.as_mut().unwrap().remove("10.87.2.51");
+    snapshot
+}
+
+#[test]
+fn nothing_is_done_before_the_first_complete_snapshot() {
+    let mut world = World::new(settings());
+    world.tick(120);
+    assert_eq!(world.acts(), [""; 0]);
+    assert_eq!(world.wanted(), None);
+    assert_eq!(world.weight(), Some(-254));
+    assert!(!world.daemon.has_passed());
+    let summary = world.status().summary;
+    assert!(summary.starts_with("degraded: waiting for the API server"), "{summary}");
+}
+
+#[test]
+fn the_first_pass_prepares_and_then_tells_keepalived() {
+    let world = World::serving();
+    let both = vec![pair("10.2.4.10:80", 1), pair("10.2.6.10:80", 1)];
+    assert_eq!(world.servers(nginx()), Some(both));
+    assert_eq!(world.kernel().written.frontends, [nginx(), dns()].into());
+    assert_eq!(world.kernel().acts_after_switch, 0, "all was there before keepalived could know of a VIP");
+    let wanted = world.wanted().unwrap();
+    assert_eq!(wanted.instances[0].vips, [ip("10.87.2.50"), ip("10.87.2.51")].into());
+    assert_eq!(world.owned(), ["10.87.2.50", "10.87.2.51"]);
+    assert!(world.status().as_planned);
+    assert_eq!(world.targets(), ["node-b", "node-c"]);
+}
+
+#[test]
+fn churn_of_endpoints_changes_ipvs_and_nothing_else() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.turn();
+    world.keepalived_was_told();
+    world.acts();
+    let mut changed = snapshot();
+    pods(&mut changed, "nginx")[1] = endpoint("10.2.8.10");
+    world.event(changed);
+    world.after(1);
+    let acts = world.acts();
+    assert_eq!(
+        acts,
+        [
+            "add real server 10.2.8.10:80 weight 1 to tcp 10.87.2.50:80",
+            "remove real server 10.2.6.10:80 from tcp 10.87.2.50:80"
+        ]
+    );
+    assert!(!world.keepalived_was_told(), "invariant 5");
+}
+
+#[test]
+fn an_idle_cluster_costs_nothing() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.tick(6);
+    let files = |world: &World| {
+        let state = ["owned.json", "snapshot.json"].map(|name| world.paths.state.join(name));
+        let all = state.into_iter().chain([world.paths.weight(crate::world::vrid())]);
+        all.map(|path| std::fs::metadata(path).unwrap().ino()).collect::<Vec<_>>()
+    };
+    let (before, reads) = (files(&world), world.kernel().reads);
+    world.acts();
+    world.keepalived_was_told();
+    world.tick(53);
+    assert_eq!(world.kernel().reads, reads, "the kernel is not even read between two audits");
+    world.tick(300);
+    assert_eq!(world.acts(), [""; 0]);
+    assert_eq!(files(&world), before);
+    assert!(!world.keepalived_was_told());
+}
+
+#[test]
+fn a_vip_that_goes_keeps_its_frontends_until_it_has_left() {
+    let mut world = World::serving();
+    let (other, server) = foreign();
+    world.kernel().table.insert(other, server.clone());
+    world.keepalived_reads();
+    world.become_holder();
+    world.tick(1);
+    world.acts();
+    world.keepalived_was_told();
+
+    world.event(without_dns());
+    world.after(1);
+    assert!(world.keepalived_was_told(), "keepalived is told at once");
+    assert_eq!(world.wanted().unwrap().instances[0].vips, [ip("10.87.2.50")].into());
+    assert_eq!(world.acts(), [""; 0], "it may still be here");
+
+    world.keepalived_reads();
+    world.after(1);
+    assert_eq!(world.acts(), [""; 0], "keepalived has let go and the address is still here");
+    assert!(world.kernel().written.frontends.contains(&dns()));
+
+    world.remove_address("10.87.2.51");
+    world.after(1);
+    assert_eq!(world.servers(dns()), None);
+    assert_eq!(world.kernel().written.frontends, [nginx()].into());
+    assert_eq!(world.owned(), ["10.87.2.50"]);
+    assert_eq!(world.kernel().table.get(&other), Some(&server), "somebody else's");
+    assert!(world.status().as_planned);
+}
+
+#[test]
+fn a_vip_that_goes_while_kvip_is_away_is_retired_by_the_next_run() {
+    let mut world = World::serving();
+    let (other, server) = foreign();
+    world.kernel().table.insert(other, server.clone());
+    world = world.restart(settings());
+    world.list(without_dns());
+    world.turn();
+    world.after(1);
+    assert_eq!(world.kernel().table.keys().copied().collect::<Vec<_>>(), [nginx(), other]);
+    assert_eq!(world.owned(), ["10.87.2.50"]);
+}
+
+#[test]
+fn an_audit_finds_and_repairs_what_others_did() {
+    let mut world = World::serving();
+    world.acts();
+    world.kernel().table = Table::new();
+    world.kernel().ruleset = None;
+    world.tick(59);
+    assert_eq!(world.acts(), [""; 0]);
+    world.tick(1);
+    assert_eq!(world.servers(nginx()).unwrap().len(), 2);
+    assert!(world.kernel().ruleset.is_some());
+    assert_eq!(world.acts().len(), 7, "two virtual servers, four real servers, one ruleset");
+}
+
+#[test]
+fn an_ending_pod_keeps_its_connections_until_they_are_gone() {
+    let mut world = World::serving();
+    let at = backend("10.2.4.10", 80);
+    world.connections(nginx(), at, 3);
+    let mut ending = snapshot();
+    end(&mut pods(&mut ending, "nginx")[0]);
+    world.event(ending);
+    world.tick(30);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 0), pair("10.2.6.10:80", 1)]);
+    assert!(world.status().as_planned, "a drain is no fault");
+    world.connections(nginx(), at, 0);
+    world.tick(1);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
+    assert_eq!(world.status().faults, 0);
+}
+
+#[test]
+fn an_ending_pod_is_dropped_after_the_drain_limit() {
+    let mut world = World::serving();
+    world.connections(nginx(), backend("10.2.4.10", 80), 3);
+    let mut ending = snapshot();
+    end(&mut pods(&mut ending, "nginx")[0]);
+    world.event(ending);
+    world.turn();
+    world.tick(59);
+    assert_eq!(world.servers(nginx()).unwrap().len(), 2);
+    world.tick(2);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
+}
+
+#[test]
+fn a_udp_pod_that_ends_goes_at_once() {
+    let mut world = World::serving();
+    world.connections(dns(), backend("10.2.6.53", 53), 3);
+    let mut ending = snapshot();
+    end(&mut pods(&mut ending, "dns")[0]);
+    world.event(ending);
+    world.turn();
+    assert_eq!(world.servers(dns()).unwrap(), [pair("10.2.8.53:53", 1)]);
+}
+
+#[test]
+fn the_pods_of_a_dead_node_are_left_out_and_come_back() {
+    let mut world = World::serving();
+    world.keepalived_was_told();
+    world.dead(&["node-b"]);
+    world.turn();
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 1)]);
+    assert_eq!(world.targets(), ["node-b", "node-c"], "who is dead is still asked");
+    world.dead(&[]);
+    world.turn();
+    assert_eq!(world.servers(nginx()).unwrap().len(), 2);
+    assert!(!world.keepalived_was_told());
+}
+
+#[test]
+fn strays_go_after_15_s_when_owned_and_marked() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    let unmarked = kvip::net::Address { noprefixroute: false, ..marked("10.87.2.51") };
+    world.add_address(marked("10.87.2.50"));
+    world.add_address(marked("10.87.2.77"));
+    world.add_address(unmarked);
+    world.turn();
+    world.acts();
+    world.tick(14);
+    assert_eq!(world.acts(), [""; 0], "VIPs under way look like strays for a moment");
+    world.tick(1);
+    assert_eq!(world.acts(), ["remove address 10.87.2.50"]);
+    world.tick(20);
+    assert_eq!(world.acts(), [""; 0]);
+}
+
+#[test]
+fn the_vips_of_a_holder_are_no_strays() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.turn();
+    world.acts();
+    world.tick(120);
+    assert_eq!(world.acts(), [""; 0]);
+    assert!(world.status().summary.starts_with("holds 2 of 2 VIPs"), "{}", world.status().summary);
+}

@@ -1,0 +1,114 @@
+//! The weight file over time.
+
+use kvip::keepalived::hold;
+
+use crate::world::{World, settings, snapshot};
+
+#[test]
+fn a_node_comes_up_as_a_backup_and_becomes_a_sticky_holder() {
+    let mut world = World::new(settings());
+    world.kernel().nft_refuses = true;
+    world.list(snapshot());
+    world.tick(3);
+    assert_eq!(world.weight(), Some(-254), "not all is prepared");
+    world.kernel().nft_refuses = false;
+    world.tick(3);
+    assert_eq!(world.weight(), Some(0));
+    world.keepalived_reads();
+    world.become_holder();
+    world.turn();
+    assert_eq!(world.weight(), Some(64));
+    world.remove_address("169.254.255.50");
+    world.turn();
+    assert_eq!(world.weight(), Some(0));
+}
+
+#[test]
+fn without_the_api_a_backup_is_stale_before_the_holder() {
+    let mut world = World::serving();
+    world.after(299);
+    assert_eq!(world.weight(), Some(0));
+    world.after(1);
+    assert_eq!(world.weight(), Some(-128));
+    world.keepalived_reads();
+    world.become_holder();
+    world.after(299);
+    assert_eq!(world.weight(), Some(64));
+    world.after(1);
+    assert_eq!(world.weight(), Some(-64));
+    world.confirm();
+    world.after(1);
+    assert_eq!(world.weight(), Some(64));
+}
+
+#[test]
+fn who_drains_or_stops_sets_the_weight() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    hold::set_drained(&world.paths).unwrap();
+    world.become_holder();
+    world.after(1);
+    assert_eq!(world.weight(), Some(0), "the drain lowers it softly by itself");
+    assert!(world.status().drained);
+    assert!(world.status().summary.contains("; drained"), "{}", world.status().summary);
+    world.after(700);
+    assert_eq!(world.weight(), Some(0));
+    hold::clear_drained(&world.paths).unwrap();
+    hold::set_stopping(&world.paths).unwrap();
+    world.after(1);
+    assert_eq!(world.weight(), Some(0));
+    world.confirm();
+    hold::clear_stopping(&world.paths).unwrap();
+    world.after(1);
+    assert_eq!(world.weight(), Some(64));
+}
+
+#[test]
+fn a_restart_leaves_the_weight_of_a_live_holder() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.tick(10);
+    assert_eq!(world.weight(), Some(64));
+    let mut world = world.restart(settings());
+    world.kernel().ipvs_is_gone = true;
+    world.tick(5);
+    assert_eq!(world.weight(), Some(64), "before a pass prepared everything it stays");
+    world.kernel().ipvs_is_gone = false;
+    world.acts();
+    world.tick(5);
+    assert_eq!(world.weight(), Some(64));
+    assert_eq!(world.acts(), [""; 0], "what the run before made is found as it should be");
+}
+
+#[test]
+fn a_restart_without_the_api_serves_the_saved_state() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.tick(10);
+    let mut world = world.restart(settings());
+    world.tick(599);
+    assert_eq!(world.weight(), Some(64));
+    assert!(world.status().cluster.from_disk);
+    assert_eq!(world.wanted().unwrap().instances[0].vips.len(), 2);
+    world.tick(2);
+    assert_eq!(world.weight(), Some(-64));
+    world.list(snapshot());
+    world.tick(1);
+    assert_eq!(world.weight(), Some(64));
+    assert!(!world.status().cluster.from_disk);
+}
+
+#[test]
+fn a_fresh_boot_without_the_api_comes_up_from_the_saved_state() {
+    let mut world = World::serving();
+    world.tick(10);
+    let mut world = world.restart(settings());
+    std::fs::write(world.paths.weight(crate::world::vrid()), "-254\n").unwrap();
+    world.kernel().table.clear();
+    world.kernel().ruleset = None;
+    world.tick(1);
+    assert_eq!(world.weight(), Some(0));
+    assert_eq!(world.kernel().table.len(), 2);
+}

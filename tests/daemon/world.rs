@@ -1,0 +1,338 @@
+//! A daemon with everything around it: the simulated host, temporary files, and both ends of every channel.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::executor::block_on;
+use kvip::config::{Balancing, Cluster, Mode, Scheduler, Settings, Transport, Vrrp};
+use kvip::daemon::core::Core;
+use kvip::daemon::{Admitted, Daemon, Inputs, Ledger, Outputs};
+use kvip::health::{Dead, Targets};
+use kvip::keepalived::{self, Config, Paths, weight};
+use kvip::model::{Backend, Family, Frontend, ObjectKey, Protocol, Vrid};
+use kvip::net::{Address, HostFacts, Link};
+use kvip::report::status::Status;
+use kvip::snapshot::admit::Update;
+use kvip::snapshot::kube::Contact;
+use kvip::snapshot::{Endpoint, EndpointSlice, Node, Service, ServicePort, Snapshot, saved};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::host::{Kernel, Simulated};
+
+pub const NODES: [(&str, &str); 3] =
+    [("node-a", "10.87.2.4"), ("node-b", "10.87.2.6"), ("node-c", "10.87.2.8")];
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn vrid() -> Vrid {
+    Vrid::new(50).unwrap()
+}
+
+pub fn settings() -> Settings {
+    Settings {
+        cluster: Cluster {
+            kubeconfig: "/etc/kvip/kubeconfig".into(),
+            config_map: ObjectKey::new("default", "vip-configmap"),
+            stale_after: Duration::from_secs(300),
+            service_ranges: Vec::new(),
+        },
+        node: kvip::config::Node::default(),
+        allowed: vec!["10.87.2.0/24".parse().unwrap()],
+        vrrp: Vrrp {
+            vrid: vrid(),
+            advert: Duration::from_millis(250),
+            transport: Transport::Multicast,
+            members: BTreeMap::new(),
+            gone_after: Duration::from_secs(60),
+        },
+        balancing: Balancing {
+            mode: Mode::Nat,
+            scheduler: Scheduler::Wlc,
+            drain_limit: Duration::from_secs(60),
+            probe_port: 10250,
+        },
+    }
+}
+
+/// `10.87.2.50` is the tutorial's nginx with a pod on each of two nodes; `10.87.2.51` is dns over UDP.
+pub fn snapshot() -> Snapshot {
+    let mut snapshot = Snapshot { cluster: Some("uid-1".into()), ..Snapshot::default() };
+    for (name, address) in NODES {
+        let node = Node { addresses: vec![ip(address)], ..Node::default() };
+        snapshot.nodes.insert(name.into(), node);
+    }
+    add_service(&mut snapshot, "nginx", Protocol::Tcp, 80, &["10.2.4.10", "10.2.6.10"]);
+    add_service(&mut snapshot, "dns", Protocol::Udp, 53, &["10.2.6.53", "10.2.8.53"]);
+    let map = [("10.87.2.50", "default/nginx"), ("10.87.2.51", "default/dns")];
+    snapshot.vip_map = Some(map.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    snapshot
+}
+
+fn add_service(snapshot: &mut Snapshot, name: &str, protocol: Protocol, port: u16, pods: &[&str]) {
+    let key = ObjectKey::new("default", name);
+    let ports = vec![ServicePort { name: "main".into(), protocol, port }];
+    snapshot.services.insert(key.clone(), Service { ports: ports.clone(), ..Service::default() });
+    let endpoints = pods.iter().map(|pod| endpoint(pod)).collect();
+    let slice = EndpointSlice { service: key.clone(), family: Family::V4, ports, endpoints };
+    snapshot.slices.insert(key, slice);
+}
+
+/// A ready pod; the third octet of its address is the last of its node's.
+pub fn endpoint(address: &str) -> Endpoint {
+    let last = address.split('.').nth(2).unwrap();
+    let node = NODES.iter().find(|(_, node)| node.ends_with(&format!(".{last}"))).unwrap().0;
+    Endpoint { address: ip(address), ready: true, serving: true, terminating: false, node: Some(node.into()) }
+}
+
+/// The endpoints of a Service.
+pub fn pods<'a>(snapshot: &'a mut Snapshot, name: &str) -> &'a mut Vec<Endpoint> {
+    &mut snapshot.slices.get_mut(&ObjectKey::new("default", name)).unwrap().endpoints
+}
+
+pub fn end(endpoint: &mut Endpoint) {
+    (endpoint.ready, endpoint.serving, endpoint.terminating) = (false, true, true);
+}
+
+pub fn nginx() -> Frontend {
+    Frontend { vip: ip("10.87.2.50"), protocol: Protocol::Tcp, port: 80 }
+}
+
+pub fn dns() -> Frontend {
+    Frontend { vip: ip("10.87.2.51"), protocol: Protocol::Udp, port: 53 }
+}
+
+pub fn backend(address: &str, port: u16) -> Backend {
+    Backend { address: ip(address), port }
+}
+
+/// An address as keepalived makes VIPs and anchors.
+pub fn marked(address: &str) -> Address {
+    Address { ip: ip(address), prefix_len: 32, link: "eth0".into(), noprefixroute: true }
+}
+
+fn facts() -> HostFacts {
+    let own = Address { prefix_len: 24, noprefixroute: false, ..marked("10.87.2.4") };
+    HostFacts {
+        hostname: "node-a".into(),
+        links: [("eth0".to_owned(), Link { index: 2, up: true, loopback: false })].into(),
+        addresses: [own].into(),
+        gateways: [ip("10.87.2.1")].into(),
+    }
+}
+
+/// All ends of the daemon's channels that are not the daemon's.
+struct Ends {
+    updates: watch::Sender<Option<Update>>,
+    contact: watch::Sender<Contact>,
+    dead: watch::Sender<Dead>,
+    keepalived: watch::Sender<keepalived::Status>,
+    wanted: watch::Receiver<Option<Config>>,
+    targets: watch::Receiver<Targets>,
+    status: watch::Receiver<Status>,
+}
+
+pub struct World {
+    _root: TempDir,
+    pub paths: Paths,
+    pub now: Instant,
+    pub daemon: Daemon<Simulated, Ledger>,
+    host: Simulated,
+    ends: Ends,
+    lists: u64,
+}
+
+impl World {
+    /// A freshly booted host: keepalived's ExecStartPre has closed the weight file.
+    pub fn new(settings: Settings) -> Self {
+        Self::booted(settings, TempDir::new().unwrap(), None)
+    }
+
+    /// kvip has been served `snapshot` and turned once.
+    pub fn serving() -> Self {
+        let mut world = Self::new(settings());
+        world.list(snapshot());
+        world.turn();
+        world
+    }
+
+    /// kvip ends and begins anew on this host, at the same instant.
+    pub fn restart(self, settings: Settings) -> Self {
+        let facts = self.kernel().facts.borrow().clone();
+        let table = self.kernel().table.clone();
+        let ruleset = self.kernel().ruleset.clone();
+        let keepalived = self.ends.keepalived.borrow().clone();
+        let mut world = Self::booted(settings, self._root, Some(facts));
+        world.now = self.now;
+        world.kernel().table = table;
+        world.kernel().ruleset = ruleset;
+        world.ends.keepalived.send_replace(keepalived);
+        world
+    }
+
+    fn booted(settings: Settings, root: TempDir, facts_then: Option<HostFacts>) -> Self {
+        let paths = Paths::under(root.path());
+        std::fs::create_dir_all(&paths.run).unwrap();
+        std::fs::create_dir_all(&paths.state).unwrap();
+        weight::prepare(&paths, [vrid()]).unwrap();
+        let (updates, updates_in) = watch::channel(None);
+        let (contact, contact_in) = watch::channel(Contact::default());
+        let (facts_out, facts_in) = watch::channel(facts_then.unwrap_or_else(facts));
+        let (dead, dead_in) = watch::channel(Dead::default());
+        let waiting = keepalived::Status::waiting("for kvip", [].into());
+        let (keepalived, keepalived_in) = watch::channel(waiting);
+        let (wants, wanted) = watch::channel(None);
+        let (targets_out, targets) = watch::channel(Targets::new());
+        let (status_out, status) = watch::channel(Status::default());
+        let host = Simulated::new(facts_out, wanted.clone());
+        let ledger = Ledger::new(&paths.state);
+        let core = Core::new(settings, facts_in.borrow().clone(), ledger.load().unwrap());
+        let file = paths.state.join("snapshot.json");
+        let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
+        let inputs = Inputs {
+            updates: updates_in,
+            contact: contact_in,
+            facts: facts_in,
+            dead: dead_in,
+            keepalived: keepalived_in,
+        };
+        let outputs = Outputs { keepalived: wants, targets: targets_out, status: status_out };
+        let daemon = Daemon::new(core, host.clone(), ledger, paths.clone(), file, admitted, inputs, outputs);
+        let ends = Ends { updates, contact, dead, keepalived, wanted, targets, status };
+        Self { _root: root, paths, now: Instant::now(), daemon, host, ends, lists: 0 }
+    }
+
+    pub fn turn(&mut self) {
+        block_on(self.daemon.turn(self.now));
+    }
+
+    /// Lets `seconds` pass, then turns once.
+    pub fn after(&mut self, seconds: u64) {
+        self.after_millis(seconds * 1000);
+    }
+
+    pub fn after_millis(&mut self, millis: u64) {
+        self.now += Duration::from_millis(millis);
+        self.turn();
+    }
+
+    /// Turns each second for `seconds`, as the loop's tick does.
+    pub fn tick(&mut self, seconds: u64) {
+        (0..seconds).for_each(|_| self.after(1));
+    }
+
+    pub fn kernel(&self) -> std::sync::MutexGuard<'_, Kernel> {
+        self.host.kernel()
+    }
+
+    /// The API server's complete answer.
+    pub fn list(&mut self, snapshot: Snapshot) {
+        self.lists += 1;
+        self.event(snapshot);
+        self.confirm();
+    }
+
+    /// What the watches told makes this of the cluster's state.
+    pub fn event(&mut self, snapshot: Snapshot) {
+        let update = Update { snapshot: Arc::new(snapshot), lists: self.lists };
+        self.ends.updates.send_replace(Some(update));
+    }
+
+    /// The API server confirms now that the state is current.
+    pub fn confirm(&mut self) {
+        let now = tokio::time::Instant::from_std(self.now);
+        self.ends.contact.send_replace(Contact { last_ok: Some(now), problem: None });
+    }
+
+    pub fn lose_contact(&mut self, problem: kvip::snapshot::problem::Problem) {
+        self.ends.contact.send_modify(|contact| contact.problem = Some(problem));
+    }
+
+    pub fn dead(&mut self, nodes: &[&str]) {
+        let nodes = nodes.iter().map(|name| (*name).to_owned()).collect();
+        self.ends.dead.send_replace(Dead { nodes, suspended: false });
+    }
+
+    /// keepalived has read what it was given.
+    pub fn keepalived_reads(&mut self) {
+        let config = self.wanted().unwrap();
+        self.keepalived_runs(config.instances.iter().flat_map(|instance| instance.vips.clone()).collect());
+    }
+
+    pub fn keepalived_runs(&mut self, vips: std::collections::BTreeSet<IpAddr>) {
+        self.ends.keepalived.send_modify(|status| {
+            status.state = keepalived::State::Active;
+            status.vips = vips;
+        });
+    }
+
+    /// VRRP moves the anchor and the VIPs that keepalived runs here.
+    pub fn become_holder(&mut self) {
+        let vips = self.ends.keepalived.borrow().vips.clone();
+        let all = vips.iter().map(ToString::to_string).chain(["169.254.255.50".to_owned()]);
+        all.for_each(|address| self.add_address(marked(&address)));
+    }
+
+    pub fn add_address(&mut self, address: Address) {
+        self.kernel().facts.send_modify(|facts| _ = facts.addresses.insert(address));
+    }
+
+    pub fn remove_address(&mut self, address: &str) {
+        self.kernel().facts.send_modify(|facts| facts.addresses.retain(|here| here.ip != ip(address)));
+    }
+
+    /// What keepalived is to run.
+    pub fn wanted(&self) -> Option<Config> {
+        self.ends.wanted.borrow().clone()
+    }
+
+    /// Whether keepalived was told anything since the last time this was asked.
+    pub fn keepalived_was_told(&mut self) -> bool {
+        let told = self.ends.wanted.has_changed().unwrap();
+        self.ends.wanted.mark_unchanged();
+        told
+    }
+
+    pub fn targets(&self) -> Vec<String> {
+        self.ends.targets.borrow().keys().cloned().collect()
+    }
+
+    pub fn status(&self) -> Status {
+        self.ends.status.borrow().clone()
+    }
+
+    pub fn findings(&self) -> Vec<String> {
+        self.status().findings.iter().map(ToString::to_string).collect()
+    }
+
+    pub fn weight(&self) -> Option<i16> {
+        weight::read(&self.paths, vrid()).unwrap()
+    }
+
+    /// The VIPs on the list on disk.
+    pub fn owned(&self) -> Vec<String> {
+        Ledger::new(&self.paths.state).load().unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    /// The real servers of a virtual server with their weights, `None` when there is no such virtual server.
+    pub fn servers(&self, frontend: Frontend) -> Option<Vec<(String, u32)>> {
+        let kernel = self.kernel();
+        let server = kernel.table.get(&frontend)?;
+        Some(server.real_servers.iter().map(|(at, real)| (at.to_string(), real.weight)).collect())
+    }
+
+    /// Gives a real server connections.
+    pub fn connections(&self, frontend: Frontend, at: Backend, count: u32) {
+        let mut kernel = self.kernel();
+        kernel.table.get_mut(&frontend).unwrap().real_servers.get_mut(&at).unwrap().connections = count;
+    }
+
+    /// What was asked of the host since the last time this was asked.
+    pub fn acts(&self) -> Vec<String> {
+        std::mem::take(&mut self.kernel().acts)
+    }
+}
