@@ -1,0 +1,141 @@
+//! What can be wrong with a host or a cluster: kvip says which and how to mend it, keeps what it has, and recovers.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kvip_lab::lab::Lab;
+use kvip_lab::scenario::{SOON, VIP, explained, finding, serving, wait_until_settled};
+
+const MINUTES: Duration = Duration::from_secs(180);
+
+/// Waits for a finding of `node` that says all of `words`.
+fn told(lab: &Lab, node: &str, words: &[&str]) -> Result<()> {
+    let told = lab.wait_for(&format!("{node} to say {words:?}"), MINUTES, || {
+        let found = finding(lab, node, words[0])?;
+        words.iter().all(|word| found.contains(word)).then_some(())
+    });
+    explained(lab, told)
+}
+
+/// A node that holds nothing, so that its trouble is its own.
+fn backup(lab: &Lab) -> Result<&'static str> {
+    Ok(lab.other_than(lab.wait_for_holder()?))
+}
+
+/// Breaks a node, waits for the finding, mends it, waits until all is well.
+fn trouble(lab: &Lab, break_it: &str, words: &[&str], mend_it: &str) -> Result<()> {
+    let node = backup(lab)?;
+    lab.node(node).must_within(MINUTES, break_it)?;
+    told(lab, node, words)?;
+    ensure!(lab.curl(VIP).is_some(), "{break_it} on a backup took the VIP away");
+    lab.node(node).must_within(MINUTES, mend_it)?;
+    wait_until_settled(lab)
+}
+
+#[test]
+fn a_kubeconfig_that_is_no_good() -> Result<()> {
+    let lab = serving()?;
+    let keep = "cp -p /etc/kvip/kubeconfig /root/good";
+    let mend = "cp -p /root/good /etc/kvip/kubeconfig";
+    trouble(&lab, &format!("{keep}; rm /etc/kvip/kubeconfig"), &["/etc/kvip/kubeconfig"], mend)?;
+    trouble(
+        &lab,
+        &format!("{keep}; sed -i 's/token: .*/token: expired/' /etc/kvip/kubeconfig"),
+        &["401", "auth whoami"],
+        mend,
+    )?;
+    trouble(
+        &lab,
+        &format!("{keep}; sed -i 's/:6443/:6444/' /etc/kvip/kubeconfig"),
+        &["cannot reach API server"],
+        mend,
+    )
+}
+
+#[test]
+fn a_masked_keepalived() -> Result<()> {
+    let lab = serving()?;
+    trouble(
+        &lab,
+        "systemctl mask --now keepalived",
+        &["systemctl unmask keepalived"],
+        "systemctl unmask keepalived; systemctl start keepalived",
+    )
+}
+
+#[test]
+fn a_foreign_keepalived_configuration_is_not_overwritten() -> Result<()> {
+    let lab = serving()?;
+    let node = backup(&lab)?;
+    let foreign = "global_defs {\n    router_id foreign\n}\nvrrp_instance theirs {\n    interface eth0\n    virtual_router_id 77\n    priority 50\n    advert_int 1\n    virtual_ipaddress {\n        10.87.2.77\n    }\n}\n";
+    lab.node(node).must("cp -p /etc/keepalived/keepalived.conf /root/ours")?;
+    lab.node(node).write("/etc/keepalived/keepalived.conf", foreign.as_bytes())?;
+    lab.node(node).must_within(MINUTES, "systemctl restart kvip")?;
+    told(&lab, node, &["include /etc/keepalived/conf.d/kvip.conf"])?;
+    ensure!(
+        lab.node(node).must("cat /etc/keepalived/keepalived.conf")? == foreign,
+        "a foreign file was changed"
+    );
+    lab.node(node).must_within(MINUTES, "cp -p /root/ours /etc/keepalived/keepalived.conf; rm -f /etc/keepalived/conf.d/kvip.conf; systemctl restart keepalived kvip")?;
+    wait_until_settled(&lab)
+}
+
+#[test]
+fn missing_tools_and_rights() -> Result<()> {
+    let lab = serving()?;
+    trouble(
+        &lab,
+        "mv /usr/sbin/nft /root/nft; systemctl restart kvip",
+        &["nft is not installed", "apt install nftables"],
+        "mv /root/nft /usr/sbin/nft",
+    )?;
+    trouble(
+        &lab,
+        "echo 'install ip_vs /bin/false' > /etc/modprobe.d/no.conf; systemctl stop kvip; ipvsadm -C; \
+         for m in $(lsmod | sed -n 's/^\\(ip_vs_[a-z]*\\).*/\\1/p'); do rmmod $m; done; rmmod ip_vs; systemctl start kvip",
+        &["ip_vs is not loaded", "modprobe ip_vs"],
+        "rm /etc/modprobe.d/no.conf; modprobe ip_vs; sysctl -qw net.ipv4.vs.conntrack=1",
+    )?;
+    trouble(
+        &lab,
+        "mkdir -p /etc/systemd/system/kvip.service.d; printf '[Service]\\nCapabilityBoundingSet=\\n' > /etc/systemd/system/kvip.service.d/no.conf; \
+         systemctl daemon-reload; systemctl restart kvip",
+        &["CAP_NET_ADMIN"],
+        "rm /etc/systemd/system/kvip.service.d/no.conf; systemctl daemon-reload; systemctl restart kvip",
+    )
+}
+
+#[test]
+fn keepalived_that_is_not_installed() -> Result<()> {
+    let lab = serving()?;
+    trouble(
+        &lab,
+        "systemctl stop keepalived; mv /usr/sbin/keepalived /root/keepalived; systemctl restart kvip",
+        &["keepalived is not installed", "apt install keepalived"],
+        "mv /root/keepalived /usr/sbin/keepalived; systemctl start keepalived",
+    )
+}
+
+/// The cluster is made anew: another UID of kube-system, and nothing in it. Nothing is taken away until an admin says so.
+/// Last of this file by its name: the cluster's objects are gone afterwards.
+#[test]
+fn z_a_rebuilt_cluster_waits_for_accept() -> Result<()> {
+    let lab = serving()?;
+    lab.control_reset()?;
+    // The new cluster knows no kvip: only after it is enrolled anew can it be seen to be another.
+    let kubeconfig = lab.enroll()?;
+    for node in lab.nodes() {
+        node.write("/etc/kvip/kubeconfig", kubeconfig.as_bytes())?;
+    }
+    for node in lab.nodes() {
+        told(&lab, node.spec().name, &["another cluster", "kvip accept"])?;
+        ensure!(node.ipvs()?.contains(&format!("-t {VIP}:80")), "{} let go of the VIP", node.spec().name);
+    }
+    ensure!(lab.holder().is_some(), "nobody holds the VIPs any more");
+    for node in lab.nodes() {
+        node.must_within(SOON, "kvip accept")?;
+    }
+    lab.wait_for("the accepted state", MINUTES, || {
+        lab.nodes().all(|node| node.ipvs().is_ok_and(|table| !table.contains(VIP))).then_some(())
+    })
+}
