@@ -1,4 +1,5 @@
 //! Properties of derive and plan over arbitrary clusters: what must hold whatever people write.
+
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
