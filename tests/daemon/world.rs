@@ -137,7 +137,7 @@ struct Ends {
 }
 
 pub struct World {
-    _root: TempDir,
+    root: TempDir,
     pub paths: Paths,
     pub now: Instant,
     pub daemon: Daemon<Simulated, Ledger>,
@@ -166,7 +166,7 @@ impl World {
         let table = self.kernel().table.clone();
         let ruleset = self.kernel().ruleset.clone();
         let keepalived = self.ends.keepalived.borrow().clone();
-        let mut world = Self::booted(settings, self._root, Some(facts));
+        let mut world = Self::booted(settings, self.root, Some(facts));
         world.now = self.now;
         world.kernel().table = table;
         world.kernel().ruleset = ruleset;
@@ -203,7 +203,7 @@ impl World {
         let outputs = Outputs { keepalived: wants, targets: targets_out, status: status_out };
         let daemon = Daemon::new(core, host.clone(), ledger, paths.clone(), file, admitted, inputs, outputs);
         let ends = Ends { updates, contact, dead, keepalived, wanted, targets, status };
-        Self { _root: root, paths, now: Instant::now(), daemon, host, ends, lists: 0 }
+        Self { root, paths, now: Instant::now(), daemon, host, ends, lists: 0 }
     }
 
     pub fn turn(&mut self) {
