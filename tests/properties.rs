@@ -1,6 +1,5 @@
 //! Properties of derive and plan over arbitrary clusters: what must hold whatever people write.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail their test")]
 
 use std::collections::{BTreeMap, BTreeSet};
