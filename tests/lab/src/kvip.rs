@@ -13,8 +13,6 @@ use crate::control;
 use crate::lab::{Lab, Node};
 use crate::layout::{API_URL, Layout, NODES};
 
-/// The version of [`old_deb`].
-const OLD_VERSION: &str = "_0.0.9-";
 /// What a step of the installation may take on a slow machine.
 const STEP_LIMIT: Duration = Duration::from_secs(180);
 
@@ -43,30 +41,25 @@ impl Settings {
     }
 }
 
-/// The package under `target/debian`: the newest, but for [`old_deb`].
+/// The newest package under `target/debian`.
 pub fn deb(layout: &Layout) -> anyhow::Result<PathBuf> {
-    find_deb(layout, |name| !name.contains(OLD_VERSION))
+    newest_deb(&layout.repo.join("target/debian"))
 }
 
 /// The package with a lower version, made from the same tree, that upgrades begin with.
 pub fn old_deb(layout: &Layout) -> anyhow::Result<PathBuf> {
-    find_deb(layout, |name| name.contains(OLD_VERSION))
+    newest_deb(&layout.repo.join("target/debian-0.0.9-1"))
 }
 
-fn find_deb(layout: &Layout, good: impl Fn(&str) -> bool) -> anyhow::Result<PathBuf> {
-    let folder = layout.repo.join("target/debian");
+fn newest_deb(folder: &Path) -> anyhow::Result<PathBuf> {
     let changed =
         |path: &Path| path.metadata().and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let files =
-        fs::read_dir(&folder).with_context(|| format!("no package in {}: make deb", folder.display()))?;
+        fs::read_dir(folder).with_context(|| format!("no package in {}: make deb", folder.display()))?;
     let packages = files.filter_map(|file| Some(file.ok()?.path()));
     let packages = packages.filter(|path| path.extension().is_some_and(|extension| extension == "deb"));
     packages
-        .filter(|path| {
-            path.file_name().is_some_and(|name| {
-                name.to_string_lossy().starts_with("kvip_") && good(&name.to_string_lossy())
-            })
-        })
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kvip_")))
         .max_by_key(|path| changed(path))
         .with_context(|| format!("no package in {}: make deb", folder.display()))
 }
