@@ -20,8 +20,8 @@ test: packages lint ## every check: lint, unit, golden and property tests, then 
 	@echo "== the program's own tests"
 	@$(SUDO) cargo test --locked --package kvip
 	@echo "== the package, and a lower version for the upgrade test"
-	@packaging/deb/build
 	@packaging/deb/build --deb-version $(OLD_VERSION)
+	@packaging/deb/build
 	@echo "== the lab"
 	@cargo build --quiet --locked --package kvip-lab
 	@$(LAB) image
