@@ -164,11 +164,17 @@ impl<S: Service> Driver<S> {
             Step::Nothing => {
                 let running = view.disk.loaded.as_deref().map(vips_in).unwrap_or_default();
                 self.publish(|status| status.vips = running);
-                Ok(Done::Rest(if want.instances.is_empty() { State::Idle } else { State::Active }))
+                Ok(Done::Rest(State::Active))
             }
             Step::Idle => {
                 self.publish(|status| status.vips = BTreeSet::new());
                 Ok(Done::Rest(State::Idle))
+            }
+            Step::Remove(place) => {
+                files::remove(&place.path(&self.paths))?;
+                files::remove(&self.paths.loaded())?;
+                self.publish(|status| status.vips = BTreeSet::new());
+                Ok(Done::More)
             }
             Step::Wait(obstacle) => {
                 if !view.unit.runs() {

@@ -53,6 +53,9 @@ pub enum Step {
         /// What follows; `None` when keepalived cannot or must not run now.
         act: Option<Act>,
     },
+    /// Nothing is wanted here and keepalived carries nothing of it any more: the file goes. One that is left would be in
+    /// the way of the next boot, as keepalived never calls itself ready without an instance.
+    Remove(Place),
     /// Another must act first.
     Wait(Obstacle),
 }
@@ -88,9 +91,11 @@ pub fn next_step(view: &View, want: &Config, paths: &Paths) -> Step {
     let written = here == Some(&*text);
     match keepalived_next(view, place, want) {
         Next::Wait(obstacle) if written => Step::Wait(obstacle),
-        Next::Rest if written => Step::Idle,
-        Next::Wait(_) | Next::Rest => Step::Write { place, text, act: None },
-        Next::Act(Act::Reload) if written && view.disk.loaded.as_deref() == Some(&*text) => Step::Nothing,
+        Next::Rest => Step::Remove(place),
+        Next::Wait(_) => Step::Write { place, text, act: None },
+        Next::Act(Act::Reload) if written && view.disk.loaded.as_deref() == Some(&*text) => {
+            if want.instances.is_empty() { Step::Remove(place) } else { Step::Nothing }
+        }
         Next::Act(act) if written => Step::Act(act),
         Next::Act(act) => Step::Write { place, text, act: Some(act) },
     }

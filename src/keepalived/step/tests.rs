@@ -82,9 +82,9 @@ fn vips_join_a_running_keepalived_in_chunks_and_leave_at_once() {
 fn a_node_that_takes_no_part_has_no_instances() {
     check(&view(None, None, "inactive"), &none(), &Step::Idle);
     check(&running(&config(2)), &none(), &write(&none(), Some(Act::Reload)));
-    check(&running(&none()), &none(), &Step::Nothing);
-    check(&view(Some(text(&config(2))), None, "inactive"), &none(), &write(&none(), None));
-    check(&view(Some(text(&none())), None, "inactive"), &none(), &Step::Idle);
+    check(&running(&none()), &none(), &Step::Remove(Place::Main));
+    check(&view(Some(text(&config(2))), None, "inactive"), &none(), &Step::Remove(Place::Main));
+    check(&view(Some(text(&none())), None, "inactive"), &none(), &Step::Remove(Place::Main));
     assert!(text(&none()).starts_with(MARKER));
 }
 
