@@ -338,7 +338,10 @@ async fn a_node_that_leaves_reloads_without_instances_and_leaves_no_file() {
     bench.want(Config { instances: vec![], ..config(0) });
     let status = bench.until(|status| status.state == State::Idle).await;
     assert!(status.vips.is_empty());
-    assert!(bench.text().is_none(), "it would hang the next boot: keepalived is never ready without an instance");
+    assert!(
+        bench.text().is_none(),
+        "it would hang the next boot: keepalived is never ready without an instance"
+    );
     assert_eq!(bench.fake.asked(), ["reload", "reload"]);
 }
 
