@@ -128,7 +128,7 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
     let global = &cli.global;
     let runtime = || tokio::runtime::Runtime::new();
     match &cli.command {
-        None => overview::run(global),
+        None => runtime()?.block_on(overview::run(global)),
         Some(Command::Check(args)) => check::run(args, global),
         Some(Command::PrepareWeights) => unit::prepare_weights(),
         Some(Command::HandOver) => runtime()?.block_on(unit::hand_over()),

@@ -8,6 +8,12 @@ use serde::Serialize;
 use super::style::{self, Style};
 use super::{Cli, Exit, Global};
 use crate::config::{Problem, Settings, Sources, load};
+use crate::daemon::SOCKET;
+use crate::keepalived::Paths;
+use crate::report::status::{self, Status};
+
+/// The name of the JSON form.
+const SCHEMA: &str = "kvip.overview.v1";
 
 /// What the overview tells; its JSON form is this, under a schema's name.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -16,6 +22,9 @@ struct Overview {
     version: &'static str,
     node: String,
     state: State,
+    /// What the running daemon says of itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<String>,
     /// The next thing to do, as one line.
     next: String,
 }
@@ -27,26 +36,56 @@ enum State {
     NotConfigured,
     Wrong,
     Configured,
+    Running,
 }
 
-/// Prints the overview; an unfinished installation is something to mend.
-pub(super) fn run(global: &Global) -> anyhow::Result<Exit> {
-    let settings = load(&Sources::of_file(&global.config));
-    let kubeconfig = settings.as_ref().is_ok_and(|settings| is_there(&settings.cluster.kubeconfig));
-    let (state, next) = next_step(&settings, kubeconfig);
-    let overview = Overview {
-        schema: "kvip.overview.v1",
-        version: env!("CARGO_PKG_VERSION"),
-        node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        state,
-        next,
+/// Prints the overview; an unfinished installation and a finding are something to mend.
+pub(super) async fn run(global: &Global) -> anyhow::Result<Exit> {
+    let overview = match status::ask(&Paths::default().run.join(SOCKET)).await {
+        Ok(status) => of_daemon(&status),
+        Err(_) => of_installation(global),
     };
     if global.json {
         style::print(&format!("{}\n", serde_json::to_string_pretty(&overview)?))?;
     } else {
         style::print(&text(&overview, Style::stdout()))?;
     }
-    Ok(if state == State::Configured { Exit::Fine } else { Exit::Mend })
+    let fine = matches!(overview.state, State::Configured | State::Running) && !overview.next.contains(MEND);
+    Ok(if fine { Exit::Fine } else { Exit::Mend })
+}
+
+/// What stands before a finding in the line `next`.
+const MEND: &str = "     (";
+
+/// The overview of a node whose daemon runs: the next step is the first finding's.
+fn of_daemon(status: &Status) -> Overview {
+    let next = status.findings.first().map_or_else(
+        || "kvip status".to_owned(),
+        |finding| format!("{}{MEND}{finding})", finding.mend.as_deref().unwrap_or("kvip status")),
+    );
+    Overview {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        node: status.node.clone(),
+        state: State::Running,
+        summary: Some(status.summary.clone()),
+        next,
+    }
+}
+
+/// The overview of a host on which no daemon answers.
+fn of_installation(global: &Global) -> Overview {
+    let settings = load(&Sources::of_file(&global.config));
+    let kubeconfig = settings.as_ref().is_ok_and(|settings| is_there(&settings.cluster.kubeconfig));
+    let (state, next) = next_step(&settings, kubeconfig);
+    Overview {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        state,
+        summary: None,
+        next,
+    }
 }
 
 /// Whether the path leads to something; what cannot be looked at may well be there.
@@ -79,7 +118,9 @@ fn text(overview: &Overview, style: Style) -> String {
         State::NotConfigured => style.warn("not configured yet"),
         State::Wrong => style.bad("wrongly configured"),
         State::Configured => style.good("configured"),
+        State::Running => style.good("running"),
     };
+    let summary = overview.summary.as_ref().map_or_else(String::new, |summary| format!(", {summary}"));
     let commands: Vec<[String; 2]> = Cli::command()
         .get_subcommands()
         .filter(|command| !command.is_hide_set())
@@ -89,7 +130,7 @@ fn text(overview: &Overview, style: Style) -> String {
         })
         .collect();
     format!(
-        "kvip {} on {}: {state}\n\n{}\nnext: {}\n",
+        "kvip {} on {}: {state}{summary}\n\n{}\nnext: {}\n",
         overview.version,
         overview.node,
         style::indent(&style::table(&commands), 2),
@@ -106,6 +147,7 @@ fn lower_first(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Finding;
 
     fn problem(subject: &str, text: &str) -> Problem {
         Problem { subject: Some(subject.into()), text: text.into(), ..Problem::default() }
@@ -142,12 +184,28 @@ mod tests {
     }
 
     #[test]
+    fn a_running_daemon_speaks_for_itself() {
+        let finding = Finding::new("default/shop", "no ready endpoints").mend("kubectl get pods");
+        let summary = "holds 2 of 3 VIPs; 41 Services; in sync; 1 finding".to_owned();
+        let status = Status { node: "node-a".into(), summary, findings: vec![finding], ..Status::default() };
+        let text = text(&of_daemon(&status), Style::PLAIN);
+        assert!(text.starts_with(
+            "kvip 0.1.0 on node-a: running, holds 2 of 3 VIPs; 41 Services; in sync; 1 finding\n"
+        ));
+        assert!(
+            text.ends_with("\nnext: kubectl get pods     (default/shop: no ready endpoints)\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn lists_the_commands() {
         let overview = Overview {
             schema: "kvip.overview.v1",
             version: "0.1.0",
             node: "node-a".into(),
             state: State::Configured,
+            summary: None,
             next: "x".into(),
         };
         let text = text(&overview, Style::PLAIN);

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::core::Core;
 use super::pass::Outcome;
+use crate::cli::style::{age, count};
 use crate::config::Mode;
 use crate::derive::Desired;
 use crate::model::Finding;
@@ -121,14 +122,16 @@ fn summary(facts: &Facts, desired: &Desired, here: &BTreeSet<IpAddr>) -> String 
     };
     let held = desired.vips.keys().filter(|vip| here.contains(vip)).count();
     let services: BTreeSet<_> = desired.frontends.values().map(|served| &served.service).collect();
-    let mut text = format!("holds {held} of {} VIPs; {} Services", desired.vips.len(), services.len());
+    let services = count(services.len(), "Service");
+    let mut text = format!("holds {held} of {}; {services}", count(desired.vips.len(), "VIP"));
     if let Some(problem) = outcome.problems.first() {
         return format!("degraded: {problem}; {text}");
     }
     if let Some(problem) = &facts.cluster.problem {
-        let since = facts.cluster.contact_seconds_ago.map_or(String::new(), |s| {
-            format!(" for {}", crate::cli::style::age(std::time::Duration::from_secs(s)))
-        });
+        let since = facts
+            .cluster
+            .contact_seconds_ago
+            .map_or(String::new(), |s| format!(" for {}", age(std::time::Duration::from_secs(s))));
         return format!("degraded: {problem}{since}, serving the last known state; {text}");
     }
     text.push_str(if facts.cluster.held.is_some() {
@@ -141,8 +144,7 @@ fn summary(facts: &Facts, desired: &Desired, here: &BTreeSet<IpAddr>) -> String 
     }
     match facts.findings.len() {
         0 => text,
-        1 => text + "; 1 finding",
-        count => format!("{text}; {count} findings"),
+        findings => format!("{text}; {}", count(findings, "finding")),
     }
 }
 

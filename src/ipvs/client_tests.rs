@@ -41,10 +41,13 @@ fn client(mut answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static) -
         let mut buffer = vec![0; 1 << 16];
         let mut number = 0;
         while let Ok((length @ 1.., _)) = recv(&kernels, buffer.as_mut_slice(), RecvFlags::empty()) {
-            let mut commands = Vec::new();
-            for (kind, sequence, command) in requests(&buffer[..length]) {
+            let requests = requests(&buffer[..length]);
+            let commands: Vec<u8> =
+                requests.iter().filter(|(kind, ..)| *kind == FAMILY).map(|(.., command)| *command).collect();
+            // Before the answers: with the last of them the test goes on and looks.
+            writes.lock().unwrap().extend((!commands.is_empty()).then_some(commands));
+            for (kind, sequence, command) in requests {
                 let (objects, error) = if kind == FAMILY {
-                    commands.push(command);
                     let request = Request { number, command };
                     number += 1;
                     let Some(answer) = answer(&request) else { return };
@@ -59,7 +62,6 @@ fn client(mut answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static) -
                 }
                 send(&kernels, &end(sequence, error), SendFlags::empty()).unwrap();
             }
-            writes.lock().unwrap().extend((!commands.is_empty()).then_some(commands));
         }
     });
     (Client { socket: Socket::over(ours).unwrap() }, log)
