@@ -45,6 +45,13 @@ impl Admitted {
         }
     }
 
+    /// The cluster is followed by a new task, which counts its lists from the beginning: its first is a fresh one.
+    pub fn follow_anew(&mut self) {
+        if let Some(accepted) = &mut self.accepted {
+            accepted.lists = 0;
+        }
+    }
+
     /// The state to serve.
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.accepted.as_ref().map(|update| Arc::clone(&update.snapshot))

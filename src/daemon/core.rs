@@ -139,6 +139,11 @@ impl Core {
         expired.map(|(key, _)| *key).collect()
     }
 
+    /// Whether something is to be done after a while although nothing changes.
+    pub fn waiting(&self) -> bool {
+        self.draining() || !self.stray_since.is_empty() || self.members.any_leaving()
+    }
+
     /// Whether connections of real servers are being waited for, so that the table must be read again.
     pub fn draining(&self) -> bool {
         !self.draining_since.is_empty()

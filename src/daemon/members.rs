@@ -13,10 +13,11 @@ use crate::snapshot::Snapshot;
 /// How long a leaver is still spoken to: enough for its kvip to see the change and yield, at any advert interval.
 const KEPT: Duration = Duration::from_secs(30);
 
-/// The members' addresses and when they were last seen among them.
+/// The members' addresses, and those of the members that left a moment ago.
 #[derive(Debug, Default)]
 pub struct Members {
-    last_seen: BTreeMap<IpAddr, Instant>,
+    present: BTreeSet<IpAddr>,
+    left: BTreeMap<IpAddr, Instant>,
 }
 
 impl Members {
@@ -27,8 +28,14 @@ impl Members {
             |labels: &BTreeMap<String, String>| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
         let nodes = snapshot.nodes.values().filter(|node| member(&node.labels));
         let present: BTreeSet<IpAddr> = nodes.flat_map(|node| node.addresses.iter().copied()).collect();
-        self.last_seen.extend(present.iter().map(|address| (*address, now)));
-        self.last_seen.retain(|_, seen| now.duration_since(*seen) < KEPT);
-        self.last_seen.keys().filter(|address| !present.contains(address)).copied().collect()
+        self.left.extend(self.present.difference(&present).map(|address| (*address, now)));
+        self.left.retain(|address, left| !present.contains(address) && now.duration_since(*left) < KEPT);
+        self.present = present;
+        self.left.keys().copied().collect()
+    }
+
+    /// Whether somebody is still spoken to who left.
+    pub fn any_leaving(&self) -> bool {
+        !self.left.is_empty()
     }
 }

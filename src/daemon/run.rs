@@ -101,9 +101,10 @@ async fn turn_until_stopped(
 fn reload(sources: &Sources, daemon: &mut Daemon<Kernel, Ledger>, feeds: &mut Feeds) {
     match config::load(sources) {
         Ok(settings) => {
+            let new_feed = daemon.core.settings.cluster != settings.cluster;
             feeds.follow(&daemon.core.settings, &settings, &mut daemon.inputs);
+            daemon.take_settings(settings, new_feed);
             info!("settings reloaded");
-            daemon.core.settings = settings;
         }
         Err(problems) => {
             for problem in problems {

@@ -12,6 +12,7 @@ use super::core::{Core, news};
 use super::pass::{self, Applied, Outcome, pass};
 use super::status::{self, Moves, Since};
 use super::weights::{self, Weights};
+use crate::config::Settings;
 use crate::derive::Desired;
 use crate::health::{Dead, Targets};
 use crate::host::Host;
@@ -88,6 +89,8 @@ pub struct Daemon<H, L> {
     paths: Paths,
     admitted: Admitted,
     taken_in: Option<Arc<Snapshot>>,
+    /// Something changed since the last pass.
+    news: bool,
     applied: Applied,
     weights: Weights,
     since: Since,
@@ -121,6 +124,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             paths,
             admitted,
             taken_in: None,
+            news: true,
             applied: Applied::default(),
             weights: Weights::default(),
             since: Since::default(),
@@ -146,7 +150,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         if let Err(error) = keepalived::weight::prepare(&self.paths, [self.core.settings.vrrp.vrid]) {
             warn!("{error}");
         }
-        if !self.resting(now) {
+        if self.due() && !self.resting(now) {
             self.pass(now).await;
         }
         let drained = hold::drained(&self.paths);
@@ -173,12 +177,30 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let before = std::mem::replace(&mut self.core.snapshot, self.admitted.snapshot());
         self.saving.pending |=
             self.core.snapshot.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr);
-        self.core.facts = self.inputs.facts.borrow_and_update().clone();
-        self.core.dead = self.inputs.dead.borrow_and_update().nodes.clone();
-        self.core.keepalived_vips = self.inputs.keepalived.borrow_and_update().vips.clone();
+        self.news |= self.saving.pending;
+        self.news |= update_from(&mut self.core.facts, &self.inputs.facts.borrow_and_update());
+        self.news |= update_from(&mut self.core.dead, &self.inputs.dead.borrow_and_update().nodes);
+        self.news |=
+            update_from(&mut self.core.keepalived_vips, &self.inputs.keepalived.borrow_and_update().vips);
         if self.audited.is_none_or(|last| now.duration_since(last) >= AUDIT) {
             self.audited = Some(now);
             self.core.table = None;
+        }
+    }
+
+    /// Whether there is something to do: an idle turn costs no derivation.
+    fn due(&self) -> bool {
+        let settled =
+            self.outcome.as_ref().is_some_and(|outcome| outcome.as_planned && outcome.problems.is_empty());
+        self.news || !settled || self.core.table.is_none() || self.core.waiting()
+    }
+
+    /// Takes new settings, and with `new_feed` a new task that follows the cluster.
+    pub fn take_settings(&mut self, settings: Settings, new_feed: bool) {
+        self.core.settings = settings;
+        self.news = true;
+        if new_feed {
+            self.admitted.follow_anew();
         }
     }
 
@@ -190,6 +212,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
 
     async fn pass(&mut self, now: Instant) {
         self.tried = Some(now);
+        self.news = false;
         let wants = &self.outputs.keepalived;
         // While the pass changes the core, the answer is that of before: keep what is held until another has it.
         let holding = self.weights.holding(&self.core, now);
@@ -299,6 +322,15 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             from_disk: self.admitted.from_disk,
         }
     }
+}
+
+/// Copies `new` over `last`; true when that is news.
+fn update_from<T: Clone + PartialEq>(last: &mut T, new: &T) -> bool {
+    let news = last != new;
+    if news {
+        last.clone_from(new);
+    }
+    news
 }
 
 /// Puts `new` in place of `last`; true when that is news.
