@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, CONFIG_FILE, Settings, Sources};
+use crate::config::{CONFIG_FILE, Sources};
 use crate::model::Finding;
 
 /// Virtual IP addresses for bare-metal Kubernetes that outlive any node.
@@ -152,17 +152,6 @@ async fn daemon(sources: &Sources) -> anyhow::Result<Exit> {
             Ok(Exit::Mend)
         }
     }
-}
-
-/// The settings, or all that is wrong with them as one error.
-///
-/// # Errors
-/// Names every problem, a line each.
-pub fn settings(sources: &Sources) -> anyhow::Result<Settings> {
-    config::load(sources).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n"))
-    })
 }
 
 /// A finding as rows of a table: subject and text, then the mend below the text.

@@ -14,7 +14,7 @@ use figment::providers::{Format as _, Toml};
 use serde::Serialize;
 
 use super::{Exit, Global, SettingsArgs, style};
-use crate::config::{Settings, Sources};
+use crate::config::{self, Settings, Sources};
 use crate::daemon::Ledger;
 use crate::derive::{self, Desired, Inputs};
 use crate::ipvs::{Client, Command, Table};
@@ -100,7 +100,7 @@ async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
     } else {
         sources.clone()
     };
-    let settings = super::settings(&sources)?;
+    let settings = config::require(&sources)?;
     let (snapshot, mut findings) = files::load(folder, &settings.cluster.config_map)?;
     let host = folder.join(FOLDER_HOST);
     let facts = if host.exists() {
@@ -125,7 +125,7 @@ fn read_facts(path: &Path) -> anyhow::Result<HostFacts> {
 
 /// Plans for this host and its cluster.
 async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
-    let settings = super::settings(sources)?;
+    let settings = config::require(sources)?;
     let paths = Paths::default();
     let facts = net::read().await.context("read this host's network")?;
     let snapshot = fetch(&settings).await?;

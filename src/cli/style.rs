@@ -4,7 +4,8 @@
 
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+
+pub use crate::report::words::{age, count};
 
 /// What begins every escape sequence for colour.
 const ESCAPE: char = '\u{1b}';
@@ -97,22 +98,6 @@ pub fn indent(text: &str, spaces: usize) -> String {
     lines.collect()
 }
 
-/// An age in its largest whole unit: `12s`, `3m`, `5h`, `3d`.
-pub fn age(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3_600 => format!("{}m", seconds / 60),
-        3_600..86_400 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-/// A count with its noun: `1 finding`, `2 findings`.
-pub fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
 /// Writes `text` to standard output; a reader that has gone, as in `kvip status | head`, is no error.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -161,21 +146,5 @@ mod tests {
         ];
         assert_eq!(table(&rows), "VIP       FOR\n\u{1b}[32m10.0.0.1\u{1b}[0m  3d   é\n\n");
         assert_eq!(indent("a\n\nb\n", 2), "  a\n\n  b\n");
-    }
-
-    #[test]
-    fn ages_and_counts() {
-        for (seconds, text) in [
-            (0, "0s"),
-            (59, "59s"),
-            (60, "1m"),
-            (3_599, "59m"),
-            (3_600, "1h"),
-            (86_399, "23h"),
-            (259_200, "3d"),
-        ] {
-            assert_eq!(age(Duration::from_secs(seconds)), text);
-        }
-        assert_eq!([count(0, "VIP"), count(1, "VIP"), count(2, "VIP")], ["0 VIPs", "1 VIP", "2 VIPs"]);
     }
 }

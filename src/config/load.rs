@@ -67,6 +67,14 @@ pub fn load(sources: &Sources) -> Result<Settings, Vec<Problem>> {
     load_with_origins(sources).map(|loaded| loaded.settings)
 }
 
+/// As [`load`], for those who cannot go on: all that is wrong as one error, a line each.
+pub fn require(sources: &Sources) -> anyhow::Result<Settings> {
+    load(sources).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", lines.join("\n"))
+    })
+}
+
 /// As [`load`], and tells where each value came from.
 pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Vec<Problem>> {
     let mut problems = Vec::new();

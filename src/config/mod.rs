@@ -25,7 +25,7 @@ use crate::model::{ObjectKey, Vrid};
 pub use effective::effective;
 pub use error::Problem;
 pub use keys::{KEYS, Key};
-pub use load::{CONFIG_FILE, Loaded, Sources, load, load_with_origins};
+pub use load::{CONFIG_FILE, Loaded, Sources, load, load_with_origins, require};
 pub use units::{DurationError, format_duration, parse_duration};
 
 /// All settings of one node, valid and with defaults filled in.

@@ -41,7 +41,7 @@ pub const SOCKET: &str = "status.sock";
 /// # Errors
 /// When it cannot begin: settings that are wrong, a host whose network cannot be read.
 pub async fn run(sources: &Sources) -> anyhow::Result<()> {
-    let settings = crate::cli::settings(sources)?;
+    let settings = config::require(sources)?;
     let paths = Paths::default();
     std::fs::create_dir_all(&paths.run).with_context(|| format!("make {}", paths.run.display()))?;
     std::fs::create_dir_all(&paths.state).with_context(|| format!("make {}", paths.state.display()))?;

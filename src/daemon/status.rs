@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use super::core::Core;
 use super::pass::Outcome;
-use crate::cli::style::{age, count};
 use crate::config::Mode;
 use crate::derive::Desired;
 use crate::model::Finding;
 use crate::report::status::{Cluster, Frontend, SCHEMA, Status, Vip};
+use crate::report::words::{age, count};
 
 /// When each VIP came to this host, or was found not to be here.
 #[derive(Debug, Default)]

@@ -3,3 +3,4 @@
 pub mod journal;
 pub mod status;
 pub mod systemd;
+pub mod words;
