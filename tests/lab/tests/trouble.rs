@@ -111,7 +111,7 @@ fn keepalived_that_is_not_installed() -> Result<()> {
     trouble(
         &lab,
         "systemctl stop keepalived; mv /usr/sbin/keepalived /root/keepalived; systemctl restart kvip",
-        &["keepalived is not installed", "apt install keepalived"],
+        &["apt install keepalived", "not installed"],
         "mv /root/keepalived /usr/sbin/keepalived; systemctl start keepalived",
     )
 }
