@@ -23,7 +23,7 @@ test: packages lint ## every check: lint, unit, golden and property tests, then 
 	@packaging/deb/build --deb-version $(OLD_VERSION)
 	@packaging/deb/build
 	@echo "== the lab"
-	@cargo build --quiet --locked --package kvip-lab
+	@cargo build --locked --package kvip-lab
 	@$(LAB) image
 	@$(SUDO) cargo test --locked --package kvip-lab -- --test-threads=1
 
@@ -38,10 +38,10 @@ deb: ## builds target/debian/kvip_VERSION_ARCH.deb and prints its path last
 
 lint: ## rustfmt and clippy, warnings are errors
 	cargo fmt --all --check
-	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 packages:
 	@tests/lab/image/host-packages
 
 lab-tool:
-	@cargo build --quiet --locked --package kvip-lab
+	@cargo build --locked --package kvip-lab

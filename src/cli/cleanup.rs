@@ -14,6 +14,7 @@ use crate::keepalived::{self, Paths};
 use crate::net;
 use crate::nft;
 use crate::report::status;
+use crate::report::systemd::command;
 
 /// Runs `kvip cleanup`. Every step is tried, whatever became of the one before.
 ///
@@ -21,7 +22,7 @@ use crate::report::status;
 /// Never; what fails is said and makes the exit code 1.
 pub async fn run() -> anyhow::Result<Exit> {
     let paths = Paths::default();
-    if status::ask(&paths.run.join(SOCKET)).await.is_ok() {
+    if status::ask(&paths.run.join(SOCKET)).await.is_ok() || service_is_active().await {
         eprintln!("kvip is running and would put everything back\n  systemctl disable --now kvip");
         return Ok(Exit::Mend);
     }
@@ -44,6 +45,13 @@ pub async fn run() -> anyhow::Result<Exit> {
     report("nftables table inet kvip", table());
     report("state files", files(&paths));
     Ok(if failed { Exit::Mend } else { Exit::Fine })
+}
+
+/// Whether systemd runs kvip.service, or is about to. Without systemd nobody does.
+async fn service_is_active() -> bool {
+    let output = command("systemctl").args(["is-active", "kvip.service"]).output().await;
+    let state = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    matches!(state.as_str(), "active" | "activating" | "reloading")
 }
 
 /// Removes the VIPs that are on this host. keepalived has let go of them already, unless it was killed.

@@ -271,7 +271,7 @@ fn cluster_and_node() {
         "[cluster]\nconfig_map = 'Default/x'",
         "4: cluster.config_map = \"Default/x\": namespace/name is wanted, as in \"default/vip-configmap\"",
     );
-    check("[cluster]\nstale_after = '1s'", "4: cluster.stale_after = \"1s\": 10s to 1d");
+    check("[cluster]\nstale_after = '1s'", "4: cluster.stale_after = \"1s\": 2m to 1d");
     check(
         "[cluster]\nservice_ranges = '10.96.0.0/12'",
         "4: cluster.service_ranges = \"10.96.0.0/12\": a list of networks is wanted, as in [\"10.87.2.0/24\"]",

@@ -140,9 +140,10 @@ pub(super) fn advert(raw: Raw) -> Result<Duration, String> {
     stepped(raw, Duration::from_millis(10)..=Duration::from_secs(10), Duration::from_millis(10))
 }
 
-/// How long contact with the API may be lost.
+/// How long contact with the API may be lost. An idle API server confirms itself once a minute, by bookmarks, so that
+/// anything under 2 min would take a quiet cluster for a lost one.
 pub(super) fn stale_after(raw: Raw) -> Result<Duration, String> {
-    seconds(raw, 10..=86_400)
+    seconds(raw, 120..=86_400)
 }
 
 /// How long kvip may be gone; keepalived counts it in whole seconds.
