@@ -50,7 +50,8 @@ pub async fn run() -> anyhow::Result<Exit> {
 /// Whether systemd runs kvip.service, or is about to. Without systemd nobody does.
 async fn service_is_active() -> bool {
     let output = command("systemctl").args(["is-active", "kvip.service"]).output().await;
-    let state = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    let state =
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
     matches!(state.as_str(), "active" | "activating" | "reloading")
 }
 

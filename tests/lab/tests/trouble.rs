@@ -52,6 +52,48 @@ fn a_kubeconfig_that_is_no_good() -> Result<()> {
     )
 }
 
+/// The identity of the package's RBAC manifests, as a client certificate's name.
+const ACCOUNT: &str = "system:serviceaccount:kvip-system:kvip";
+
+/// Beside a token: a client certificate, an expired one, and an exec plugin, all under the unit's hardening.
+#[test]
+fn kubeconfigs_of_other_kinds() -> Result<()> {
+    let lab = serving()?;
+    let node = backup(&lab)?;
+    let good = lab.enroll()?;
+    let write = |kubeconfig: &str| lab.node(node).write("/etc/kvip/kubeconfig", kubeconfig.as_bytes());
+    write(&lab.certificate_kubeconfig(ACCOUNT, &[], 1)?)?;
+    follows_the_cluster(&lab, node)?;
+    write(&lab.certificate_kubeconfig(ACCOUNT, &[], 0)?)?;
+    told(&lab, node, &["401", "auth whoami"])?;
+    let (before, token) = good.split_once("token: ").expect("the script's kubeconfig ends with a token");
+    let credential = format!(
+        "{{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{{\"token\":\"{}\"}}}}",
+        token.trim()
+    );
+    lab.node(node).write("/etc/kvip/plugin", format!("#!/bin/sh\necho '{credential}'\n").as_bytes())?;
+    lab.node(node).must("chmod 0700 /etc/kvip/plugin")?;
+    let exec = "exec: {apiVersion: client.authentication.k8s.io/v1, command: /etc/kvip/plugin, interactiveMode: Never}";
+    write(&format!("{before}{exec}\n"))?;
+    follows_the_cluster(&lab, node)?;
+    write(&good)?;
+    wait_until_settled(&lab)
+}
+
+/// A VIP that is asked for now reaches the node's keepalived, and leaves it again.
+fn follows_the_cluster(lab: &Lab, node: &str) -> Result<()> {
+    for (value, listed) in [("\"\"", true), ("null", false)] {
+        let patch = format!("{{\"data\":{{\"10.87.2.62\":{value}}}}}");
+        lab.kubectl(&["patch", "configmap", "vip-configmap", "--type=merge", "-p", &patch])?;
+        let seen = lab.wait_for(&format!("10.87.2.62 on {node}: {listed}"), MINUTES, || {
+            let text = lab.node(node).must("cat /etc/keepalived/keepalived.conf").ok()?;
+            (text.contains("10.87.2.62/32") == listed).then_some(())
+        });
+        explained(lab, seen)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_masked_keepalived() -> Result<()> {
     let lab = serving()?;
