@@ -37,6 +37,7 @@ deb: ## builds target/debian/kvip_VERSION_ARCH.deb and prints its path last
 	@packaging/deb/build
 
 lint: ## rustfmt and clippy, warnings are errors
+	@cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 || rustup component add clippy rustfmt
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 

@@ -19,6 +19,7 @@ use crate::health::{self, Targets};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
 use crate::net;
+use crate::report::beats;
 use crate::report::status::{self, Status};
 use crate::report::systemd::Notifier;
 use crate::snapshot::{kube, saved};
@@ -224,7 +225,7 @@ impl Feeds {
 
     /// The name of a loop that has not turned for too long.
     fn stalled(&self) -> Option<&'static str> {
-        (self.cluster.alive.borrow().elapsed() > STALLED).then_some("cluster")
+        (self.cluster.alive.borrow().elapsed() > STALLED).then_some("cluster").or_else(beats::late)
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::{sleep_until, timeout};
 use tracing::info;
 
 use super::{Dead, Health, Outcome, Probe, Targets};
+use crate::report::beats;
 
 /// How long a node may take to answer: less than a period, so that a node's probes never overlap, and
 /// more than a busy node's kernel takes.
@@ -60,6 +61,7 @@ async fn run<C, F>(
     health.set_targets(&targets.borrow_and_update(), now());
     let mut in_flight = FuturesUnordered::new();
     loop {
+        beats::beat("health", beats::PROMPT);
         let room = IN_FLIGHT_MAX - in_flight.len();
         in_flight.extend(health.due(now(), room).into_iter().map(|probe| ask(connect, probe, port)));
         let changed = tokio::select! {
@@ -73,6 +75,7 @@ async fn run<C, F>(
             }
             Some((node, outcome)) = in_flight.next() => health.note(&node, outcome),
             () = wait(health.next_due()), if in_flight.len() < IN_FLIGHT_MAX => false,
+            () = tokio::time::sleep(beats::EVERY) => false,
         };
         if changed {
             publish(sender, health.dead());

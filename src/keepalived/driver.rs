@@ -24,6 +24,7 @@ use super::unit::{Service, UnitError};
 use super::{Build, Config, Paths, anchor, check, files, hold, vips_in};
 use crate::model::Finding;
 use crate::net::HostFacts;
+use crate::report::beats;
 
 /// Changes that come within this time are one.
 pub const DEBOUNCE: Duration = Duration::from_millis(200);
@@ -101,6 +102,7 @@ impl<S: Service> Driver<S> {
     async fn run(mut self, mut wants: watch::Receiver<Option<Config>>) {
         let mut retry = RETRY.0;
         loop {
+            beats::beat("keepalived", beats::PATIENT);
             let want = wants.borrow_and_update().clone();
             let pause = match self.advance(want.as_ref()).await {
                 Ok(pause) => {

@@ -19,6 +19,7 @@ use super::HostFacts;
 use super::netlink::Error;
 use super::read::{gateways, hostname, tables};
 use super::tables::{Effect, Tables};
+use crate::report::beats;
 
 /// What is listened to: all that [`HostFacts`] consists of.
 const GROUPS: [MulticastGroup; 5] = [
@@ -91,6 +92,7 @@ async fn keep(sender: watch::Sender<HostFacts>, mut events: Events, mut tables: 
 async fn restart() -> (Events, Tables) {
     let mut wait = RETRY_MIN;
     loop {
+        beats::beat("network", beats::PROMPT);
         tokio::time::sleep(wait).await;
         match start().await {
             Ok(fresh) => return fresh,
@@ -109,6 +111,7 @@ async fn follow(
     tables: &mut Tables,
 ) -> Result<std::convert::Infallible, Error> {
     loop {
+        beats::beat("network", beats::PROMPT);
         let effect = next_batch(events, tables).await?;
         if effect.changed {
             publish(sender, tables);
@@ -128,6 +131,7 @@ async fn next_batch(events: &mut Events, tables: &mut Tables) -> Result<Effect, 
         biased;
         () = &mut events.connection => return Err(Error::Ended),
         event = events.messages.next() => event,
+        () = tokio::time::sleep(beats::EVERY) => return Ok(Effect::default()),
     };
     let mut effect = Effect::default();
     let mut next = Some(first);

@@ -1,15 +1,14 @@
-//! What systemd is told: readiness, reloads, status and life (sd_notify(3)), and that every loop still runs.
+//! What systemd is told: readiness, reloads, status and life (sd_notify(3)).
 //!
 //! Telling is best effort: without a notification socket it is nothing, and a failure is logged, never fatal.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::process::Command;
@@ -64,7 +63,7 @@ impl Notifier {
         self.send(&[NotifyState::Stopping]);
     }
 
-    /// A sign of life; send one each [`Notifier::watchdog_interval`] while [`Heartbeats::alive`].
+    /// A sign of life; send one each [`Notifier::watchdog_interval`] while `beats::late` names no loop.
     pub fn alive(&self) {
         self.send(&[NotifyState::Watchdog]);
     }
@@ -103,44 +102,6 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     }
     command.kill_on_drop(true);
     command
-}
-
-/// When each loop last said that it runs. Pure: the caller brings the time.
-#[derive(Debug, Clone, Default)]
-pub struct Heartbeats {
-    loops: BTreeMap<&'static str, Beat>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Beat {
-    last: Instant,
-    limit: Duration,
-}
-
-impl Heartbeats {
-    /// From `now` on the loop `name` must beat at least once in each `limit`.
-    pub fn register(&mut self, name: &'static str, limit: Duration, now: Instant) {
-        self.loops.insert(name, Beat { last: now, limit });
-    }
-
-    /// The loop `name` runs; a name that is not registered is nobody's.
-    pub fn beat(&mut self, name: &str, now: Instant) {
-        if let Some(beat) = self.loops.get_mut(name) {
-            beat.last = beat.last.max(now);
-        }
-    }
-
-    /// The loop has ended as it should.
-    pub fn forget(&mut self, name: &str) {
-        self.loops.remove(name);
-    }
-
-    /// Whether every loop has beaten in time; otherwise the one that is longest overdue.
-    pub fn alive(&self, now: Instant) -> Result<(), &'static str> {
-        let overdue = |beat: &Beat| now.saturating_duration_since(beat.last).checked_sub(beat.limit);
-        let late = self.loops.iter().filter_map(|(name, beat)| Some((overdue(beat)?, *name)));
-        late.filter(|(by, _)| !by.is_zero()).max().map_or(Ok(()), |(_, name)| Err(name))
-    }
 }
 
 #[cfg(test)]
@@ -228,27 +189,5 @@ mod tests {
             command.as_std().get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
         assert_eq!(removed, ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"]);
         assert!(command.get_kill_on_drop());
-    }
-
-    #[test]
-    fn alive_only_while_every_loop_beats() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut beats = Heartbeats::default();
-        assert_eq!(beats.alive(at(100)), Ok(()));
-        beats.register("passes", Duration::from_secs(10), at(0));
-        beats.register("probes", Duration::from_secs(5), at(0));
-        assert_eq!(beats.alive(at(5)), Ok(()));
-        assert_eq!(beats.alive(at(6)), Err("probes"));
-        assert_eq!(beats.alive(at(11)), Err("probes"));
-        beats.beat("probes", at(11));
-        beats.beat("nobody", at(11));
-        assert_eq!(beats.alive(at(11)), Err("passes"));
-        beats.beat("passes", at(11));
-        beats.beat("passes", at(2));
-        assert_eq!(beats.alive(at(16)), Ok(()));
-        beats.forget("probes");
-        assert_eq!(beats.alive(at(21)), Ok(()));
-        assert_eq!(beats.alive(at(22)), Err("passes"));
     }
 }

@@ -1,0 +1,69 @@
+//! Signs of life: every loop of the daemon beats, and systemd's watchdog is fed only while all do.
+//!
+//! Owns the one register of the process: a loop should not need to be handed a place to say that it lives.
+
+use std::collections::BTreeMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a loop that has nothing to do wakes up to beat.
+pub const EVERY: Duration = Duration::from_secs(5);
+/// A loop that waits for events only, or for a second at most, beats at least once in so long.
+pub const PROMPT: Duration = Duration::from_secs(20);
+/// A loop that waits for others, each within a limit, beats at least once in so long.
+pub const PATIENT: Duration = Duration::from_secs(300);
+
+static REGISTER: LazyLock<Mutex<Heartbeats>> = LazyLock::new(Mutex::default);
+
+/// The loop `name` of this process lives, and will say so again within `limit`.
+pub fn beat(name: &'static str, limit: Duration) {
+    with(|register| register.beat(name, limit, Instant::now()));
+}
+
+/// The loop that is longest overdue, if one is.
+pub fn late() -> Option<&'static str> {
+    with(|register| register.late(Instant::now()))
+}
+
+fn with<T>(work: impl FnOnce(&mut Heartbeats) -> T) -> T {
+    work(&mut REGISTER.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// When each loop last said that it lives. Pure: the caller brings the time.
+#[derive(Debug, Clone, Default)]
+struct Heartbeats {
+    loops: BTreeMap<&'static str, (Instant, Duration)>,
+}
+
+impl Heartbeats {
+    fn beat(&mut self, name: &'static str, limit: Duration, now: Instant) {
+        self.loops.insert(name, (now, limit));
+    }
+
+    fn late(&self, now: Instant) -> Option<&'static str> {
+        let overdue =
+            |(last, limit): &(Instant, Duration)| now.saturating_duration_since(*last).checked_sub(*limit);
+        let late = self.loops.iter().filter_map(|(name, beat)| Some((overdue(beat)?, *name)));
+        late.filter(|(by, _)| !by.is_zero()).max().map(|(_, name)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loop_that_is_longest_overdue_is_named() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut beats = Heartbeats::default();
+        assert_eq!(beats.late(after(1000)), None, "nobody promised anything");
+        beats.beat("network", Duration::from_secs(20), start);
+        beats.beat("keepalived", Duration::from_secs(300), start);
+        assert_eq!(beats.late(after(20)), None);
+        assert_eq!(beats.late(after(21)), Some("network"));
+        beats.beat("network", Duration::from_secs(20), after(300));
+        assert_eq!(beats.late(after(301)), Some("keepalived"));
+        assert_eq!(beats.late(after(621)), Some("keepalived"), "by 321 s against 301 s");
+    }
+}
