@@ -21,6 +21,8 @@ use crate::vm::Action;
 
 /// What a command may take unless its caller says otherwise.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
+/// What the end of an earlier lab may take.
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// What killing, restoring or booting may take.
 const ACTION_LIMIT: Duration = Duration::from_secs(420);
 
@@ -50,6 +52,10 @@ impl Lab {
     /// Raises a lab that ends with this value, and with this process however that ends.
     pub fn start(options: Options) -> anyhow::Result<Self> {
         let layout = Layout::from_environment();
+        // The lab of the test file before ends with its process, a moment after it.
+        command::wait_for("the lab that is up here to end (`make lab-down` ends it)", END_LIMIT, || {
+            Running::find(&layout).is_none().then_some(())
+        })?;
         let serve = ServeOptions { watch_stdin: true, no_control_plane: !options.control_plane };
         let (running, child) = Running::start(&layout, serve)?;
         Ok(Self { layout, running, supervisor: Some(child) })

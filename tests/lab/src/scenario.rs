@@ -6,11 +6,9 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::command::wait_for;
 use crate::kvip::{Settings, deb};
 use crate::lab::{Lab, Options};
 use crate::layout::{Layout, NODES};
-use crate::namespace::Running;
 use anyhow::{Context as _, Result, ensure};
 
 /// The tutorial's VIP and its twin of the other family.
@@ -84,11 +82,6 @@ impl Drop for Turn {
 pub fn bare() -> Result<Turn> {
     let mut slot = LAB.lock().unwrap_or_else(PoisonError::into_inner);
     if slot.is_none() {
-        // The lab of the test file before ends with its process, a moment after it.
-        let layout = Layout::from_environment();
-        wait_for("the lab that is up here to end (`make lab-down` ends it)", SOON, || {
-            Running::find(&layout).is_none().then_some(())
-        })?;
         *slot = Some(Lab::start(Options::default())?);
     }
     Ok(Turn(slot))
