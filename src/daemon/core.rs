@@ -110,13 +110,16 @@ impl Core {
 
     /// Decides what to change, given what should be.
     pub fn decide(&mut self, desired: Desired, now: Instant) -> Decision {
-        let table = self.table.clone().unwrap_or_default();
-        let drained = self.drained(&desired, &table, now);
-        let have =
-            Have { table: &table, facts: &self.facts, keepalived: &self.keepalived_vips, drained: &drained };
+        let nothing = Table::new();
+        // Out of the state for as long as it is looked at, as the drains' times are written meanwhile.
+        let read = self.table.take();
+        let table = read.as_ref().unwrap_or(&nothing);
+        let drained = self.drained(&desired, table, now);
+        let have = Have { table, facts: &self.facts, keepalived: &self.keepalived_vips, drained: &drained };
         let plan = plan::plan(&desired, &have);
         let strays = plan::strays(&have, &self.owned, self.settings.vrrp.vrid);
         let strays = settled(&mut self.stray_since, strays, now);
+        self.table = read;
         Decision { desired, plan, strays }
     }
 

@@ -1,12 +1,13 @@
 //! The list of VIPs that kvip owns on this host, kept on disk: what an earlier run programmed is still ours to retire.
 
 use std::collections::BTreeSet;
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::keepalived::files;
 use crate::model::Finding;
 
 /// The list's file, `/var/lib/kvip/owned.json`.
@@ -33,29 +34,14 @@ impl Ledger {
             Err(error) => Err(error).with_context(|| format!("read {}", self.path.display())),
         }
     }
-
-    fn write(&self, owned: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
-        let folder = self.path.parent().context("the list lies in a folder")?;
-        let mut file = tempfile_in(folder)?;
-        file.1.write_all(&serde_json::to_vec(owned)?)?;
-        file.1.sync_all()?;
-        std::fs::rename(&file.0, &self.path)?;
-        Ok(())
-    }
-}
-
-/// A new file beside the list, which a rename puts in its place.
-fn tempfile_in(folder: &Path) -> std::io::Result<(PathBuf, std::fs::File)> {
-    let path = folder.join("owned.json.new");
-    let file = std::fs::File::create(&path)?;
-    Ok((path, file))
 }
 
 impl super::pass::Ledger for Ledger {
     fn save(&self, owned: &BTreeSet<IpAddr>) -> Result<(), Finding> {
-        let said = |error: &anyhow::Error| {
-            Finding::new(self.path.display(), format!("cannot be written: {error:#}"))
-        };
-        self.write(owned).map_err(|error| said(&error).mend("check the disk and the unit's StateDirectory"))
+        let text = serde_json::to_string(owned).expect("a list of addresses is JSON");
+        files::replace(&self.path, &text).map_err(|error| {
+            Finding::new(self.path.display(), error.to_string())
+                .mend("check the disk and the unit's StateDirectory")
+        })
     }
 }

@@ -114,6 +114,12 @@ pub fn tutorial(lab: &Lab) -> Result<()> {
     lab.kubectl_with(&["apply", "-f", "-"], TUTORIAL).map(drop)
 }
 
+/// Asks for a VIP in the tutorial's ConfigMap, `""` for one that only floats; `None` asks for it no more.
+pub fn ask_for(lab: &Lab, vip: &str, value: Option<&str>) -> Result<()> {
+    let patch = serde_json::json!({"data": {vip: value}}).to_string();
+    lab.kubectl(&["patch", "configmap", "vip-configmap", "--type=merge", "-p", &patch]).map(drop)
+}
+
 /// Waits until both VIPs answer, every node knows three ready pods and agrees with itself, and nothing is under way.
 pub fn wait_until_settled(lab: &Lab) -> Result<()> {
     let answered = lab.wait_for("both VIPs to answer", Duration::from_secs(120), || {

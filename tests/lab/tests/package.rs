@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use kvip_lab::kvip::{Settings, old_deb};
 use kvip_lab::lab::Lab;
 use kvip_lab::scenario::{
-    SOON, VIP, bare, diagnosis, explained, package, serving, wait_until_settled, without_a_lost_request,
+    SOON, VIP, ask_for, bare, diagnosis, explained, package, serving, wait_until_settled,
+    without_a_lost_request,
 };
 
 const MINUTES: Duration = Duration::from_secs(180);
@@ -63,19 +64,9 @@ fn an_upgrade_loses_nothing(lab: &Lab) -> Result<()> {
 /// which systemd holds back while a unit ordered before it starts.
 fn ready_does_not_wait_for_keepalived(lab: &Lab) -> Result<()> {
     let backup = lab.other_than(lab.wait_for_holder()?);
-    let add = |vip: &str, value: &str| {
-        lab.kubectl(&[
-            "patch",
-            "configmap",
-            "vip-configmap",
-            "--type=merge",
-            "-p",
-            &format!("{{\"data\":{{\"{vip}\":{value}}}}}"),
-        ])
-    };
     let node = lab.node(backup);
     node.must_within(MINUTES, "systemctl stop kvip")?;
-    add("10.87.2.61", "\"\"")?;
+    ask_for(lab, "10.87.2.61", Some(""))?;
     for script in [
         "systemctl restart keepalived kvip",
         "systemctl restart kvip & systemctl restart keepalived; wait",
@@ -92,7 +83,7 @@ fn ready_does_not_wait_for_keepalived(lab: &Lab) -> Result<()> {
         said(lab, backup, "cat /etc/keepalived/keepalived.conf").contains("10.87.2.61/32").then_some(())
     });
     explained(lab, listed)?;
-    add("10.87.2.61", "null")?;
+    ask_for(lab, "10.87.2.61", None)?;
     wait_until_settled(lab)
 }
 

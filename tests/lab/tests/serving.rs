@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kvip_lab::lab::Lab;
-use kvip_lab::scenario::{SOON, VIP, VIP6, explained, finding, reloads, serving, without_a_lost_request};
+use kvip_lab::scenario::{
+    SOON, VIP, VIP6, ask_for, explained, finding, reloads, serving, without_a_lost_request,
+};
 
 /// Runs curl where `prefix` says, until it gets an answer.
 fn curl_on(lab: &Lab, node: &str, prefix: &str, address: &str) -> Result<String> {
@@ -77,17 +79,7 @@ fn a_service_without_endpoints_keeps_its_vip_and_refuses() -> Result<()> {
         &["apply", "-f", "-"],
         "{apiVersion: v1, kind: Service, metadata: {name: empty}, spec: {ports: [{port: 80}], selector: {app: none}}}",
     )?;
-    let patch = |value: &str| {
-        lab.kubectl(&[
-            "patch",
-            "configmap",
-            "vip-configmap",
-            "--type=merge",
-            "-p",
-            &format!("{{\"data\":{{\"10.87.2.53\":{value}}}}}"),
-        ])
-    };
-    patch("\"default/empty\"")?;
+    ask_for(&lab, "10.87.2.53", Some("default/empty"))?;
     let holder = lab.wait_for_holder()?;
     let refused = lab.wait_for("10.87.2.53 to refuse", SOON, || {
         let output = lab.client(&["curl", "-s", "--max-time", "3", "http://10.87.2.53/"]).ok()?;
@@ -95,7 +87,7 @@ fn a_service_without_endpoints_keeps_its_vip_and_refuses() -> Result<()> {
     });
     explained(&lab, refused)?;
     ensure!(finding(&lab, holder, "10.87.2.53 is held but tcp 80 refuses connections").is_some());
-    patch("null")?;
+    ask_for(&lab, "10.87.2.53", None)?;
     lab.wait_for("10.87.2.53 to be gone", SOON, || {
         let gone = |script: &str| {
             lab.nodes().all(|node| node.must(script).is_ok_and(|text| !text.contains("10.87.2.53")))

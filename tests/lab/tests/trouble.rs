@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kvip_lab::lab::Lab;
-use kvip_lab::scenario::{SOON, VIP, explained, finding, serving, wait_until_settled};
+use kvip_lab::scenario::{SOON, VIP, ask_for, explained, finding, serving, wait_until_settled};
 
 const MINUTES: Duration = Duration::from_secs(180);
 
@@ -82,9 +82,8 @@ fn kubeconfigs_of_other_kinds() -> Result<()> {
 
 /// A VIP that is asked for now reaches the node's keepalived, and leaves it again.
 fn follows_the_cluster(lab: &Lab, node: &str) -> Result<()> {
-    for (value, listed) in [("\"\"", true), ("null", false)] {
-        let patch = format!("{{\"data\":{{\"10.87.2.62\":{value}}}}}");
-        lab.kubectl(&["patch", "configmap", "vip-configmap", "--type=merge", "-p", &patch])?;
+    for (value, listed) in [(Some(""), true), (None, false)] {
+        ask_for(lab, "10.87.2.62", value)?;
         let seen = lab.wait_for(&format!("10.87.2.62 on {node}: {listed}"), MINUTES, || {
             let text = lab.node(node).must("cat /etc/keepalived/keepalived.conf").ok()?;
             (text.contains("10.87.2.62/32") == listed).then_some(())
