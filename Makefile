@@ -3,12 +3,13 @@
 # All but `deb` and `lint` need root or sudo: they install Debian packages and make network namespaces.
 
 SHELL := /bin/sh
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo --preserve-env=HOME,PATH,CARGO_HOME,RUSTUP_HOME,KVIP_LAB_CACHE,KVIP_LAB_STATE,NO_COLOR")
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo --preserve-env=HOME,PATH,CARGO_HOME,RUSTUP_HOME,KVIP_LAB_CACHE,KVIP_LAB_STATE,KVIP_LAB_API_SERVER,NO_COLOR")
+CACHE := $(or $(KVIP_LAB_CACHE),.lab/cache)
 LAB := $(SUDO) target/debug/lab
 # The upgrade test begins with a lower version, built from this very tree.
 OLD_VERSION := 0.0.9-1
 
-.PHONY: help demo test lab lab-down deb lint packages lab-tool
+.PHONY: help demo test lab lab-down lab-old-api deb lint packages lab-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +33,11 @@ lab: packages deb lab-tool ## raises the lab with kvip and the tutorial and leav
 
 lab-down: ## ends the lab
 	@$(LAB) down
+
+lab-old-api: ## allocation against an API server without IPAddresses, Kubernetes 1.30 (10 minutes from nothing; not in `test`)
+	@tests/lab/controlplane/old/build $(CACHE)/controlplane
+	@KVIP_LAB_API_SERVER=$$(tests/lab/controlplane/old/build $(CACHE)/controlplane | tail -n 1) \
+		$(SUDO) cargo test --locked --package kvip-lab --test ipam -- --nocapture
 
 deb: ## builds target/debian/kvip_VERSION_ARCH.deb and prints its path last
 	@packaging/deb/build

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::IpAddr;
 
 use crate::ipvs::{Client, Command, Table};
-use crate::model::Finding;
+use crate::model::{Finding, Frontend};
 use crate::net::{self, Address};
 use crate::nft::{self, Ruleset};
 
@@ -13,6 +13,13 @@ use crate::nft::{self, Ruleset};
 pub trait Host: Send {
     /// Reads the virtual servers of `vips`.
     fn table(&mut self, vips: &BTreeSet<IpAddr>) -> impl Future<Output = Result<Table, Finding>> + Send;
+
+    /// Reads some virtual servers again; one that is gone is missing.
+    fn servers(
+        &mut self,
+        frontends: &BTreeSet<Frontend>,
+        known: &Table,
+    ) -> impl Future<Output = Result<Table, Finding>> + Send;
 
     /// Changes IPVS; the commands that failed come back by their index.
     fn change_table(&mut self, commands: &[Command]) -> impl Future<Output = Vec<(usize, Finding)>> + Send;
@@ -31,6 +38,8 @@ pub trait Host: Send {
 #[derive(Default)]
 pub struct Kernel {
     ipvs: Option<Client>,
+    /// What was written into the table `inet kvip` last, unless it is known to have changed since.
+    ruleset: Option<Ruleset>,
 }
 
 impl Kernel {
@@ -52,6 +61,14 @@ impl Host for Kernel {
         })
     }
 
+    async fn servers(&mut self, frontends: &BTreeSet<Frontend>, known: &Table) -> Result<Table, Finding> {
+        let read = self.ipvs()?.servers(frontends, known);
+        read.map_err(|error| {
+            self.ipvs = None;
+            problem("IPVS", &error)
+        })
+    }
+
     async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {
         if commands.is_empty() {
             return Vec::new();
@@ -66,12 +83,21 @@ impl Host for Kernel {
     }
 
     async fn ruleset(&mut self) -> Result<Option<String>, Finding> {
-        blocking(nft::client::installed).await
+        let installed = blocking(nft::client::installed).await?;
+        // Only a table that is as it was written is changed; any other is written whole.
+        self.ruleset.take_if(|have| installed.as_ref() != Some(&nft::fingerprint(have)));
+        Ok(installed)
     }
 
     async fn set_ruleset(&mut self, ruleset: &Ruleset) -> Result<String, Finding> {
-        let ruleset = ruleset.clone();
-        blocking(move || nft::client::apply(&ruleset)).await
+        let (have, want) = (self.ruleset.take(), ruleset.clone());
+        let written = blocking(move || match have {
+            Some(have) => nft::client::change(&have, &want),
+            None => nft::client::apply(&want),
+        });
+        let fingerprint = written.await?;
+        self.ruleset = Some(ruleset.clone());
+        Ok(fingerprint)
     }
 
     async fn remove_address(&mut self, address: &Address) -> Result<(), Finding> {

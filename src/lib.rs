@@ -3,14 +3,14 @@
 //! # The data path
 //!
 //! ```text
-//! kubeconfig ── watch Services, EndpointSlices, Nodes, the ConfigMap
+//! kubeconfig ── watch Services, EndpointSlices, Nodes, the ConfigMap, claims; or a folder of manifests
 //!      │
 //!  Snapshot ── saved to disk, loaded at boot            snapshot
 //!      │
 //!      ▼
 //!  derive (pure) ◄── Settings, HostFacts, dead nodes    config, net, health
 //!      │
-//!  Desired + Findings                                   derive
+//!  Desired + Findings                                   derive (assignment, then one part a Service)
 //!      │
 //!      ▼
 //!  plan (pure) ◄── what the host has now                plan
@@ -21,7 +21,7 @@
 //!  apply: ipvs (netlink) · nft (one owned table) · keepalived (file, check, reload) · weight files · stray addresses
 //!      │
 //!      ▼
-//!  report: systemd · journal · status socket
+//!  report: systemd · journal · status socket · status and Events of Services        ipam: addresses out of pools
 //! ```
 //!
 //! # Invariants
@@ -36,23 +36,27 @@
 //! 8. An idle cluster costs no API write and no reload.
 //! 9. After a pass, planning again gives an empty plan.
 //! 10. What must agree on all nodes is a pure function of API objects and cluster-wide settings.
+//! 11. The cost of one endpoint change depends on that Service alone (`cargo bench --bench endpoint_change`).
 //!
 //! # Reading order
 //!
-//! [`model`], [`snapshot`], `derive`, `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`] and [`net`],
+//! [`model`], [`snapshot`], `derive`, [`ipam`], `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`] and [`net`],
 //! then `daemon`, the one loop that joins them.
 
 pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod derive;
+pub mod files;
 pub mod health;
 pub mod host;
+pub mod ipam;
 pub mod ipvs;
 pub mod keepalived;
 pub mod model;
 pub mod net;
 pub mod nft;
 pub mod plan;
+pub mod rank;
 pub mod report;
 pub mod snapshot;

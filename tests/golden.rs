@@ -136,6 +136,31 @@ fn nft_accepts(case: &str, ruleset: &[u8]) {
     assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+#[test]
+fn docs_name_cases_that_are_there_and_leave_none_out() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let text = fs::read_to_string(docs.join("services.md")).unwrap();
+    for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        assert!(target.starts_with('#') || docs.join(target).exists(), "docs/services.md links {target}");
+    }
+    for row in text.lines().filter(|line| line.starts_with('[') && line.contains("]: ")) {
+        let (name, target) = row.split_once("]: ").unwrap();
+        assert!(docs.join(target).exists(), "docs/services.md names the case {target}");
+        assert!(
+            text.contains(&format!("{name}],")) || text.contains(&format!("{name}] |")),
+            "{name}] is in no row"
+        );
+    }
+    // What is about this host and not about a Service.
+    let of_the_host = ["no-interface", "no-node", "unicast"];
+    for case in cases().iter().filter(|case| !of_the_host.contains(&case.as_str())) {
+        assert!(
+            text.contains(&format!("](../tests/golden/{case})")) || text.contains(&format!("\n[{case}]: ")),
+            "{case}"
+        );
+    }
+}
+
 /// The tutorial with `count` VIPs.
 fn with_many_vips(count: u8, more: u8) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -166,7 +191,7 @@ fn a_group_carries_300_vips_and_says_what_it_leaves_out() {
     let (_, not_planned) = text.split_once("\nnot planned\n").unwrap();
     let wanted = "  \
 group vips  302 IPv4 VIPs are asked for and a group carries at most 300: 10.88.1.51 and those after it are not held
-              remove VIPs from the ConfigMap
+              spread them over more groups: [[groups]] with a vrid and addresses in the settings
 
 1200 changes to IPVS, a keepalived reload. `--show keepalived` prints the file, `--show nft` the rules.
 ";

@@ -40,6 +40,7 @@ fn instance<const N: usize>(family: Family, vips: [&str; N]) -> Instance {
         interface: "eth0".into(),
         priority: 190,
         advert: Duration::from_millis(250),
+        gone_after: Duration::from_secs(60),
         unicast: None,
         vips: addresses(vips),
     }

@@ -4,12 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use kvip::config::{Balancing, Cluster, Mode, Scheduler, Settings, Transport, Vrrp};
-use kvip::derive::{self, Desired, Inputs};
+use kvip::config::{Mode, Settings};
+use kvip::derive::{self, Changed, Deriver, Desired, Inputs};
 use kvip::ipvs::model::Forward;
 use kvip::ipvs::{Command, RealServer, Service as IpvsService, Table, VirtualServer};
+use kvip::keepalived::Carried;
 use kvip::model::{Backend, Family, Frontend, ObjectKey, Protocol, Vrid};
 use kvip::net::{Address, HostFacts, Link};
 use kvip::plan::{self, Have, Plan};
@@ -20,29 +22,7 @@ const SERVICES: [&str; 4] = ["a", "b", "c", "d"];
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
 fn settings() -> Settings {
-    Settings {
-        cluster: Cluster {
-            kubeconfig: "/etc/kvip/kubeconfig".into(),
-            config_map: ObjectKey::new("default", "vip-configmap"),
-            stale_after: Duration::from_secs(300),
-            service_ranges: Vec::new(),
-        },
-        node: kvip::config::Node::default(),
-        allowed: vec!["10.87.2.0/24".parse().unwrap()],
-        vrrp: Vrrp {
-            vrid: Vrid::new(50).unwrap(),
-            advert: Duration::from_millis(250),
-            transport: Transport::Multicast,
-            members: BTreeMap::new(),
-            gone_after: Duration::from_secs(60),
-        },
-        balancing: Balancing {
-            mode: Mode::Nat,
-            scheduler: Scheduler::Wlc,
-            drain_limit: Duration::from_secs(60),
-            probe_port: 10250,
-        },
-    }
+    Settings::standard(vec!["10.87.2.0/24".parse().unwrap()])
 }
 
 fn facts() -> HostFacts {
@@ -72,7 +52,7 @@ fn nodes() -> BTreeMap<String, Node> {
 prop_compose! {
     fn endpoint()(pod in 10_u8..30, node in 0_usize..3, ready: bool, serving: bool, terminating: bool) -> Endpoint {
         let address = Ipv4Addr::new(10, 2, u8::try_from(node).unwrap(), pod).into();
-        Endpoint { address, ready: ready && !terminating, serving, terminating, node: Some(NODES[node].into()) }
+        Endpoint { ready: ready && !terminating, serving, terminating, ..Endpoint::ready(address, NODES[node]) }
     }
 }
 
@@ -120,19 +100,64 @@ prop_compose! {
         };
         Snapshot {
             cluster: Some("uid".into()),
-            services: services.into_iter().map(|(index, service)| (key(index), service)).collect(),
-            slices: (0..).zip(endpoints).map(|(n, one)| (ObjectKey::new("default", format!("slice-{n}")), slice(one))).collect(),
-            nodes: nodes(),
-            vip_map: Some(entries),
-            skipped: BTreeMap::new(),
+            services: services.into_iter().map(|(index, service)| (key(index), Arc::new(service))).collect(),
+            slices: (0..).zip(endpoints).map(|(n, one)| (ObjectKey::new("default", format!("slice-{n}")), Arc::new(slice(one)))).collect(),
+            nodes: nodes().into_iter().map(|(name, node)| (name, Arc::new(node))).collect(),
+            vip_map: Some(entries.into()),
+            ..Snapshot::default()
         }
     }
 }
 
 fn desired(snapshot: &Snapshot) -> Desired {
+    derived(&mut Deriver::default(), snapshot, &BTreeSet::new()).0
+}
+
+fn derived(deriver: &mut Deriver, snapshot: &Snapshot, dead: &BTreeSet<String>) -> (Desired, Changed) {
     let (settings, facts) = (settings(), facts());
-    let (dead, leaving) = (BTreeSet::new(), BTreeSet::new());
-    derive::derive(&Inputs { settings: &settings, snapshot, facts: &facts, dead: &dead, leaving: &leaving })
+    let (leaving, unhealthy) = (derive::Leaving::new(), BTreeSet::new());
+    deriver.derive(&Inputs {
+        settings: &settings,
+        snapshot,
+        facts: &facts,
+        dead,
+        leaving: &leaving,
+        unhealthy: &unhealthy,
+    })
+}
+
+/// One change of a cluster: the object that `which` names becomes as it is in `from`, or goes.
+fn edit(snapshot: &mut Snapshot, which: u8, from: &Snapshot) {
+    let index = usize::from(which / 4);
+    match which % 4 {
+        0 => {
+            let key = ObjectKey::new("default", SERVICES[index % SERVICES.len()]);
+            match from.services.get(&key) {
+                Some(service) => drop(snapshot.services.insert(key, Arc::clone(service))),
+                None => drop(snapshot.services.remove(&key)),
+            }
+        }
+        1 => {
+            let key = ObjectKey::new("default", format!("slice-{}", index % 4));
+            match from.slices.get(&key) {
+                Some(slice) => drop(snapshot.slices.insert(key, Arc::clone(slice))),
+                None => drop(snapshot.slices.remove(&key)),
+            }
+        }
+        2 => snapshot.vip_map.clone_from(&from.vip_map),
+        _ => {
+            let name = NODES[index % NODES.len()].to_owned();
+            match snapshot.nodes.remove(&name) {
+                Some(_) => {}
+                None => {
+                    let mut node = nodes().remove(&name).unwrap();
+                    node.pod_cidrs =
+                        (which >= 128).then(|| "10.2.0.0/28".parse().unwrap()).into_iter().collect();
+                    snapshot.nodes.insert(name, Arc::new(node));
+                }
+            }
+        }
+    }
 }
 
 /// The host with what it holds: kvip's table, the VIPs that keepalived has, the addresses.
@@ -142,7 +167,17 @@ fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, drai
         .iter()
         .flat_map(|(frontend, server)| server.real_servers.keys().map(|backend| (*frontend, *backend)));
     let drained = if drained { all.collect() } else { BTreeSet::new() };
-    plan::plan(desired, &Have { table, facts: &facts, keepalived, drained: &drained })
+    let carried: Carried = [(Vrid::new(50).unwrap(), keepalived.clone())].into_iter().collect();
+    plan::plan(
+        desired,
+        &Have {
+            table,
+            facts: &facts,
+            keepalived: &carried,
+            written: &kvip::nft::Ruleset::default(),
+            drained: &drained,
+        },
+    )
 }
 
 fn applied<'a>(table: &Table, commands: impl IntoIterator<Item = &'a Command>) -> Table {
@@ -223,7 +258,7 @@ proptest! {
         let here: BTreeSet<IpAddr> = before.vips.keys().copied().collect();
         let plan = planned(&after, &table, &here, false);
         for frontend in table.keys().filter(|frontend| !after.vips.contains_key(&frontend.vip)) {
-            prop_assert!(plan.ruleset.frontends.contains(frontend));
+            prop_assert!(plan.ruleset.as_ref().unwrap().frontends.contains(frontend));
             prop_assert!(!plan.retire.contains(&Command::DelService(*frontend)));
         }
     }
@@ -243,12 +278,13 @@ proptest! {
     #[test]
     fn the_order_of_the_input_is_irrelevant(snapshot in snapshot()) {
         let mut turned = snapshot.clone();
-        for slice in turned.slices.values_mut() {
+        let names: Vec<_> = turned.slices.keys().cloned().collect();
+        let mut slices: Vec<_> = turned.slices.values().rev().map(|slice| (**slice).clone()).collect();
+        for slice in &mut slices {
             slice.endpoints.reverse();
             slice.ports.reverse();
         }
-        let names: Vec<_> = turned.slices.keys().cloned().collect();
-        let slices: Vec<_> = std::mem::take(&mut turned.slices).into_values().rev().collect();
+        let slices = slices.into_iter().map(Arc::new);
         turned.slices = names.into_iter().zip(slices).collect();
         prop_assert_eq!(desired(&snapshot), desired(&turned));
     }
@@ -265,6 +301,36 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    /// What was kept up edit by edit is what a fresh start makes of the end, after each of 200 edits, and what is said to
+    /// have changed covers all that did.
+    #[test]
+    fn two_hundred_edits_end_where_a_fresh_start_does(
+        first in snapshot(),
+        edits in prop::collection::vec((any::<u8>(), snapshot(), prop::collection::btree_set(0_usize..3, 0..2)), 200),
+    ) {
+        let (mut now, mut deriver) = (first, Deriver::default());
+        let (mut before, _) = derived(&mut deriver, &now, &BTreeSet::new());
+        for (which, from, dead) in edits {
+            edit(&mut now, which, &from);
+            let dead = dead.into_iter().filter(|_| which >= 200).map(|index| NODES[index].to_owned()).collect();
+            let (kept, changed) = derived(&mut deriver, &now, &dead);
+            let (fresh, _) = derived(&mut Deriver::default(), &now, &dead);
+            prop_assert_eq!(&kept, &fresh);
+            if let Changed::Servers(touched) = changed {
+                let differ = |f: &Frontend| before.frontends.get(f) != fresh.frontends.get(f);
+                let all = before.frontends.keys().chain(fresh.frontends.keys());
+                prop_assert!(all.filter(|f| differ(f)).all(|f| touched.contains(f)));
+                prop_assert_eq!(&before.ruleset, &fresh.ruleset);
+                prop_assert_eq!(&before.keepalived, &fresh.keepalived);
+            }
+            before = fresh;
+        }
+    }
+}
+
 /// UDP and SCTP clients may keep one source port for ever: their endpoint goes at once, a TCP one drains.
 #[test]
 fn only_tcp_drains() {
@@ -274,13 +340,15 @@ fn only_tcp_drains() {
         let busy = RealServer { forward: Forward::Masquerade, weight: 1, connections: 5 };
         let service = IpvsService { scheduler: "wlc".into(), persistence: None, flags: 0 };
         let served = derive::Served {
-            service: ObjectKey::new("default", "a"),
+            owner: derive::Owner::Service(ObjectKey::new("default", "a")),
+            source: derive::Source::ConfigMap,
             mode: Mode::Nat,
             virtual_server: service.clone(),
             servers: [(backend, derive::WantedServer::Draining)].into(),
             total: 1,
         };
-        let desired = Desired { frontends: [(frontend, served)].into(), ..Desired::default() };
+        let desired =
+            Desired { frontends: [(frontend, Arc::new(served))].into_iter().collect(), ..Desired::default() };
         let table: Table =
             [(frontend, VirtualServer { service, real_servers: [(backend, busy)].into() })].into();
         let plan = planned(&desired, &table, &BTreeSet::new(), false);

@@ -1,6 +1,7 @@
 //! `kvip accept`: lets through the state of the cluster that invariant 4 holds back.
 
-use super::Exit;
+use super::done::Done;
+use super::{Exit, Global};
 use crate::daemon::SOCKET;
 use crate::keepalived::Paths;
 use crate::report::status;
@@ -10,17 +11,19 @@ use crate::snapshot::admit;
 ///
 /// # Errors
 /// When the file cannot be written.
-pub async fn run() -> anyhow::Result<Exit> {
+pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     let paths = Paths::default();
     let status = match status::ask(&paths.run.join(SOCKET)).await {
         Ok(status) => status,
         Err(error) => return Ok(super::no_daemon(&error)),
     };
-    let Some(id) = &status.cluster.held_id else {
-        println!("nothing waits to be accepted");
-        return Ok(Exit::Fine);
-    };
-    admit::accept(&paths.state.join("accept"), id)?;
-    println!("accepted: {}", status.cluster.held.unwrap_or_default());
-    Ok(Exit::Fine)
+    let mut done = Done::new("accept");
+    match &status.cluster.held_id {
+        None => done.say("nothing waits to be accepted"),
+        Some(id) => {
+            admit::accept(&paths.state.join("accept"), id)?;
+            done.say(format!("accepted: {}", status.cluster.held.unwrap_or_default()));
+        }
+    }
+    done.print(global)
 }

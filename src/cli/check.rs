@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 
 use super::style::{self, Style};
 use super::{Exit, Global, SettingsArgs};
-use crate::config::{Loaded, Problem, Settings, effective, load_with_origins};
+use crate::config::{Loaded, Problem, Settings, effective, read_host};
+use crate::daemon::settings;
+use crate::keepalived::Paths;
 use crate::model::Finding;
 
 /// Where programs are looked for, as systemd looks for them.
@@ -28,7 +30,8 @@ const PROGRAMS: [Program; 2] = [("keepalived", "keepalived"), ("nft", "nftables"
 /// What was found on the host; a text says what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct HostView {
-    kubeconfig: Result<(), String>,
+    /// Of the kubeconfig, or of the folder of manifests that is read in its place.
+    source: Result<(), String>,
     /// Whether the interface that the settings name is there; true when they name none.
     interface: bool,
     /// Those of [`PROGRAMS`] that are not installed.
@@ -38,8 +41,12 @@ struct HostView {
 
 /// Checks the settings and looks at the host.
 pub(super) fn run(args: &SettingsArgs, global: &Global) -> anyhow::Result<Exit> {
-    let result = load_with_origins(&args.sources(global));
-    let findings = result.as_ref().map(|loaded| findings(&loaded.settings, &look(&loaded.settings)));
+    let host = read_host(&args.sources(global));
+    let result = host.map(|host| settings::known(&host, &Paths::default().state));
+    let findings = result.as_ref().map(|loaded| {
+        let host = findings(&loaded.settings, &look(&loaded.settings));
+        loaded.findings.iter().cloned().chain(host).collect::<Vec<_>>()
+    });
     let fine = findings.as_ref().is_ok_and(Vec::is_empty);
     let findings = findings.unwrap_or_default();
     if global.json {
@@ -53,7 +60,11 @@ pub(super) fn run(args: &SettingsArgs, global: &Global) -> anyhow::Result<Exit> 
 fn look(settings: &Settings) -> HostView {
     let interface = settings.node.interface.as_ref();
     HostView {
-        kubeconfig: kubeconfig(&settings.cluster.kubeconfig),
+        source: match &settings.cluster.manifests {
+            Some(folder) if folder.is_dir() => Ok(()),
+            Some(_) => Err("no such folder".to_owned()),
+            None => kubeconfig(&settings.cluster.kubeconfig),
+        },
         interface: interface.is_none_or(|name| Path::new("/sys/class/net").join(name).exists()),
         missing: PROGRAMS.into_iter().filter(|(name, _)| !has_program(name)).collect(),
         ip_vs: Path::new("/proc/net/ip_vs").exists(),
@@ -86,11 +97,14 @@ fn has_program(name: &str) -> bool {
 /// What has to be mended on the host, most important first.
 fn findings(settings: &Settings, view: &HostView) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Err(text) = &view.kubeconfig {
-        findings.push(
-            Finding::new(settings.cluster.kubeconfig.display(), text)
-                .mend("put the kubeconfig with which kvip reads the cluster there"),
-        );
+    if let Err(text) = &view.source {
+        let (path, mend) = match &settings.cluster.manifests {
+            Some(folder) => (folder, "make it and put the manifests there"),
+            None => {
+                (&settings.cluster.kubeconfig, "put the kubeconfig with which kvip reads the cluster there")
+            }
+        };
+        findings.push(Finding::new(path.display(), text).mend(mend));
     }
     if let (false, Some(name)) = (view.interface, &settings.node.interface) {
         findings.push(
@@ -119,11 +133,16 @@ fn as_text(result: &Result<Loaded, Vec<Problem>>, findings: &[Finding], style: S
     let rows: Vec<[String; 3]> = effective(&loaded.settings)
         .into_iter()
         .map(|(key, value)| {
-            let origin = loaded.origins.get(key).map(String::as_str).unwrap_or_default();
-            [key.to_owned(), words(key, &value), style.faint(origin)]
+            let origin = loaded.origins.get(&key).map(String::as_str).unwrap_or_default();
+            let words = words(&key, &value);
+            [key, words, style.faint(origin)]
         })
         .collect();
-    let head = style.good("configuration is right");
+    let head = if loaded.findings.is_empty() {
+        style.good("configuration is right")
+    } else {
+        style.bad("configuration is incomplete")
+    };
     let mut text = format!("{head}\n\n{}", style::indent(&style::table(&rows), 2));
     if !findings.is_empty() {
         let rows: Vec<[&str; 2]> = findings
@@ -141,10 +160,17 @@ fn as_text(result: &Result<Loaded, Vec<Problem>>, findings: &[Finding], style: S
 
 /// A value as a person would say it.
 fn words(key: &str, value: &Value) -> String {
+    let name = key.rsplit('.').next().unwrap_or(key);
     match value {
+        Value::Null if name == "interface" && key.starts_with("groups.") => "as in [node]".to_owned(),
         Value::Null => "found when kvip starts".to_owned(),
-        Value::String(text) if text.is_empty() && key == "vrrp.members" => "all nodes".to_owned(),
+        Value::String(text) if text.is_empty() => match name {
+            "members" | "allocators" => "all nodes".to_owned(),
+            "namespace_labels" | "service_labels" => "any".to_owned(),
+            _ => "none".to_owned(),
+        },
         Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() && name == "namespaces" => "all".to_owned(),
         Value::Array(list) if list.is_empty() => "none".to_owned(),
         Value::Array(list) => list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
@@ -153,7 +179,7 @@ fn words(key: &str, value: &Value) -> String {
 
 fn as_json(result: &Result<Loaded, Vec<Problem>>, findings: &[Finding]) -> Value {
     let problems: Vec<Value> = result.as_ref().err().into_iter().flatten().map(problem_json).collect();
-    let settings: BTreeMap<&str, Value> = result.as_ref().map(settings_json).unwrap_or_default();
+    let settings: BTreeMap<String, Value> = result.as_ref().map(settings_json).unwrap_or_default();
     json!({
         "schema": "kvip.check.v1",
         "right": result.is_ok(),
@@ -164,8 +190,12 @@ fn as_json(result: &Result<Loaded, Vec<Problem>>, findings: &[Finding]) -> Value
 }
 
 /// Each key's value and, unless it is the default, where it came from.
-fn settings_json(loaded: &Loaded) -> BTreeMap<&'static str, Value> {
-    let with_origin = |(key, value)| (key, json!({"value": value, "origin": loaded.origins.get(key)}));
+fn settings_json(loaded: &Loaded) -> BTreeMap<String, Value> {
+    let with_origin = |(key, value): (String, Value)| {
+        let origin = loaded.origins.get(&key);
+        let value = json!({"value": value, "origin": origin});
+        (key, value)
+    };
     effective(&loaded.settings).into_iter().map(with_origin).collect()
 }
 
@@ -184,6 +214,7 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::config::load_with_origins;
     use std::fs;
 
     use tempfile::TempDir;
@@ -202,28 +233,94 @@ mod tests {
         load_with_origins(&sources)
     }
 
-    const GOOD: HostView = HostView { kubeconfig: Ok(()), interface: true, missing: Vec::new(), ip_vs: true };
+    const GOOD: HostView = HostView { source: Ok(()), interface: true, missing: Vec::new(), ip_vs: true };
 
     #[test]
     fn right_settings_are_shown_with_their_origins() {
         let result = loaded(&[("KVIP_VIPS__ALLOWED", "10.87.2.0/24,fd00::/64"), ("KVIP_VRRP__VRID", "51")]);
         let text = as_text(&result, &[], Style::PLAIN);
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[..2], ["configuration is right", ""]);
-        for line in [
-            "  node.name               found when kvip starts",
-            "  vips.allowed            10.87.2.0/24, fd00::/64  KVIP_VIPS__ALLOWED",
-            "  vrrp.vrid               51                       KVIP_VRRP__VRID",
-            "  vrrp.members            all nodes",
-            "  cluster.service_ranges  none",
+        assert!(text.starts_with("configuration is right\n\n"), "{text}");
+        let rows = rows(&text);
+        for row in [
+            vec!["node.name", "found when kvip starts"],
+            vec!["vips.allowed", "10.87.2.0/24, fd00::/64", "KVIP_VIPS__ALLOWED"],
+            vec!["vrrp.vrid", "51", "KVIP_VRRP__VRID"],
+            vec!["vrrp.members", "all nodes"],
+            vec!["cluster.service_ranges", "none"],
         ] {
-            assert!(lines.contains(&line), "{line:?} in\n{text}");
+            assert!(rows.contains(&row), "{row:?} in\n{text}");
         }
         let json = as_json(&result, &[]);
         assert_eq!(json["schema"], "kvip.check.v1");
         assert_eq!(json["right"], true);
         assert_eq!(json["settings"]["vrrp.vrid"], json!({"value": 51, "origin": "KVIP_VRRP__VRID"}));
         assert_eq!(json["settings"]["vrrp.advert"], json!({"value": "250ms", "origin": null}));
+    }
+
+    /// The cells of each line of a table.
+    fn rows(text: &str) -> Vec<Vec<&str>> {
+        let cells = |line| str::split(line, "  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        text.lines().map(cells).collect()
+    }
+
+    /// A file of its own with this text, loaded.
+    fn of_file(text: &str) -> (TempDir, Result<Loaded, Vec<Problem>>) {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("config.toml");
+        fs::write(&file, text).unwrap();
+        let sources =
+            Sources { drop_ins: folder.path().join("config.d"), file, env: Vec::new(), flags: Vec::new() };
+        (folder, load_with_origins(&sources))
+    }
+
+    #[test]
+    fn tables_are_shown_key_by_key() {
+        let (folder, result) = of_file(
+            "vips.allowed = ['10.87.2.0/24']\n[[pools]]\nname = 'public'\naddresses = ['10.87.2.64/28', '10.87.2.7']\n\
+             [[groups]]\nname = 'edge'\naddresses = ['10.87.2.64/28']\nvrid = 60\n",
+        );
+        let text = as_text(&result, &[], Style::PLAIN);
+        let file = folder.path().join("config.toml").display().to_string();
+        let rows = rows(&text);
+        let places = [3, 4, 6, 8].map(|line| format!("{file}:{line}"));
+        for row in [
+            vec!["pools.0.name", "public", &places[0]],
+            vec!["pools.0.addresses", "10.87.2.64/28, 10.87.2.7", &places[1]],
+            vec!["pools.0.auto_assign", "true"],
+            vec!["pools.0.namespaces", "all"],
+            vec!["pools.0.service_labels", "any"],
+            vec!["tenants", "none"],
+            vec!["groups.0.name", "edge", &places[2]],
+            vec!["groups.0.vrid", "60", &places[3]],
+            vec!["groups.0.interface", "as in [node]"],
+            vec!["groups.0.members", "all nodes", "as in [vrrp]"],
+            vec!["static", "none"],
+            vec!["asking.allocators", "all nodes"],
+            vec!["cluster.manifests", "none"],
+        ] {
+            assert!(rows.contains(&row), "{row:?} in\n{text}");
+        }
+        let json = as_json(&result, &[]);
+        let addresses = json!({"value": ["10.87.2.64/28", "10.87.2.7"], "origin": places[1]});
+        assert_eq!(json["settings"]["pools.0.addresses"], addresses);
+        assert_eq!(json["settings"]["tenants"], json!({"value": [], "origin": null}));
+    }
+
+    #[test]
+    fn nothing_allowed_is_to_be_mended() {
+        let (folder, result) = of_file("");
+        let findings = result.as_ref().unwrap().findings.clone();
+        let text = as_text(&result, &findings, Style::PLAIN);
+        assert!(text.starts_with("configuration is incomplete\n\n"), "{text}");
+        let file = folder.path().join("config.toml").display().to_string();
+        let expected = format!(
+            "
+to mend on this host
+  vips.allowed  not set, so no VIP is served until {file} or ConfigMap kvip-system/kvip sets it
+                in {file}, write the networks that VIPs may come from under [vips], as in allowed = [\"10.87.2.0/24\"]
+"
+        );
+        assert!(text.ends_with(&expected), "{text}");
     }
 
     #[test]
@@ -247,7 +344,7 @@ mod tests {
         let settings = result.as_ref().map(|loaded| &loaded.settings).unwrap();
         assert_eq!(findings(settings, &GOOD), []);
         let view = HostView {
-            kubeconfig: Err("not there".into()),
+            source: Err("not there".into()),
             interface: false,
             missing: vec![PROGRAMS[1]],
             ip_vs: false,
@@ -265,6 +362,17 @@ to mend on this host
                         modprobe ip_vs
 ";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_folder_of_manifests_needs_no_kubeconfig() {
+        let text = "vips.allowed = ['10.87.2.0/24']\n[cluster]\nsource = 'files'\nmanifests = '/nowhere'\n";
+        let (_folder, result) = of_file(text);
+        let settings = &result.unwrap().settings;
+        let view = HostView { source: look(settings).source, ..GOOD };
+        let expected = Finding::new("/nowhere", "no such folder").mend("make it and put the manifests there");
+        assert_eq!(findings(settings, &view), [expected]);
+        assert_eq!(findings(settings, &GOOD), []);
     }
 
     #[test]

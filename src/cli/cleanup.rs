@@ -7,7 +7,8 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 
-use super::Exit;
+use super::done::Done;
+use super::{Exit, Global};
 use crate::daemon::{Ledger, SOCKET};
 use crate::ipvs::{Client, Command};
 use crate::keepalived::{self, Paths};
@@ -20,21 +21,18 @@ use crate::report::systemd::command;
 ///
 /// # Errors
 /// Never; what fails is said and makes the exit code 1.
-pub async fn run() -> anyhow::Result<Exit> {
+pub async fn run(global: &Global) -> anyhow::Result<Exit> {
+    let mut done = Done::new("cleanup");
     let paths = Paths::default();
     if status::ask(&paths.run.join(SOCKET)).await.is_ok() || service_is_active().await {
-        eprintln!("kvip is running and would put everything back\n  systemctl disable --now kvip");
-        return Ok(Exit::Mend);
+        done.fail("kvip is running and would put everything back\n  systemctl disable --now kvip");
+        return done.print(global);
     }
     let owned = Ledger::new(&paths.state).load().unwrap_or_default();
-    let mut failed = false;
     let mut report = |what: &str, result: anyhow::Result<usize>| match result {
-        Ok(0) => println!("{what}: nothing of kvip's"),
-        Ok(count) => println!("{what}: removed {count}"),
-        Err(error) => {
-            failed = true;
-            eprintln!("{what}: {error:#}");
-        }
+        Ok(0) => done.say(format!("{what}: nothing of kvip's")),
+        Ok(count) => done.say(format!("{what}: removed {count}")),
+        Err(error) => done.fail(format!("{what}: {error:#}")),
     };
     report(
         "keepalived configuration",
@@ -44,7 +42,7 @@ pub async fn run() -> anyhow::Result<Exit> {
     report("IPVS virtual servers", virtual_servers(&owned));
     report("nftables table inet kvip", table());
     report("state files", files(&paths));
-    Ok(if failed { Exit::Mend } else { Exit::Fine })
+    done.print(global)
 }
 
 /// Whether systemd runs kvip.service, or is about to. Without systemd nobody does.
@@ -92,7 +90,7 @@ fn table() -> anyhow::Result<usize> {
 /// Removes what kvip remembers: without VIPs there is nothing left to remember.
 fn files(paths: &Paths) -> anyhow::Result<usize> {
     let mut count = 0;
-    for name in ["owned.json", "snapshot.json", "accept"] {
+    for name in ["owned.json", "snapshot.json", "cluster-settings.toml", "accept"] {
         match std::fs::remove_file(paths.state.join(name)) {
             Ok(()) => count += 1,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

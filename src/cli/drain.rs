@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use super::Exit;
+use super::done::Done;
+use super::{Exit, Global};
 use crate::daemon::{Ledger, SOCKET};
 use crate::ipvs::Client;
 use crate::keepalived::handover::{self, Outcome, WhenAlone};
@@ -27,48 +28,55 @@ pub struct Args {
 ///
 /// # Errors
 /// When weights or the mark cannot be written, or the host's addresses cannot be read.
-pub async fn drain(args: &Args) -> anyhow::Result<Exit> {
+pub async fn drain(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let alone = if args.force { WhenAlone::GoDown } else { WhenAlone::KeepServing };
     let limit = Duration::from_secs(args.wait);
     eprintln!("handing over, waiting at most {} s for another node", args.wait);
     let outcome = handover::drain(&Paths::default(), limit, alone, async || net::read().await).await?;
-    println!("{outcome}");
+    let mut done = Done::new("drain");
+    done.say(outcome.to_string());
     if matches!(outcome, Outcome::Alone { serving: true, .. }) {
-        eprintln!(
-            "not drained; `kvip status` on the other nodes says why they do not take over, --force goes down all the same"
+        done.fail(
+            "not drained; `kvip status` on the other nodes says why they do not take over, --force goes down all the same",
         );
-        return Ok(Exit::Mend);
+    } else {
+        done.say("drained: this node holds no VIP until `kvip undrain`, also after a reboot");
     }
-    println!("drained: this node holds no VIP until `kvip undrain`, also after a reboot");
-    Ok(Exit::Fine)
+    done.print(global)
 }
 
 /// Ends a drain.
 ///
 /// # Errors
 /// When the mark or a weight cannot be written.
-pub async fn undrain() -> anyhow::Result<Exit> {
+pub async fn undrain(global: &Global) -> anyhow::Result<Exit> {
+    let mut done = Done::new("undrain");
+    end_drain(&mut done).await?;
+    done.print(global)
+}
+
+async fn end_drain(done: &mut Done) -> anyhow::Result<()> {
     let paths = Paths::default();
     if !hold::drained(&paths) {
-        println!("this node is not drained");
-        return Ok(Exit::Fine);
+        done.say("this node is not drained");
+        return Ok(());
     }
     hold::clear_drained(&paths)?;
     if status::ask(&paths.run.join(SOCKET)).await.is_ok() {
-        println!("undrained: this node may hold VIPs again");
-        return Ok(Exit::Fine);
+        done.say("undrained: this node may hold VIPs again");
+        return Ok(());
     }
     if !programmed(&paths) {
-        println!(
-            "undrained; kvip does not run and nothing is programmed, so this node holds no VIP until it does\n  systemctl start kvip"
+        done.fail(
+            "undrained; kvip does not run and nothing is programmed, so this node holds no VIP until it does\n  systemctl start kvip",
         );
-        return Ok(Exit::Mend);
+        return Ok(());
     }
     for vrid in handover::vrids_here(&paths)? {
         weight::write(&paths, vrid, weight::FRESH_BACKUP)?;
     }
-    println!("undrained: this node may hold VIPs again, with what kvip programmed before it ended");
-    Ok(Exit::Fine)
+    done.say("undrained: this node may hold VIPs again, with what kvip programmed before it ended");
+    Ok(())
 }
 
 /// Whether the kernel still has what kvip programmed: its end changes nothing, a reboot does.

@@ -6,6 +6,7 @@
 mod accept;
 mod check;
 mod cleanup;
+mod done;
 mod drain;
 mod overview;
 mod plan;
@@ -134,10 +135,10 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
         Some(Command::HandOver) => runtime()?.block_on(unit::hand_over()),
         Some(Command::Status) => runtime()?.block_on(status::run(global)),
         Some(Command::Plan(args)) => runtime()?.block_on(plan::run(args, global)),
-        Some(Command::Drain(args)) => runtime()?.block_on(drain::drain(args)),
-        Some(Command::Undrain) => runtime()?.block_on(drain::undrain()),
-        Some(Command::Accept) => runtime()?.block_on(accept::run()),
-        Some(Command::Cleanup) => runtime()?.block_on(cleanup::run()),
+        Some(Command::Drain(args)) => runtime()?.block_on(drain::drain(args, global)),
+        Some(Command::Undrain) => runtime()?.block_on(drain::undrain(global)),
+        Some(Command::Accept) => runtime()?.block_on(accept::run(global)),
+        Some(Command::Cleanup) => runtime()?.block_on(cleanup::run(global)),
         Some(Command::Run(args)) => runtime()?.block_on(daemon(&args.sources(global))),
     }
 }

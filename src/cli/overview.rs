@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::style::{self, Style};
 use super::{Cli, Exit, Global};
-use crate::config::{Problem, Settings, Sources, load};
+use crate::config::{Problem, Settings, Sources, nothing_allowed, read_host};
 use crate::daemon::SOCKET;
+use crate::daemon::settings;
 use crate::keepalived::Paths;
 use crate::report::status::{self, Status};
 
@@ -75,9 +76,12 @@ fn of_daemon(status: &Status) -> Overview {
 
 /// The overview of a host on which no daemon answers.
 fn of_installation(global: &Global) -> Overview {
-    let settings = load(&Sources::of_file(&global.config));
-    let kubeconfig = settings.as_ref().is_ok_and(|settings| is_there(&settings.cluster.kubeconfig));
-    let (state, next) = next_step(&settings, kubeconfig);
+    let host = read_host(&Sources::of_file(&global.config));
+    let settings = host.map(|host| settings::known(&host, &Paths::default().state).settings);
+    let kubeconfig = settings
+        .as_ref()
+        .is_ok_and(|settings| settings.cluster.manifests.is_some() || is_there(&settings.cluster.kubeconfig));
+    let (state, next) = next_step(&settings, kubeconfig, &global.config);
     Overview {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION"),
@@ -94,7 +98,7 @@ fn is_there(path: &Path) -> bool {
 }
 
 /// How far the installation is, and what comes next.
-fn next_step(settings: &Result<Settings, Vec<Problem>>, kubeconfig: bool) -> (State, String) {
+fn next_step(settings: &Result<Settings, Vec<Problem>>, kubeconfig: bool, file: &Path) -> (State, String) {
     match settings {
         Err(problems) => match problems.as_slice() {
             [Problem { file: Some(file), mend: Some(mend), .. }] => {
@@ -105,6 +109,11 @@ fn next_step(settings: &Result<Settings, Vec<Problem>>, kubeconfig: bool) -> (St
                 (State::Wrong, format!("kvip check     ({number} in the settings)"))
             }
         },
+        // Whoever keeps them in the cluster's ConfigMap knows what to do next without being told.
+        Ok(settings) if settings.allowed.is_empty() => {
+            let mend = nothing_allowed(settings, file).and_then(|finding| finding.mend).unwrap_or_default();
+            (State::NotConfigured, mend)
+        }
         Ok(settings) if !kubeconfig => {
             let path = settings.cluster.kubeconfig.display();
             (State::NotConfigured, format!("put the kubeconfig with which kvip reads the cluster at {path}"))
@@ -154,31 +163,33 @@ mod tests {
     }
 
     fn settings() -> Settings {
-        let folder = tempfile::TempDir::new().unwrap();
-        let mut sources = Sources::of_file(folder.path().join("config.toml"));
-        sources.env = vec![("KVIP_VIPS__ALLOWED".into(), "10.87.2.0/24".into())];
-        load(&sources).unwrap()
+        Settings::standard(vec!["10.87.2.0/24".parse().unwrap()])
     }
 
     #[test]
     fn says_the_next_step_of_the_installation() {
+        let file = Path::new("/etc/kvip/config.toml");
         let missing = Problem {
             file: Some("/etc/kvip/config.toml".into()),
             mend: Some("write it".into()),
             ..problem("vips.allowed", "not set")
         };
         let next = "in /etc/kvip/config.toml, write it".to_owned();
-        assert_eq!(next_step(&Err(vec![missing]), false), (State::NotConfigured, next));
+        assert_eq!(next_step(&Err(vec![missing]), false, file), (State::NotConfigured, next));
         let wrong = Err(vec![problem("vrrp.vrid", "a VRID is 1 to 255")]);
         assert_eq!(
-            next_step(&wrong, true),
+            next_step(&wrong, true, file),
             (State::Wrong, "kvip check     (1 problem in the settings)".into())
         );
-        let (state, next) = next_step(&Ok(settings()), false);
+        let (state, next) = next_step(&Ok(Settings::standard(Vec::new())), true, file);
+        assert_eq!(state, State::NotConfigured);
+        let mend = "in /etc/kvip/config.toml, write the networks that VIPs may come from under [vips], as in";
+        assert_eq!(next, format!("{mend} allowed = [\"10.87.2.0/24\"]"));
+        let (state, next) = next_step(&Ok(settings()), false, file);
         assert_eq!(state, State::NotConfigured);
         assert_eq!(next, "put the kubeconfig with which kvip reads the cluster at /etc/kvip/kubeconfig");
         assert_eq!(
-            next_step(&Ok(settings()), true),
+            next_step(&Ok(settings()), true, file),
             (State::Configured, "systemctl enable --now kvip".into())
         );
     }

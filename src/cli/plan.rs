@@ -15,15 +15,16 @@ use serde::Serialize;
 
 use super::{Exit, Global, SettingsArgs, style};
 use crate::config::{self, Settings, Sources};
-use crate::daemon::Ledger;
-use crate::derive::{self, Desired, Inputs};
+use crate::daemon::{Ledger, settings};
+use crate::derive::{self, Desired, Inputs, Requests, Served, Source};
+use crate::ipam::{Claim, Claims, Step, Wish};
 use crate::ipvs::{Client, Command, Table};
-use crate::keepalived::{self, Paths};
-use crate::model::{Backend, Finding, Frontend};
+use crate::keepalived::{self, Carried, Paths};
+use crate::model::{Backend, Family, Finding, Frontend, Vrid};
 use crate::net::{self, HostFacts};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
-use crate::snapshot::{Snapshot, files, kube};
+use crate::snapshot::{Snapshot, feed, files};
 
 /// How long the API server may take for a complete answer.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
@@ -61,12 +62,14 @@ pub struct View {
     pub heading: String,
     /// What should be.
     pub desired: Desired,
+    /// What is not planned, and why.
+    pub findings: Vec<Finding>,
     /// The changes.
     pub plan: Plan,
     /// The table as it is.
     pub table: Table,
     /// VIPs in the configuration that keepalived has.
-    pub keepalived: BTreeSet<IpAddr>,
+    pub keepalived: Carried,
     /// Whether keepalived's file would change.
     pub reload: bool,
     /// The file that would be written.
@@ -85,11 +88,11 @@ pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     };
     style::print(&match args.show {
         Some(Show::Keepalived) => view.keepalived_conf.clone(),
-        Some(Show::Nft) => nft::render(&view.plan.ruleset),
+        Some(Show::Nft) => nft::render(view.plan.ruleset.as_deref().unwrap_or(&view.desired.ruleset)),
         None if global.json => serde_json::to_string_pretty(&document(&view))? + "\n",
         None => text(&view),
     })?;
-    Ok(if view.desired.findings.is_empty() { Exit::Fine } else { Exit::Mend })
+    Ok(if view.findings.is_empty() { Exit::Fine } else { Exit::Mend })
 }
 
 /// Plans for a folder: an empty host unless the folder says otherwise, neither cluster nor root needed.
@@ -100,20 +103,20 @@ async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
     } else {
         sources.clone()
     };
-    let settings = config::require(&sources)?;
-    let (snapshot, mut findings) = files::load(folder, &settings.cluster.config_map)?;
-    let host = folder.join(FOLDER_HOST);
-    let facts = if host.exists() {
-        read_facts(&host)?
+    let host = config::require(&sources)?;
+    let (snapshot, unread) = files::load(folder, &host.alone().settings.cluster)?;
+    let facts_file = folder.join(FOLDER_HOST);
+    let facts = if facts_file.exists() {
+        read_facts(&facts_file)?
     } else {
         net::read().await.context("read this host's network")?
     };
     let heading =
         format!("from {} to host {}, as if nothing were there yet:", folder.display(), facts.hostname);
-    let mut view =
-        view(heading, &settings, &snapshot, &facts, Table::new(), None, keepalived::Build { dbus: true });
-    findings.append(&mut view.desired.findings);
-    view.desired.findings = findings;
+    let build = keepalived::Build { dbus: true };
+    let loaded = settings::in_force(&host, snapshot.settings_text(), None).0;
+    let mut view = view(heading, &loaded.settings, &snapshot, &facts, Table::new(), None, build);
+    view.findings.splice(..0, unread.into_iter().chain(loaded.findings));
     Ok(view)
 }
 
@@ -125,10 +128,10 @@ fn read_facts(path: &Path) -> anyhow::Result<HostFacts> {
 
 /// Plans for this host and its cluster.
 async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
-    let settings = config::require(sources)?;
+    let host = config::require(sources)?;
     let paths = Paths::default();
     let facts = net::read().await.context("read this host's network")?;
-    let snapshot = fetch(&settings).await?;
+    let snapshot = fetch(&host.alone().settings).await?;
     let owned = Ledger::new(&paths.state).load()?;
     let wanted = derive::vips_asked_for(&snapshot);
     let table = Client::open()
@@ -139,7 +142,11 @@ async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let build = keepalived::binary::build().await.unwrap_or_default();
     let current = current_configuration(&paths)?;
     let heading = format!("from the cluster to this host ({}):", facts.hostname);
-    Ok(view(heading, &settings, &snapshot, &facts, table, current.as_deref(), build))
+    let loaded =
+        settings::in_force(&host, snapshot.settings_text(), settings::last_good(&paths.state).as_deref()).0;
+    let mut view = view(heading, &loaded.settings, &snapshot, &facts, table, current.as_deref(), build);
+    view.findings.splice(..0, loaded.findings);
+    Ok(view)
 }
 
 /// The file of kvip's that keepalived has.
@@ -148,9 +155,9 @@ fn current_configuration(paths: &Paths) -> anyhow::Result<Option<String>> {
     Ok(disk.place(paths).and_then(|place| disk.ours(place)).map(str::to_owned))
 }
 
-/// A complete snapshot from the API server.
+/// A complete snapshot of the cluster, or of the folder in its place.
 async fn fetch(settings: &Settings) -> anyhow::Result<Snapshot> {
-    let mut handles = kube::spawn(settings.cluster.clone());
+    let mut handles = feed::spawn(settings.cluster.clone());
     let complete = handles.snapshots.wait_for(Option::is_some);
     match tokio::time::timeout(CLUSTER_LIMIT, complete).await {
         Ok(Ok(update)) => Ok((*update.as_ref().expect("waited for").snapshot).clone()),
@@ -158,7 +165,7 @@ async fn fetch(settings: &Settings) -> anyhow::Result<Snapshot> {
             Some(problem) => {
                 bail!("{problem}{}", problem.mend().map_or(String::new(), |mend| format!("\n  {mend}")))
             }
-            None => bail!("the API server gave no complete answer within {} s", CLUSTER_LIMIT.as_secs()),
+            None => bail!("the cluster gave no complete answer within {} s", CLUSTER_LIMIT.as_secs()),
         },
     }
 }
@@ -172,15 +179,73 @@ fn view(
     current: Option<&str>,
     build: keepalived::Build,
 ) -> View {
-    let (dead, leaving) = (BTreeSet::new(), BTreeSet::new());
-    let desired = derive::derive(&Inputs { settings, snapshot, facts, dead: &dead, leaving: &leaving });
-    let keepalived = current.map(keepalived::vips_in).unwrap_or_default();
+    let (dead, leaving, unhealthy) = (BTreeSet::new(), derive::Leaving::new(), BTreeSet::new());
+    let inputs = Inputs { settings, snapshot, facts, dead: &dead, leaving: &leaving, unhealthy: &unhealthy };
+    let desired = derive::derive(&inputs);
+    let keepalived = current.map(keepalived::carried_in).unwrap_or_default();
     let drained = BTreeSet::new();
-    let have = Have { table: &table, facts, keepalived: &keepalived, drained: &drained };
+    let have = Have {
+        table: &table,
+        facts,
+        keepalived: &keepalived,
+        written: &nft::Ruleset::default(),
+        drained: &drained,
+    };
     let plan = plan::plan(&desired, &have);
     let keepalived_conf = keepalived::render(&desired.keepalived, &Paths::default(), build);
     let reload = current != Some(keepalived_conf.as_str());
-    View { heading, desired, plan, table, keepalived, reload, keepalived_conf }
+    let awaited = awaited(&desired.assignment.requests, &snapshot.claims);
+    let unread = snapshot.skipped.values().flatten().cloned();
+    let findings = unread.chain(desired.findings.iter().cloned()).chain(awaited).collect();
+    View { heading, desired, findings, plan, table, keepalived, reload, keepalived_conf }
+}
+
+/// What Services have not got yet: a plan changes nothing, so it gives no addresses either.
+fn awaited(requests: &Requests, claims: &Claims) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (service, step) in &requests.pending {
+        let wish = requests.of.get(service).map(|request| &request.wish);
+        findings.extend(next_claim(step, wish, claims).map(|text| Finding::new(service, text)));
+    }
+    findings
+}
+
+/// What an allocator does next, where that changes the addresses of the Service.
+fn next_claim(step: &Step, wish: Option<&Wish>, claims: &Claims) -> Option<String> {
+    match step {
+        // The second object of a claim is made beside its first.
+        Step::Create(claim) if claims.at(claim.address).is_some() => None,
+        Step::Create(claim) => Some(new_claim(claim, wish)),
+        Step::Change { before, after } if after.users.len() > before.users.len() => {
+            let others: Vec<String> = before.users.iter().map(|user| user.service.to_string()).collect();
+            let others = others.join(", ");
+            Some(format!("it does not share {} with {others} yet: an allocator adds it", after.address))
+        }
+        Step::Change { before, after } => match (before.released, after.released) {
+            (Some(_), None) => {
+                Some(format!("it has not got {} back yet: an allocator claims it again", after.address))
+            }
+            (None, Some(_)) => {
+                Some(format!("it is to give {} back: an allocator lets the address rest", after.address))
+            }
+            _ => None,
+        },
+        Step::Delete(_) | Step::Done(_) => None,
+    }
+}
+
+fn new_claim(claim: &Claim, wish: Option<&Wish>) -> String {
+    let Claim { address, pool, .. } = claim;
+    match (wish, pool) {
+        (Some(Wish::Addresses(named)), _) if named.contains(address) => {
+            format!("it has not got {address} yet: an allocator claims it")
+        }
+        (_, Some(pool)) => {
+            let family = Family::of(*address).number();
+            format!("it has no IPv{family} address of pool {pool} yet: an allocator claims one")
+        }
+        (_, None) => "it has no address yet: an allocator claims one".into(),
+    }
 }
 
 /// One line of the plan.
@@ -213,7 +278,7 @@ pub fn document(view: &View) -> Document<'_> {
         changes: changes(view),
         keepalived_reload: view.reload,
         unchanged_virtual_servers: unchanged(view),
-        findings: &view.desired.findings,
+        findings: &view.findings,
     }
 }
 
@@ -229,7 +294,7 @@ pub fn text(view: &View) -> String {
     if unchanged(view) > 0 {
         let _ = writeln!(text, "= {} unchanged", style::count(unchanged(view), "virtual server"));
     }
-    text.push_str(&not_planned(&view.desired.findings));
+    text.push_str(&not_planned(&view.findings));
     let ipvs = view.plan.prepare.len() + view.plan.retire.len();
     let reload = if view.reload { "a keepalived reload" } else { "no keepalived reload" };
     let ipvs = style::count(ipvs, "change");
@@ -265,12 +330,17 @@ fn changes(view: &View) -> Vec<Change> {
     all
 }
 
+/// On whose behalf a frontend is served, and how that is asked for.
+fn asked(served: &Served) -> String {
+    match served.source {
+        Source::Static => served.owner.to_string(),
+        source => format!("{} via {source}", served.owner),
+    }
+}
+
 fn change(view: &View, command: &Command) -> Change {
     let why = |frontend: &Frontend| {
-        view.desired
-            .frontends
-            .get(frontend)
-            .map_or_else(String::new, |served| format!("{} via ConfigMap", served.service))
+        view.desired.frontends.get(frontend).map_or_else(String::new, |served| asked(served))
     };
     let server = |sign, frontend: &Frontend, what: String| Change {
         sign,
@@ -298,17 +368,27 @@ fn change(view: &View, command: &Command) -> Change {
     }
 }
 
+/// VIPs that come and go, each in its group; one that moves between groups does both.
 fn vip_changes(view: &View) -> impl Iterator<Item = Change> {
-    let change = |sign, vip: &IpAddr| Change {
+    let groups = &view.desired.groups;
+    let named =
+        |vrid: Vrid| groups.iter().find(|(_, group)| group.vrid == vrid).map(|(name, _)| name.clone());
+    let change = |sign, (vip, vrid): &(IpAddr, Vrid)| Change {
         sign,
         kind: "VIP",
-        what: format!("{vip} in group vips"),
+        what: format!("{vip} in group {}", named(*vrid).unwrap_or_else(|| format!("of VRID {vrid}"))),
         why: "keepalived reload".into(),
     };
     // What this host's keepalived shall carry: nothing on a host that is no member or lacks the interface.
-    let wanted: BTreeSet<IpAddr> =
-        view.desired.keepalived.instances.iter().flat_map(|instance| &instance.vips).copied().collect();
-    let came: Vec<_> = wanted.difference(&view.keepalived).map(|vip| change('+', vip)).collect();
-    let went: Vec<_> = view.keepalived.difference(&wanted).map(|vip| change('-', vip)).collect();
+    let instances = view.desired.keepalived.instances.iter();
+    let wanted =
+        instances.map(|instance| (instance.vrid, instance.vips.clone())).collect::<Carried>().pairs();
+    let current = view.keepalived.pairs();
+    let came: Vec<_> = wanted.difference(&current).map(|pair| change('+', pair)).collect();
+    let went: Vec<_> = current.difference(&wanted).map(|pair| change('-', pair)).collect();
     came.into_iter().chain(went)
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

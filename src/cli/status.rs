@@ -60,8 +60,10 @@ pub fn text(status: &Status, holders: &BTreeMap<IpAddr, String>) -> String {
     if status.vips.is_empty() {
         text.push_str("no VIPs\n");
     } else {
-        let header =
-            ["VIP", "HOLDER", "FOR", "SERVICE", "FRONTEND", "MODE", "READY"].map(str::to_owned).to_vec();
+        let of_vip: &[&str] =
+            if grouped(status) { &["VIP", "GROUP", "HOLDER", "FOR"] } else { &["VIP", "HOLDER", "FOR"] };
+        let of_frontend = &["SERVICE", "FRONTEND", "MODE", "READY"];
+        let header = of_vip.iter().chain(of_frontend).map(|word| (*word).to_owned()).collect();
         let rows = status.vips.iter().flat_map(|vip| rows(status, vip, holders));
         text.push_str(&style::table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
     }
@@ -95,6 +97,11 @@ fn heading(status: &Status) -> String {
     parts.join(" · ")
 }
 
+/// Whether there is more than one group to tell apart.
+fn grouped(status: &Status) -> bool {
+    status.groups.len() > 1
+}
+
 fn rows(status: &Status, vip: &Vip, holders: &BTreeMap<IpAddr, String>) -> Vec<Vec<String>> {
     let holder = match holders.get(&vip.vip) {
         _ if vip.here => format!("{} (here)", status.node),
@@ -102,12 +109,13 @@ fn rows(status: &Status, vip: &Vip, holders: &BTreeMap<IpAddr, String>) -> Vec<V
         None => "elsewhere".into(),
     };
     let age = if vip.here { style::age(Duration::from_secs(vip.seconds)) } else { String::new() };
-    let first = vec![vip.vip.to_string(), holder, age];
+    let group = grouped(status).then(|| vip.group.clone());
+    let first: Vec<String> = [vip.vip.to_string()].into_iter().chain(group).chain([holder, age]).collect();
     if vip.frontends.is_empty() {
         return vec![[first, vec!["(VIP only)".into()]].concat()];
     }
     let frontend = |(index, frontend): (usize, &status::Frontend)| {
-        let start = if index == 0 { first.clone() } else { vec![String::new(); 3] };
+        let start = if index == 0 { first.clone() } else { vec![String::new(); first.len()] };
         let ready = if frontend.ready == frontend.total {
             frontend.total.to_string()
         } else {
@@ -128,6 +136,7 @@ mod tests {
     fn a_status_reads_as_a_table() {
         let vip = |address: &str, here, frontends| Vip {
             vip: address.parse().unwrap(),
+            group: "vips".into(),
             here,
             seconds: 190,
             frontends,
@@ -164,5 +173,22 @@ findings
                 kubectl get pods
 ";
         assert_eq!(text(&status, &holders), want);
+
+        let group = |name: &str, vrid| status::Group {
+            name: name.into(),
+            vrid,
+            weight: Some(64),
+            members: BTreeMap::new(),
+            vips: 1,
+        };
+        let mut grouped = Status { groups: vec![group("edge", 60), group("vips", 50)], ..status };
+        grouped.vips[1].group = "edge".into();
+        let want = "\
+VIP         GROUP  HOLDER         FOR  SERVICE        FRONTEND  MODE  READY
+10.87.2.50  vips   node-a (here)  3m   default/nginx  tcp 80    nat   4 of 5
+10.87.2.52  edge   node-b              (VIP only)
+";
+        let text = text(&grouped, &holders);
+        assert_eq!(text.lines().skip(2).take(3).collect::<Vec<_>>(), want.lines().collect::<Vec<_>>());
     }
 }

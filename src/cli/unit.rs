@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use super::Exit;
+use crate::config::{self, Sources};
+use crate::daemon::settings;
+use crate::derive;
 use crate::keepalived::Paths;
 use crate::keepalived::handover::{self, Outcome};
 use crate::net;
@@ -15,7 +18,12 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// When a weight file cannot be written.
 pub fn prepare_weights() -> anyhow::Result<Exit> {
-    handover::before_start(&Paths::default())?;
+    // Settings that are wrong or not there yet must not stand in keepalived's way: its file names what it tracks.
+    let paths = Paths::default();
+    let host = config::read_host(&Sources::system()).ok();
+    let settings = host.map(|host| settings::known(&host, &paths.state).settings);
+    let groups = settings.iter().flat_map(derive::groups_of);
+    handover::before_start(&paths, groups.map(|group| group.vrrp.vrid))?;
     Ok(Exit::Fine)
 }
 

@@ -1,9 +1,11 @@
 //! What is wrong with the settings, each as one line that says the place, what was found and what is allowed.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
+
+use crate::model::Finding;
 
 /// One thing to mend in the settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -25,26 +27,49 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// What the line says, as it was found, control characters among it.
-    fn raw_line(&self) -> String {
+    /// The same as a finding: where it is written comes first, as that is what the reader opens.
+    pub fn finding(&self) -> Finding {
+        let [place, subject, text] = self.parts().map(|part| escaped(&part));
+        let (subject, text) = match (place.is_empty(), subject.is_empty()) {
+            (false, false) => (place, format!("{subject}: {text}")),
+            (false, true) => (place, text),
+            (true, _) => (subject, text),
+        };
+        let finding = Finding::new(subject, text);
+        match &self.mend {
+            Some(mend) => finding.mend(mend),
+            None => finding,
+        }
+    }
+
+    /// The place, what holds which value, and what is wrong, as they were found, control characters among them.
+    fn parts(&self) -> [String; 3] {
         let numbers = [self.line, self.column].into_iter().flatten().map(|number| format!(":{number}"));
-        let place =
-            self.file.iter().map(|file| file.display().to_string()).chain(numbers).collect::<String>();
+        let place = self.file.iter().map(|file| file.display().to_string()).chain(numbers).collect();
         let found = self.found.as_ref().map(|found| format!(" = {found}")).unwrap_or_default();
         let subject = self.subject.as_ref().map(|subject| format!("{subject}{found}")).unwrap_or_default();
-        let mend = self.mend.as_ref().map(|mend| format!("; {mend}")).unwrap_or_default();
-        let text = format!("{}{mend}", self.text);
-        [place, subject, text].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+        [place, subject, self.text.clone()]
     }
 }
 
 impl fmt::Display for Problem {
     /// One line, whatever a key or a value holds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.raw_line().chars().try_for_each(|c| {
-            if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) }
-        })
+        let [place, subject, text] = self.parts();
+        let mend = self.mend.as_ref().map(|mend| format!("; {mend}")).unwrap_or_default();
+        let text = format!("{text}{mend}");
+        let parts = [place, subject, text].into_iter().filter(|part| !part.is_empty());
+        f.write_str(&escaped(&parts.collect::<Vec<_>>().join(": ")))
     }
+}
+
+/// The text on one line.
+fn escaped(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }
 
 #[cfg(test)]

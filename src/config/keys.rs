@@ -19,26 +19,91 @@ const fn bare(path: &'static str) -> Key {
     Key { path, default: None }
 }
 
-/// Every key, in the order of the installed file.
-pub const KEYS: [Key; 18] = [
+/// A list of tables, each written under `[[name]]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    /// The list's name.
+    pub name: &'static str,
+    /// The keys of each table, in the order of the installed file; their paths are without the table's.
+    pub keys: &'static [Key],
+}
+
+/// Every key outside of tables, in the order of the installed file.
+pub const KEYS: [Key; 27] = [
     key("cluster.source", "kubernetes"),
+    bare("cluster.manifests"),
     key("cluster.kubeconfig", "/etc/kvip/kubeconfig"),
     key("cluster.config_map", "default/vip-configmap"),
+    key("cluster.settings_map", "kvip-system/kvip"),
     key("cluster.stale_after", "5m"),
     key("cluster.service_ranges", ""),
     bare("node.name"),
     bare("node.interface"),
     bare("node.address"),
     bare("vips.allowed"),
+    key("asking.annotations", "true"),
+    key("asking.load_balancers", "class"),
+    key("asking.external_ips", "false"),
+    key("asking.allocators", ""),
+    key("asking.takeover_after", "10s"),
     key("vrrp.vrid", "50"),
     key("vrrp.advert", "250ms"),
     key("vrrp.transport", "multicast"),
     key("vrrp.members", ""),
+    key("vrrp.excluded_too", "false"),
     key("vrrp.gone_after", "60s"),
     key("balancing.mode", "nat"),
     key("balancing.scheduler", "wlc"),
     key("balancing.drain_limit", "60s"),
     key("balancing.probe_port", "10250"),
+    key("balancing.health_check_node_port", "false"),
+];
+
+/// Every list of tables, in the order of the installed file.
+pub const TABLES: [Table; 4] = [
+    Table {
+        name: "pools",
+        keys: &[
+            bare("name"),
+            bare("addresses"),
+            key("auto_assign", "true"),
+            key("priority", "0"),
+            key("namespaces", ""),
+            key("namespace_labels", ""),
+            key("service_labels", ""),
+            key("avoid_0_255", "false"),
+        ],
+    },
+    Table {
+        name: "tenants",
+        keys: &[key("namespaces", ""), key("namespace_labels", ""), key("pools", ""), key("addresses", "")],
+    },
+    // Keys without a default here but `name`, `addresses`, `vrid` and `interface` have that of [vrrp].
+    Table {
+        name: "groups",
+        keys: &[
+            bare("name"),
+            bare("addresses"),
+            bare("vrid"),
+            bare("interface"),
+            bare("advert"),
+            bare("transport"),
+            bare("members"),
+            bare("excluded_too"),
+            bare("gone_after"),
+        ],
+    },
+    Table {
+        name: "static",
+        keys: &[
+            bare("name"),
+            bare("vip"),
+            key("protocol", "tcp"),
+            bare("port"),
+            bare("backends"),
+            bare("check"),
+        ],
+    },
 ];
 
 /// Names longer than this many edits away are no better than no hint.
@@ -54,6 +119,40 @@ pub(super) fn is_key(path: &str) -> bool {
     KEYS.iter().any(|key| key.path == path)
 }
 
+/// The list of tables called `name`.
+pub(super) fn table(name: &str) -> Option<&'static Table> {
+    TABLES.iter().find(|table| table.name == name)
+}
+
+/// Whether there is a section or a list of tables called `name`.
+pub(super) fn is_known(name: &str) -> bool {
+    tops().any(|known| known == name)
+}
+
+/// Whether the section or list `name` may stand in the cluster's settings; the others are each host's own.
+pub(super) fn is_cluster_wide(name: &str) -> bool {
+    !matches!(name, "cluster" | "node" | "static")
+}
+
+/// The headers of the lists whose tables have a key called `name`, as one would say them: `[[pools]] or [[groups]]`.
+pub(super) fn headers(name: &str) -> Option<String> {
+    let tables = TABLES.iter().filter(|table| table.key(name).is_some());
+    let headers: Vec<String> = tables.map(|table| format!("[[{}]]", table.name)).collect();
+    (!headers.is_empty()).then(|| headers.join(" or "))
+}
+
+impl Table {
+    /// The key called `name` in each table.
+    pub(super) fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.path == name)
+    }
+
+    /// The known key that an unknown one was probably meant to be.
+    pub(super) fn nearest(&self, name: &str) -> Option<&'static str> {
+        closest(name, self.keys.iter().map(|key| (key.path, key.path)))
+    }
+}
+
 /// The known key or section that an unknown `path` was probably meant to be.
 ///
 /// In a known section the nearest key of it; otherwise a key of that name in another section, or the nearest section.
@@ -65,13 +164,18 @@ pub(super) fn nearest(path: &str) -> Option<&'static str> {
     let misspelt = if section.is_empty() { name } else { section };
     closest(name, here.map(|known| (split(known).1, known))).or_else(elsewhere).or_else(|| {
         let unknown = !is_section(section);
-        unknown.then(|| closest(misspelt, sections().map(|known| (known, known)))).flatten()
+        unknown.then(|| closest(misspelt, tops().map(|known| (known, known)))).flatten()
     })
 }
 
 /// The sections, each as often as it has keys.
 fn sections() -> impl Iterator<Item = &'static str> {
     KEYS.iter().map(|key| split(key.path).0)
+}
+
+/// The sections and the lists of tables.
+fn tops() -> impl Iterator<Item = &'static str> {
+    sections().chain(TABLES.iter().map(|table| table.name))
 }
 
 /// A path's section and name.
@@ -106,6 +210,8 @@ mod tests {
             ("vrpp", Some("vrrp")),
             ("vrpp.vrid", Some("vrrp.vrid")),
             ("balancer.speed", Some("balancing")),
+            ("pool", Some("pools")),
+            ("statics", Some("static")),
             ("vrrp.colour", None),
             ("x", None),
         ] {

@@ -1,38 +1,41 @@
 //! One source of settings: a file, the environment, the flags or the defaults.
 //!
-//! Pure: texts come in, a figment provider and the problems of its own come out. A layer knows how to say where in it a
-//! value stands; which layer wins is figment's to decide, in `raw`.
+//! Pure: texts come in, values and the problems of their own come out. A layer knows how to say where in it a value
+//! stands; which layer wins is decided in `raw`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use figment::value::{Dict, Map, Value};
-use figment::{Metadata, Profile, Provider};
-use toml_edit::Item;
+use figment::value::{Dict, Value};
 
 use super::error::Problem;
-use super::keys::{self, KEYS};
+use super::keys::{self, KEYS, Table};
 use super::locate::{Located, position};
+use super::path::KeyPath;
+use super::toml::{json, value};
 
 /// Sections that are planned and so deserve more than "unknown key".
-const LATER: [&str; 4] = ["groups", "pools", "static", "report"];
+const LATER: [&str; 1] = ["report"];
 
 /// What environment variables of settings begin with.
 pub(super) const PREFIX: &str = "KVIP_";
 
 /// One source's values and where they stand.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Layer {
     origin: Origin,
-    dict: Dict,
+    /// What it sets; pruned of what is no key before it is read.
+    pub(super) dict: Dict,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Origin {
     Defaults,
     File {
         path: PathBuf,
         located: Box<Located>,
+        /// Whether it is the cluster's ConfigMap, in which `path` is what people call it.
+        cluster: bool,
     },
     /// The variable's name for each key.
     Environment(BTreeMap<String, String>),
@@ -48,6 +51,15 @@ impl Layer {
 
     /// The TOML `text` of the file at `path`.
     pub(super) fn file(path: &Path, text: &str) -> Result<Self, Box<Problem>> {
+        Self::toml(path, text, false)
+    }
+
+    /// The TOML `text` of the cluster's settings, called `place`.
+    pub(super) fn cluster(place: &str, text: &str) -> Result<Self, Box<Problem>> {
+        Self::toml(Path::new(place), text, true)
+    }
+
+    fn toml(path: &Path, text: &str, cluster: bool) -> Result<Self, Box<Problem>> {
         let located = Located::parse(text.to_owned()).map_err(|error| {
             let place = error.span().map(|span| position(text, &span));
             Box::new(Problem {
@@ -62,7 +74,7 @@ impl Layer {
             Value::Dict(_, dict) => dict,
             _ => Dict::new(),
         };
-        Ok(Self { origin: Origin::File { path: path.to_owned(), located: Box::new(located) }, dict })
+        Ok(Self { origin: Origin::File { path: path.to_owned(), located: Box::new(located), cluster }, dict })
     }
 
     /// Environment variables; those without our prefix, and `KVIP_LOG`, are not ours to judge.
@@ -76,6 +88,8 @@ impl Layer {
                 let key = rest.to_lowercase().replace("__", ".");
                 names.insert(key.clone(), name.clone());
                 values.insert(key, value.as_str());
+            } else if keys::table(&rest.to_lowercase()).is_some() {
+                problems.push(table_in_text(name.clone(), &rest.to_lowercase()));
             } else if let Some(meant) = meant_variable(rest) {
                 let text = format!("unknown variable; did you mean `{meant}`?");
                 problems.push(Problem { subject: Some(name.clone()), text, ..Problem::default() });
@@ -91,27 +105,6 @@ impl Layer {
         Self { origin: Origin::Flags, dict: nest(pairs) }
     }
 
-    /// Takes out what is no key, so that it cannot hide another layer's values, and reports it.
-    pub(super) fn prune(&mut self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        for (section, content) in std::mem::take(&mut self.dict) {
-            match content {
-                Value::Dict(tag, dict) if keys::is_section(&section) => {
-                    let (known, unknown): (Dict, Dict) =
-                        dict.into_iter().partition(|(name, _)| keys::is_key(&format!("{section}.{name}")));
-                    problems.extend(unknown.keys().map(|name| self.unknown(&section, Some(name))));
-                    self.dict.insert(section, Value::Dict(tag, known));
-                }
-                other if keys::is_section(&section) => {
-                    let text = format!("a section is wanted, written [{section}]");
-                    problems.push(self.problem(&section, None, Some(self.render(&other)), text));
-                }
-                _ => problems.push(self.unknown(&section, None)),
-            }
-        }
-        problems
-    }
-
     /// Whether values are text without TOML's quotes and brackets, as in a variable or a flag.
     pub(super) fn is_loose(&self) -> bool {
         !matches!(self.origin, Origin::File { .. })
@@ -122,34 +115,73 @@ impl Layer {
         matches!(self.origin, Origin::Defaults)
     }
 
-    /// Where a key's value comes from, in short: `/etc/kvip/config.toml:14`, `KVIP_VRRP__VRID`, `--set`.
-    pub(super) fn place(&self, key: &str) -> String {
+    /// Whether this is the cluster's ConfigMap.
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.origin, Origin::File { cluster: true, .. })
+    }
+
+    /// The value at `path`.
+    pub(super) fn get(&self, path: &KeyPath) -> Option<&Value> {
+        let mut parts = path.parts();
+        let mut value = self.dict.get(parts.next()?)?;
+        for part in parts {
+            value = match value {
+                Value::Dict(_, dict) => dict.get(part)?,
+                Value::Array(_, list) => list.get(part.parse::<usize>().ok()?)?,
+                _ => return None,
+            };
+        }
+        Some(value)
+    }
+
+    /// Where a value comes from, in short: `/etc/kvip/config.toml:14`, `KVIP_VRRP__VRID`, `--set`.
+    pub(super) fn place(&self, path: &KeyPath) -> String {
         match &self.origin {
             Origin::Defaults => "default".to_owned(),
-            Origin::File { path, .. } => match self.line(key, None) {
-                Some(line) => format!("{}:{line}", path.display()),
-                None => path.display().to_string(),
+            Origin::File { path: file, located, .. } => match located.line(path) {
+                Some(line) => format!("{}:{line}", file.display()),
+                None => file.display().to_string(),
             },
-            Origin::Environment(_) => self.subject(key),
+            Origin::Environment(_) => self.subject(path),
             Origin::Flags => "--set".to_owned(),
         }
     }
 
-    /// A problem with `key`, or with the element `index` of its list.
-    pub(super) fn problem(
+    /// A problem with what stands, or should stand, at `path`.
+    pub(super) fn problem(&self, path: &KeyPath, found: Option<String>, text: String) -> Problem {
+        let (file, line) = self.file_and_line(path);
+        Problem { file, line, subject: Some(self.subject(path)), found, text, ..Problem::default() }
+    }
+
+    /// A problem with the element `index` of the list at `path`; text in a variable has no elements to name.
+    pub(super) fn element_problem(
         &self,
-        key: &str,
-        index: Option<usize>,
-        found: Option<String>,
+        path: &KeyPath,
+        index: usize,
+        element: &Value,
         text: String,
     ) -> Problem {
-        let subject = self.subject(key);
-        let subject = match index {
-            Some(index) if !self.is_loose() => format!("{subject}.{index}"),
-            _ => subject,
+        let path = if self.is_loose() { path.clone() } else { path.with(index) };
+        self.problem(&path, Some(self.render(element)), text)
+    }
+
+    /// A problem with a key that is none, of which `hint` is the nearest that is one.
+    pub(super) fn unknown(&self, path: &KeyPath, hint: Option<&str>) -> Problem {
+        let text = match hint {
+            Some(hint) => format!("unknown key `{path}`; did you mean `{}`?", self.hint(hint, path)),
+            None if path.parts().next().is_some_and(|section| LATER.contains(&section)) => {
+                format!("`{path}` is not available in this version")
+            }
+            None => format!("unknown key `{path}`"),
         };
-        let line = self.line(key, index);
-        Problem { file: self.path(), line, subject: Some(subject), found, text, ..Problem::default() }
+        let (file, line) = self.file_and_line(path);
+        let subject = self.is_loose().then(|| self.subject(path));
+        Problem { file, line, subject, text, ..Problem::default() }
+    }
+
+    /// A list of tables where there can be none: in a variable or a flag.
+    pub(super) fn misplaced_table(&self, path: &KeyPath, table: &Table) -> Problem {
+        table_in_text(self.subject(path), table.name)
     }
 
     /// A value as it was written, on one line and not too long.
@@ -161,67 +193,44 @@ impl Layer {
         if text.chars().count() > 80 { text.chars().take(79).chain(['…']).collect() } else { text }
     }
 
-    fn unknown(&self, section: &str, name: Option<&str>) -> Problem {
-        let key = name.map_or_else(|| section.to_owned(), |name| format!("{section}.{name}"));
-        let text = match keys::nearest(&key) {
-            _ if LATER.contains(&section) => format!("`{section}` is not available in this version"),
-            Some(hint) => format!("unknown key `{key}`; did you mean `{}`?", self.hint(hint, section)),
-            None => format!("unknown key `{key}`"),
-        };
-        let subject = self.is_loose().then(|| self.subject(&key));
-        Problem { file: self.path(), line: self.line(&key, None), subject, text, ..Problem::default() }
-    }
-
-    /// A known key as one would write it in this layer, beside others of `section`.
-    fn hint(&self, known: &str, section: &str) -> String {
+    /// A known key as one would write it in this layer, in place of `wrong`.
+    fn hint(&self, known: &str, wrong: &KeyPath) -> String {
         match &self.origin {
             Origin::Environment(_) => variable(known),
             Origin::Flags | Origin::Defaults => known.to_owned(),
             Origin::File { .. } => match known.split_once('.') {
-                Some((same, name)) if same == section => name.to_owned(),
+                Some((same, name)) if wrong.parts().count() > 1 && wrong.parts().next() == Some(same) => {
+                    name.to_owned()
+                }
                 _ => known.to_owned(),
             },
         }
     }
 
     /// What a person would call the key in this layer.
-    fn subject(&self, key: &str) -> String {
+    fn subject(&self, path: &KeyPath) -> String {
+        let key = path.to_string();
         match &self.origin {
-            Origin::Environment(names) => names.get(key).cloned().unwrap_or_else(|| variable(key)),
+            Origin::Environment(names) => names.get(&key).cloned().unwrap_or_else(|| variable(&key)),
             Origin::Flags => format!("--set {key}"),
-            Origin::File { .. } | Origin::Defaults => key.to_owned(),
+            Origin::File { .. } | Origin::Defaults => key,
         }
     }
 
-    fn path(&self) -> Option<PathBuf> {
+    fn file_and_line(&self, path: &KeyPath) -> (Option<PathBuf>, Option<usize>) {
         match &self.origin {
-            Origin::File { path, .. } => Some(path.clone()),
-            _ => None,
-        }
-    }
-
-    fn line(&self, key: &str, index: Option<usize>) -> Option<usize> {
-        match &self.origin {
-            Origin::File { located, .. } => located.line(&key.splitn(2, '.').collect::<Vec<_>>(), index),
-            _ => None,
+            Origin::File { path: file, located, .. } => (Some(file.clone()), located.line(path)),
+            _ => (None, None),
         }
     }
 }
 
-impl Provider for Layer {
-    fn metadata(&self) -> Metadata {
-        let name = match &self.origin {
-            Origin::Defaults => "defaults".to_owned(),
-            Origin::File { path, .. } => path.display().to_string(),
-            Origin::Environment(_) => "environment".to_owned(),
-            Origin::Flags => "flags".to_owned(),
-        };
-        Metadata::named(name)
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        Ok(Profile::Default.collect(self.dict.clone()))
-    }
+/// Says where the list `name` can be written, as `subject` cannot hold it.
+fn table_in_text(subject: String, name: &str) -> Problem {
+    let text = format!(
+        "`{name}` is a list of tables, which only a file can set: write [[{name}]] in config.toml or a file of config.d"
+    );
+    Problem { subject: Some(subject), text, ..Problem::default() }
 }
 
 /// The variable of a key: `KVIP_VRRP__ADVERT`.
@@ -252,36 +261,6 @@ fn nest<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Dict {
         }
     }
     root
-}
-
-/// A TOML item as figment's value; dates become text, which no setting takes.
-fn value(item: &Item) -> Value {
-    if let Some(table) = item.as_table_like() {
-        let dict: Dict = table.iter().map(|(name, item)| (name.to_owned(), value(item))).collect();
-        return Value::from(dict);
-    }
-    if let Some(tables) = item.as_array_of_tables() {
-        let tables = tables.iter().map(|table| value(&Item::Table(table.clone())));
-        return Value::from(tables.collect::<Vec<_>>());
-    }
-    item.as_value().map_or_else(|| Value::from(""), plain)
-}
-
-fn plain(value: &toml_edit::Value) -> Value {
-    match value {
-        toml_edit::Value::String(text) => Value::from(text.value().as_str()),
-        toml_edit::Value::Integer(number) => Value::from(*number.value()),
-        toml_edit::Value::Float(number) => Value::from(*number.value()),
-        toml_edit::Value::Boolean(truth) => Value::from(*truth.value()),
-        toml_edit::Value::Datetime(date) => Value::from(date.value().to_string()),
-        toml_edit::Value::Array(list) => Value::from(list.iter().map(plain).collect::<Vec<_>>()),
-        toml_edit::Value::InlineTable(_) => self::value(&Item::Value(value.clone())),
-    }
-}
-
-/// A value as JSON, whose texts, numbers and lists read as TOML's do.
-fn json(value: &Value) -> serde_json::Value {
-    serde_json::to_value(value).unwrap_or_default()
 }
 
 fn one_line(text: &str) -> String {

@@ -1,28 +1,24 @@
 //! Reads the settings: the file, its drop-ins, the environment and the flags, each over the one before.
 //!
-//! Every problem is reported at once. Reads files, decides nothing that `values` or `layer` can decide.
+//! Every problem is reported at once. Reads files, decides nothing that the pure modules can decide.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
-
 use super::error::Problem;
 use super::layer::{Layer, PREFIX};
+use super::prune::prune;
 use super::raw::Merged;
-use super::values::{self, NETWORKS_WANTED};
-use super::{Balancing, Cluster, Node, Settings, Vrrp};
+use super::{Settings, cluster, sections};
+use crate::model::Finding;
 
 /// Where the settings are by default.
 pub const CONFIG_FILE: &str = "/etc/kvip/config.toml";
 
 /// What to write when `vips.allowed` is missing.
-const ALLOWED_MEND: &str =
+pub(super) const ALLOWED_MEND: &str =
     "write the networks that VIPs may come from under [vips], as in allowed = [\"10.87.2.0/24\"]";
-
-/// What is wrong with an empty `vips.allowed`.
-const NONE_ALLOWED: &str = "no VIP could be served; name at least one network";
 
 /// Where settings come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,23 +49,44 @@ impl Sources {
     }
 }
 
-/// Settings and where they came from.
+/// Settings, where they came from, and what is the matter with them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
     /// The settings.
     pub settings: Settings,
     /// For each key that is not left to its default, its place: `file:line`, a variable's name, or `--set`.
-    pub origins: BTreeMap<&'static str, String>,
+    pub origins: BTreeMap<String, String>,
+    /// What is left out or missing.
+    pub findings: Vec<Finding>,
 }
 
-/// Reads, merges and checks all settings; otherwise tells every problem found.
+/// What this host says, checked as far as it can be without the cluster's settings, which lie below it.
+///
+/// Kept as it was read, so that it can be combined with each version of the cluster's ConfigMap
+/// ([`with_cluster`](super::with_cluster)).
+#[derive(Debug, Clone)]
+pub struct HostLayers {
+    /// The file that a person would change.
+    pub(super) file: PathBuf,
+    /// The files, the environment and the flags, later ones over earlier ones.
+    pub(super) layers: Vec<Layer>,
+}
+
+impl HostLayers {
+    /// The settings without the cluster's ConfigMap.
+    pub fn alone(&self) -> Loaded {
+        cluster::combined(self, None, Vec::new())
+    }
+}
+
+/// Reads, merges and checks all settings of this host; otherwise tells every problem found.
 pub fn load(sources: &Sources) -> Result<Settings, Vec<Problem>> {
     load_with_origins(sources).map(|loaded| loaded.settings)
 }
 
-/// As [`load`], for those who cannot go on: all that is wrong as one error, a line each.
-pub fn require(sources: &Sources) -> anyhow::Result<Settings> {
-    load(sources).map_err(|problems| {
+/// As [`read_host`], for those who cannot go on: all that is wrong as one error, a line each.
+pub fn require(sources: &Sources) -> anyhow::Result<HostLayers> {
+    read_host(sources).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", lines.join("\n"))
     })
@@ -77,25 +94,31 @@ pub fn require(sources: &Sources) -> anyhow::Result<Settings> {
 
 /// As [`load`], and tells where each value came from.
 pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Vec<Problem>> {
+    read_host(sources).map(|host| host.alone())
+}
+
+/// Reads the files, the environment and the flags of this host, and checks them; otherwise tells every problem found.
+pub fn read_host(sources: &Sources) -> Result<HostLayers, Vec<Problem>> {
     let mut problems = Vec::new();
-    let files = files(sources, &mut problems);
+    let mut layers = files(sources, &mut problems);
     // A file that cannot be read may hold what is missing, so nothing is called missing then.
     let all_read = problems.is_empty();
     let (environment, mut unknown) = Layer::environment(&sources.env);
     problems.append(&mut unknown);
+    layers.extend([environment, Layer::flags(&sources.flags)]);
+    problems.extend(layers.iter_mut().flat_map(prune));
 
-    let above = [environment, Layer::flags(&sources.flags)];
-    let layers = [Layer::defaults()].into_iter().chain(files).chain(above);
-    let mut merged = Merged::new(layers.collect());
-    let settings = settings(&mut merged);
+    let defaults = Layer::defaults();
+    let mut merged = Merged::new(std::iter::once(&defaults).chain(&layers).collect());
+    sections::settings(&mut merged, false);
     problems.append(&mut merged.problems);
-    if all_read && !merged.contains("vips.allowed") {
-        problems.push(missing_allowed(&sources.file, !sources.file.exists()));
+    if all_read && !merged.contains("vips.allowed") && !sources.file.exists() {
+        problems.push(missing_file(&sources.file));
     }
-    match settings {
-        Some(settings) if problems.is_empty() => Ok(Loaded { settings, origins: merged.origins }),
-        _ => Err(in_order(problems)),
+    if problems.is_empty() {
+        return Ok(HostLayers { file: sources.file.clone(), layers });
     }
+    Err(in_order(problems))
 }
 
 /// The file and its drop-ins, those that can be read.
@@ -113,83 +136,6 @@ fn files(sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Layer> {
         }
     }
     layers
-}
-
-/// All settings, when every value could be read; each section is read whole, so that all problems are noted.
-fn settings(merged: &mut Merged) -> Option<Settings> {
-    let cluster = cluster(merged);
-    let node = node(merged);
-    let allowed = allowed(merged);
-    let vrrp = vrrp(merged);
-    let balancing = balancing(merged);
-    let settings =
-        Settings { cluster: cluster?, node: node?, allowed: allowed?, vrrp: vrrp?, balancing: balancing? };
-    refuse_service_ranges(merged, &settings);
-    Some(settings)
-}
-
-/// A network that lies in a Service range could never give a VIP; one that only overlaps is cut by the range.
-fn refuse_service_ranges(merged: &mut Merged, settings: &Settings) {
-    for (index, network) in settings.allowed.iter().enumerate() {
-        if let Some(range) = settings.cluster.service_ranges.iter().find(|range| range.contains(network)) {
-            let text = format!("no VIP can lie in the Service range {range} of cluster.service_ranges");
-            merged.complain("vips.allowed", Some(index), text);
-        }
-    }
-}
-
-fn allowed(merged: &mut Merged) -> Option<Vec<IpNet>> {
-    let allowed = merged.read_list("vips.allowed", NETWORKS_WANTED, values::vip_network)?;
-    if allowed.is_empty() {
-        merged.complain("vips.allowed", None, NONE_ALLOWED.to_owned());
-        return None;
-    }
-    Some(allowed)
-}
-
-fn cluster(merged: &mut Merged) -> Option<Cluster> {
-    let source = merged.read("cluster.source", values::source);
-    let kubeconfig = merged.read("cluster.kubeconfig", values::path);
-    let config_map = merged.read("cluster.config_map", values::object_key);
-    let stale_after = merged.read("cluster.stale_after", values::stale_after);
-    let service_ranges = merged.read_list("cluster.service_ranges", NETWORKS_WANTED, values::network);
-    source?;
-    Some(Cluster {
-        kubeconfig: kubeconfig?,
-        config_map: config_map?,
-        stale_after: stale_after?,
-        service_ranges: service_ranges?,
-    })
-}
-
-fn node(merged: &mut Merged) -> Option<Node> {
-    let name = merged.read_optional("node.name", values::node_name);
-    let interface = merged.read_optional("node.interface", values::interface);
-    let address = merged.read_optional("node.address", values::unicast_address);
-    Some(Node { name: name?, interface: interface?, address: address? })
-}
-
-fn vrrp(merged: &mut Merged) -> Option<Vrrp> {
-    let vrid = merged.read("vrrp.vrid", values::vrid);
-    let advert = merged.read("vrrp.advert", values::advert);
-    let transport = merged.read("vrrp.transport", values::transport);
-    let members = merged.read("vrrp.members", values::selector);
-    let gone_after = merged.read("vrrp.gone_after", values::gone_after);
-    Some(Vrrp {
-        vrid: vrid?,
-        advert: advert?,
-        transport: transport?,
-        members: members?,
-        gone_after: gone_after?,
-    })
-}
-
-fn balancing(merged: &mut Merged) -> Option<Balancing> {
-    let mode = merged.read("balancing.mode", values::mode);
-    let scheduler = merged.read("balancing.scheduler", values::scheduler);
-    let drain_limit = merged.read("balancing.drain_limit", values::drain_limit);
-    let probe_port = merged.read("balancing.probe_port", values::port);
-    Some(Balancing { mode: mode?, scheduler: scheduler?, drain_limit: drain_limit?, probe_port: probe_port? })
 }
 
 /// Reads one file; a file that is not there is `None`.
@@ -231,11 +177,11 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
     Problem { file: Some(path.to_owned()), text, ..Problem::default() }
 }
 
-fn missing_allowed(file: &Path, missing_file: bool) -> Problem {
-    let text = if missing_file { "not there" } else { "vips.allowed is not set" };
+/// Without the file nothing is set at all, and its name may be a wrong one.
+fn missing_file(file: &Path) -> Problem {
     Problem {
         file: Some(file.to_owned()),
-        text: text.to_owned(),
+        text: "not there".to_owned(),
         mend: Some(ALLOWED_MEND.to_owned()),
         ..Problem::default()
     }

@@ -2,15 +2,25 @@
 //!
 //! Files, environment and flags are read by the submodules; inside kvip there are only valid [`Settings`].
 
+mod cluster;
+mod cross;
 mod effective;
+mod entries;
 mod error;
 mod keys;
 mod layer;
 mod load;
 mod locate;
+mod path;
+mod prune;
+mod range;
 mod raw;
+mod sections;
+mod tables;
+mod toml;
 mod units;
 mod values;
+mod values_tables;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,10 +32,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{ObjectKey, Vrid};
 
+pub use cluster::{CLUSTER_KEY, Unusable, nothing_allowed, with_cluster};
 pub use effective::effective;
 pub use error::Problem;
-pub use keys::{KEYS, Key};
-pub use load::{CONFIG_FILE, Loaded, Sources, load, load_with_origins, require};
+pub use keys::{KEYS, Key, TABLES, Table};
+pub use load::{CONFIG_FILE, HostLayers, Loaded, Sources, load, load_with_origins, read_host, require};
+pub use range::AddressRange;
+pub use tables::{Group, NamePattern, Pool, Static, Tenant};
 pub use units::{DurationError, format_duration, parse_duration};
 
 /// All settings of one node, valid and with defaults filled in.
@@ -41,6 +54,43 @@ pub struct Settings {
     pub vrrp: Vrrp,
     /// How IPVS balances.
     pub balancing: Balancing,
+    /// Which ways of asking for a VIP count.
+    pub asking: Asking,
+    /// Addresses to give to Services of type LoadBalancer.
+    pub pools: Vec<Pool>,
+    /// Which namespaces may ask for what; none: all may ask for everything.
+    pub tenants: Vec<Tenant>,
+    /// VRRP groups beside the one of `[vrrp]`.
+    pub groups: Vec<Group>,
+    /// VIPs that need no cluster.
+    pub statics: Vec<Static>,
+}
+
+/// `[asking]`: which ways of asking for a VIP count, beside the ConfigMap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asking {
+    /// The annotation `kvip.io/vips`; true by default.
+    pub annotations: bool,
+    /// Which Services of type LoadBalancer get addresses.
+    pub load_balancers: LoadBalancers,
+    /// spec.externalIPs; false by default, as kube-proxy programs them as well and any tenant can write them.
+    pub external_ips: bool,
+    /// Labels of the nodes that allocate addresses and write status; none: all nodes do.
+    pub allocators: BTreeMap<String, String>,
+    /// How long the next allocator waits for the one before it, 10 s by default.
+    pub takeover_after: Duration,
+}
+
+/// Which Services of type LoadBalancer get addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadBalancers {
+    /// None.
+    Off,
+    /// Those with loadBalancerClass `kvip.io/kvip`; the default.
+    Class,
+    /// Those without a class too: kvip is the cluster's default.
+    Default,
 }
 
 /// `[cluster]`.
@@ -54,6 +104,10 @@ pub struct Cluster {
     pub stale_after: Duration,
     /// The cluster's Service ranges, in which no VIP may lie; beside the ClusterIPs seen.
     pub service_ranges: Vec<IpNet>,
+    /// A folder of manifests in place of the API, with `source = "files"`.
+    pub manifests: Option<PathBuf>,
+    /// The ConfigMap with the settings that are the cluster's, `kvip-system/kvip` by default.
+    pub settings_map: ObjectKey,
 }
 
 /// `[node]`.
@@ -78,6 +132,8 @@ pub struct Vrrp {
     pub transport: Transport,
     /// Labels that a Node must carry to be a member; none: all Nodes are.
     pub members: BTreeMap<String, String>,
+    /// Nodes labelled node.kubernetes.io/exclude-from-external-load-balancers may be members; false by default.
+    pub excluded_too: bool,
     /// How long kvip may be gone before its node yields, 60 s by default.
     pub gone_after: Duration,
 }
@@ -103,6 +159,59 @@ pub struct Balancing {
     pub drain_limit: Duration,
     /// The TCP port of each node that is probed for life, 10250 (the kubelet's) by default.
     pub probe_port: u16,
+    /// Whether kvip answers on healthCheckNodePort, for clusters without kube-proxy; false by default.
+    pub health_check_node_port: bool,
+}
+
+impl Asking {
+    /// What counts where nothing is said.
+    pub fn standard() -> Self {
+        Self {
+            annotations: true,
+            load_balancers: LoadBalancers::Class,
+            external_ips: false,
+            allocators: BTreeMap::new(),
+            takeover_after: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Settings {
+    /// The defaults, with these networks allowed.
+    pub fn standard(allowed: Vec<IpNet>) -> Self {
+        Self {
+            cluster: Cluster {
+                kubeconfig: "/etc/kvip/kubeconfig".into(),
+                config_map: ObjectKey::new("default", "vip-configmap"),
+                stale_after: Duration::from_secs(300),
+                service_ranges: Vec::new(),
+                manifests: None,
+                settings_map: ObjectKey::new("kvip-system", "kvip"),
+            },
+            node: Node::default(),
+            allowed,
+            vrrp: Vrrp {
+                vrid: Vrid::new(50).expect("50 is a VRID"),
+                advert: Duration::from_millis(250),
+                transport: Transport::Multicast,
+                members: BTreeMap::new(),
+                excluded_too: false,
+                gone_after: Duration::from_secs(60),
+            },
+            balancing: Balancing {
+                mode: Mode::Nat,
+                scheduler: Scheduler::Wlc,
+                drain_limit: Duration::from_secs(60),
+                probe_port: 10250,
+                health_check_node_port: false,
+            },
+            asking: Asking::standard(),
+            pools: Vec::new(),
+            tenants: Vec::new(),
+            groups: Vec::new(),
+            statics: Vec::new(),
+        }
+    }
 }
 
 /// A forwarding mode.

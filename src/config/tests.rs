@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::model::Finding;
+
+mod cluster;
+mod installed;
+mod tables;
 
 const ALLOWED: &str = "[vips]\nallowed = [\"10.87.2.0/24\"]\n";
 const MEND: &str =
@@ -76,77 +80,12 @@ fn check_allowed(element: &str, expected: &str) {
 }
 
 fn defaults() -> Settings {
-    Settings {
-        cluster: Cluster {
-            kubeconfig: "/etc/kvip/kubeconfig".into(),
-            config_map: ObjectKey::new("default", "vip-configmap"),
-            stale_after: Duration::from_secs(300),
-            service_ranges: Vec::new(),
-        },
-        node: Node::default(),
-        allowed: vec!["10.87.2.0/24".parse().unwrap()],
-        vrrp: Vrrp {
-            vrid: Vrid::new(50).unwrap(),
-            advert: Duration::from_millis(250),
-            transport: Transport::Multicast,
-            members: BTreeMap::new(),
-            gone_after: Duration::from_secs(60),
-        },
-        balancing: Balancing {
-            mode: Mode::Nat,
-            scheduler: Scheduler::Wlc,
-            drain_limit: Duration::from_secs(60),
-            probe_port: 10250,
-        },
-    }
+    Settings::standard(vec!["10.87.2.0/24".parse().unwrap()])
 }
 
 #[test]
 fn only_allowed_is_needed() {
     assert_eq!(Case::new(Some(ALLOWED)).settings(), defaults());
-}
-
-fn installed_file() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/config.toml")).unwrap()
-}
-
-/// Lines such as `#vrid = 50`; sentences have a space after the sign.
-fn uncommented(text: &str, keep: impl Fn(&str) -> bool) -> String {
-    let lines = text.lines().map(|line| match line.strip_prefix('#') {
-        Some(rest) if !rest.starts_with(' ') && !rest.is_empty() && keep(rest) => rest,
-        _ => line,
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-#[test]
-fn installed_file_works_when_only_allowed_is_set() {
-    let text = uncommented(&installed_file(), |line| line.starts_with("allowed"));
-    assert_eq!(Case::new(Some(&text)).settings(), defaults());
-}
-
-#[test]
-fn installed_file_says_every_key_and_its_default() {
-    let text = uncommented(&installed_file(), |_| true);
-    let loaded = load_with_origins(&Case::new(Some(&text)).sources).unwrap();
-    let keys: Vec<_> = KEYS.iter().map(|key| key.path).collect();
-    let mut sorted = keys.clone();
-    sorted.sort_unstable();
-    assert_eq!(loaded.origins.keys().copied().collect::<Vec<_>>(), sorted, "every key is in the file");
-    assert_eq!(effective(&loaded.settings).iter().map(|(key, _)| *key).collect::<Vec<_>>(), keys);
-
-    let example = Node {
-        name: Some("node-a".into()),
-        interface: Some("ens18".into()),
-        address: "10.87.2.4".parse().ok(),
-    };
-    assert_eq!(loaded.settings, Settings { node: example, ..defaults() });
-}
-
-#[test]
-fn installed_file_as_it_is_asks_for_allowed() {
-    let case = Case::new(Some(&installed_file()));
-    assert_eq!(case.problems(), [format!("config.toml: vips.allowed is not set; {MEND}")]);
 }
 
 #[test]
@@ -187,6 +126,8 @@ fn later_sources_win_and_lists_replace_lists() {
         ("vrrp.transport", format!("{folder}/config.d/10-a.toml:3")),
         ("vrrp.members", "KVIP_VRRP__MEMBERS".to_owned()),
     ]);
+    let origins: BTreeMap<String, String> =
+        origins.into_iter().map(|(key, place)| (key.to_owned(), place)).collect();
     assert_eq!(loaded.origins, origins);
 }
 
@@ -199,7 +140,8 @@ fn every_source_may_give_allowed() {
 #[test]
 fn missing_allowed_says_what_to_write() {
     assert_eq!(Case::new(None).problems(), [format!("config.toml: not there; {MEND}")]);
-    assert_eq!(Case::new(Some("")).problems(), [format!("config.toml: vips.allowed is not set; {MEND}")]);
+    // The cluster's ConfigMap may say it, so a file that does not is no mistake yet.
+    assert_eq!(Case::new(Some("")).settings(), Settings::standard(Vec::new()));
     assert_eq!(
         Case::new(Some("[vips]\nallowed = []")).problems(),
         ["config.toml:2: vips.allowed = []: no VIP could be served; name at least one network"]
@@ -260,9 +202,24 @@ fn allowed_networks() {
 fn cluster_and_node() {
     check(
         "[cluster]\nsource = 'files'",
-        "4: cluster.source = \"files\": the daemon reads a cluster only; for a folder of manifests use `kvip plan FOLDER`",
+        "4: cluster.source = \"files\": needs the folder to read, as in manifests = \"/etc/kvip/manifests\"",
     );
-    check("[cluster]\nsource = 'etcd'", "4: cluster.source = \"etcd\": only \"kubernetes\" is known");
+    check(
+        "[cluster]\nmanifests = '/x'",
+        "4: cluster.manifests = \"/x\": read with source = \"files\" only; set that too, or take this out",
+    );
+    check(
+        "[cluster]\nsource = 'files'\nmanifests = 'x'",
+        "5: cluster.manifests = \"x\": the whole path is wanted, from / on",
+    );
+    check(
+        "[cluster]\nsource = 'etcd'",
+        "4: cluster.source = \"etcd\": \"kubernetes\", a cluster's API, or \"files\", a folder of manifests",
+    );
+    check(
+        "[cluster]\nsettings_map = 'kvip'",
+        "4: cluster.settings_map = \"kvip\": namespace/name is wanted, as in \"default/vip-configmap\"",
+    );
     check(
         "[cluster]\nkubeconfig = 'kubeconfig'",
         "4: cluster.kubeconfig = \"kubeconfig\": the whole path is wanted, from / on",
@@ -314,6 +271,7 @@ fn vrrp() {
     for vrid in ["0", "256", "-1", "1.5", "\"50\"", "true"] {
         check(&format!("[vrrp]\nvrid = {vrid}"), &format!("4: vrrp.vrid = {vrid}: a VRID is 1 to 255"));
     }
+    check("[vrrp]\nexcluded_too = 'true'", "4: vrrp.excluded_too = \"true\": true or false, without quotes");
     check("[vrrp]\nadvert = 250", "4: vrrp.advert = 250: needs a unit: \"250ms\" or \"250s\"");
     check("[vrrp]\nadvert = '250'", "4: vrrp.advert = \"250\": needs a unit: \"250ms\" or \"250s\"");
     check(
@@ -341,7 +299,47 @@ fn vrrp() {
 }
 
 #[test]
+fn asking() {
+    check("[asking]\nannotations = 'yes'", "4: asking.annotations = \"yes\": true or false, without quotes");
+    check(
+        "[asking]\nload_balancers = 'all'",
+        "4: asking.load_balancers = \"all\": \"off\", \"class\" (those of class kvip.io/kvip) or \"default\" (those without a class too)",
+    );
+    check("[asking]\nexternal_ips = 1", "4: asking.external_ips = 1: true or false, without quotes");
+    check(
+        "[asking]\nallocators = 'edge'",
+        "4: asking.allocators = \"edge\": a selector is key=value pairs joined by commas, as in \"node-role=edge\"",
+    );
+    check("[asking]\ntakeover_after = '1h'", "4: asking.takeover_after = \"1h\": 1s to 10m");
+    let case = Case::new(Some(ALLOWED)).env("KVIP_ASKING__EXTERNAL_IPS", "ja");
+    assert_eq!(case.problems(), ["KVIP_ASKING__EXTERNAL_IPS = ja: true or false"]);
+
+    let case =
+        Case::new(Some(&format!("{ALLOWED}[asking]\nload_balancers = 'default'\nallocators = 'a=b'\n")))
+            .env("KVIP_ASKING__EXTERNAL_IPS", "true")
+            .flag("asking.annotations", "false");
+    let expected = Asking {
+        annotations: false,
+        load_balancers: LoadBalancers::Default,
+        external_ips: true,
+        allocators: BTreeMap::from([("a".into(), "b".into())]),
+        ..Asking::standard()
+    };
+    assert_eq!(case.settings(), Settings { asking: expected, ..defaults() });
+}
+
+#[test]
+fn a_folder_of_manifests() {
+    let case = Case::new(Some(&format!("{ALLOWED}[cluster]\nsource = 'files'\nmanifests = '/srv/x'\n")));
+    assert_eq!(case.settings().cluster.manifests, Some("/srv/x".into()));
+}
+
+#[test]
 fn balancing() {
+    check(
+        "[balancing]\nhealth_check_node_port = 1",
+        "4: balancing.health_check_node_port = 1: true or false, without quotes",
+    );
     for mode in ["dsr", "dr", "tunnel", "proxy", "announce"] {
         check(
             &format!("[balancing]\nmode = '{mode}'"),
@@ -368,7 +366,8 @@ fn balancing() {
 #[test]
 fn keys_that_are_not_there() {
     check("[vrpp]\nvrid = 1", "3: unknown key `vrpp`; did you mean `vrrp`?");
-    check("[[groups]]\nvrid = 1", "3: `groups` is not available in this version");
+    check("[report]\nx = 1", "3: `report` is not available in this version");
+    check("[[pool]]\nname = 'x'", "3: unknown key `pool`; did you mean `pools`?");
     let case = Case::new(Some(&format!("allowed = []\nvrrp = 5\n{ALLOWED}")));
     assert_eq!(
         case.problems(),
@@ -425,8 +424,14 @@ proptest! {
     fn no_text_is_too_wild(key in "[a-z]{1,9}|\"\\PC{0,9}\"", value in "\\PC{0,20}|[0-9'\"a-z\\[\\]{}=,./\n]{0,20}") {
         let dotted = |path: &str| format!("{path} = {value}\n");
         let known: String = KEYS.iter().map(|key| dotted(key.path)).collect();
+        let tables = TABLES.iter().map(|table| {
+            let keys: String = table.keys.iter().map(|key| dotted(key.path)).collect();
+            format!("[[{}]]\n{keys}", table.name)
+        });
         let mut cases = vec![Case::new(Some(&known)), Case::new(Some(&dotted(&key)))];
         cases.extend(KEYS.iter().map(|known| Case::new(Some(&dotted(known.path)))));
+        cases.extend(TABLES.iter().map(|table| Case::new(Some(&dotted(table.name)))));
+        cases.extend(tables.map(|text| Case::new(Some(&text))));
         let variables = KEYS.iter().map(|key| format!("KVIP_{}", key.path.replace('.', "__").to_uppercase()));
         cases.push(variables.fold(Case::new(None).flag(&key, &value), |case, name| case.env(&name, &value)));
         for problem in cases.iter().filter_map(|case| load(&case.sources).err()).flatten() {

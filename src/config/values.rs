@@ -16,7 +16,7 @@ use serde::de::value::{Error as SerdeError, StrDeserializer};
 
 use super::raw::Raw;
 use super::units::{DurationError, format_duration, parse_duration};
-use super::{Mode, Scheduler, Transport};
+use super::{AddressRange, LoadBalancers, Mode, Scheduler, Transport};
 use crate::model::{ObjectKey, Vrid};
 
 /// What a list of networks looks like, said when something else is found.
@@ -35,15 +35,34 @@ const UNUSABLE: [(&str, &str); 9] = [
     ("ff00::/8", "multicast addresses"),
 ];
 
-/// The source of cluster objects: the API, as the daemon knows no other.
-pub(super) fn source(raw: Raw) -> Result<(), String> {
+/// Where cluster objects are read from: true for a folder of manifests, false for a cluster's API.
+pub(super) fn from_files(raw: Raw) -> Result<bool, String> {
     match text(raw)? {
-        "kubernetes" => Ok(()),
-        "files" => {
-            Err("the daemon reads a cluster only; for a folder of manifests use `kvip plan FOLDER`".into())
-        }
-        _ => Err("only \"kubernetes\" is known".into()),
+        "kubernetes" => Ok(false),
+        "files" => Ok(true),
+        _ => Err("\"kubernetes\", a cluster's API, or \"files\", a folder of manifests".into()),
     }
+}
+
+/// Yes or no.
+pub(super) fn truth(raw: Raw) -> Result<bool, String> {
+    match raw.value {
+        Value::Bool(_, truth) => Ok(*truth),
+        Value::String(_, text) if raw.loose => text.trim().parse().map_err(|_| "true or false".into()),
+        _ => Err("true or false, without quotes".into()),
+    }
+}
+
+/// Which Services of type LoadBalancer get addresses.
+pub(super) fn load_balancers(raw: Raw) -> Result<LoadBalancers, String> {
+    let wanted =
+        "\"off\", \"class\" (those of class kvip.io/kvip) or \"default\" (those without a class too)";
+    named(text(raw)?).ok_or_else(|| wanted.into())
+}
+
+/// How long the next allocator waits.
+pub(super) fn takeover_after(raw: Raw) -> Result<Duration, String> {
+    seconds(raw, 1..=600)
 }
 
 /// A file's whole path.
@@ -115,13 +134,18 @@ pub(super) fn network(raw: Raw) -> Result<IpNet, String> {
 /// A network that VIPs may come from.
 pub(super) fn vip_network(raw: Raw) -> Result<IpNet, String> {
     let network = network(raw)?;
-    for (text, reason) in UNUSABLE {
-        let unusable: IpNet = text.parse().expect("the table holds networks");
-        if network.contains(&unusable) || unusable.contains(&network) {
-            return Err(format!("no VIP can lie in {text}: {reason}"));
-        }
+    match unusable(network.into()) {
+        Some(why) => Err(format!("no VIP can lie in {why}")),
+        None => Ok(network),
     }
-    Ok(network)
+}
+
+/// The network of addresses that no host can be reached at which overlaps with `range`, and why.
+pub(super) fn unusable(range: AddressRange) -> Option<String> {
+    UNUSABLE.into_iter().find_map(|(text, reason)| {
+        let network: IpNet = text.parse().expect("the table holds networks");
+        range.overlaps(network.into()).then(|| format!("{text}: {reason}"))
+    })
 }
 
 /// A VRID.
@@ -201,14 +225,14 @@ pub(super) fn selector(raw: Raw) -> Result<BTreeMap<String, String>, String> {
     Ok(labels)
 }
 
-fn text(raw: Raw<'_>) -> Result<&str, String> {
+pub(super) fn text(raw: Raw<'_>) -> Result<&str, String> {
     match raw.value {
         Value::String(_, text) => Ok(text),
         _ => Err("text in quotes is wanted".into()),
     }
 }
 
-fn integer(raw: Raw) -> Option<i64> {
+pub(super) fn integer(raw: Raw) -> Option<i64> {
     match raw.value {
         Value::String(_, text) if raw.loose => text.trim().parse().ok(),
         other => other.to_i128().and_then(|number| i64::try_from(number).ok()),
@@ -250,13 +274,13 @@ fn duration_wanted() -> String {
 }
 
 /// The variant that serde calls `name`.
-fn named<'de, T: Deserialize<'de>>(name: &'de str) -> Option<T> {
+pub(super) fn named<'de, T: Deserialize<'de>>(name: &'de str) -> Option<T> {
     let deserializer: StrDeserializer<'de, SerdeError> = name.into_deserializer();
     T::deserialize(deserializer).ok()
 }
 
 /// RFC 1123 label: what a namespace is called.
-fn is_dns_label(text: &str) -> bool {
+pub(super) fn is_dns_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=63).contains(&text.len())
         && text.chars().all(inner)
@@ -265,7 +289,7 @@ fn is_dns_label(text: &str) -> bool {
 }
 
 /// RFC 1123 subdomain: what most objects are called.
-fn is_dns_subdomain(text: &str) -> bool {
+pub(super) fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 

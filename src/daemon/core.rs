@@ -3,17 +3,18 @@
 //! The loop in [`super`] feeds events in and carries decisions out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::members::Members;
 use crate::config::Settings;
-use crate::derive::{self, Desired, Inputs};
-use crate::ipvs::Table;
-use crate::keepalived;
-use crate::model::{Backend, Family, Finding, Frontend};
+use crate::derive::{self, Changed, Deriver, Desired, Inputs};
+use crate::ipvs::{Command, Table};
+use crate::keepalived::{self, Carried};
+use crate::model::{Backend, Family, Finding, Frontend, Vrid};
 use crate::net::{Address, HostFacts};
+use crate::nft::Ruleset;
 use crate::plan::{self, Have, Plan};
 use crate::snapshot::Snapshot;
 
@@ -33,11 +34,17 @@ pub struct Core {
     /// Nodes that do not answer.
     pub dead: BTreeSet<String>,
     /// The VIPs in the configuration that keepalived runs.
-    pub keepalived_vips: BTreeSet<IpAddr>,
+    pub carried: Carried,
     /// The kernel's virtual servers of owned VIPs; `None` before they were read.
     pub table: Option<Table>,
+    /// The table `inet kvip` as it was written last.
+    pub written: Arc<Ruleset>,
     /// VIPs that kvip programmed once and that are not wholly gone; kept on disk.
     pub owned: BTreeSet<IpAddr>,
+    /// Backends of static VIPs that do not answer.
+    pub unhealthy: BTreeSet<SocketAddr>,
+    deriver: Deriver,
+    real_servers: usize,
     members: Members,
     draining_since: BTreeMap<(Frontend, Backend), Instant>,
     stray_since: BTreeMap<Address, Instant>,
@@ -46,8 +53,6 @@ pub struct Core {
 /// What follows from the state at one time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// What should be.
-    pub desired: Desired,
     /// What must change in IPVS and nftables.
     pub plan: Plan,
     /// Addresses to remove.
@@ -63,17 +68,21 @@ impl Core {
             owned,
             snapshot: None,
             dead: BTreeSet::new(),
-            keepalived_vips: BTreeSet::new(),
+            carried: Carried::new(),
             table: None,
+            unhealthy: BTreeSet::new(),
+            written: Arc::default(),
+            deriver: Deriver::default(),
+            real_servers: 0,
             members: Members::default(),
             draining_since: BTreeMap::new(),
             stray_since: BTreeMap::new(),
         }
     }
 
-    /// What should be; `None` while nothing is known of the cluster.
-    pub fn desired(&mut self, now: Instant) -> Option<Desired> {
-        let snapshot = Arc::clone(self.snapshot.as_ref()?);
+    /// What should be, and what of it differs from the last time; `None` while nothing is known of the cluster.
+    pub fn desired(&mut self, now: Instant) -> Option<(Desired, Changed)> {
+        let snapshot = self.snapshot_or_statics()?;
         let leaving = self.members.leaving(&snapshot, &self.settings, now);
         let inputs = Inputs {
             settings: &self.settings,
@@ -81,8 +90,52 @@ impl Core {
             facts: &self.facts,
             dead: &self.dead,
             leaving: &leaving,
+            unhealthy: &self.unhealthy,
         };
-        Some(derive::derive(&inputs))
+        Some(self.deriver.derive(&inputs))
+    }
+
+    /// The cluster's state; without any, an empty one where static VIPs are all that kvip has ever had to do with on this
+    /// host, so that nothing can be taken away by it (invariant 4).
+    fn snapshot_or_statics(&self) -> Option<Arc<Snapshot>> {
+        if let Some(snapshot) = &self.snapshot {
+            return Some(Arc::clone(snapshot));
+        }
+        let statics: BTreeSet<IpAddr> = self.settings.statics.iter().map(|one| one.vip).collect();
+        let alone =
+            !statics.is_empty() && self.owned.is_subset(&statics) && self.carried.vips().is_subset(&statics);
+        alone.then(Arc::default)
+    }
+
+    /// Takes note of what the kernel has; `None`: that is not known any more.
+    pub fn know(&mut self, table: Option<Table>) {
+        self.real_servers = table.iter().flatten().map(|(_, server)| server.real_servers.len()).sum();
+        self.table = table;
+    }
+
+    /// Takes note of the real servers of some virtual servers, read again.
+    pub fn know_servers(&mut self, read: Table) {
+        let table = self.table.get_or_insert_default();
+        for (frontend, server) in read {
+            self.real_servers += server.real_servers.len();
+            let before = table.insert(frontend, server);
+            self.real_servers -= before.map_or(0, |server| server.real_servers.len());
+        }
+    }
+
+    /// Takes note of a command that the kernel has carried out.
+    pub fn changed(&mut self, command: &Command) {
+        let table = self.table.get_or_insert_default();
+        let frontend = *command.frontend();
+        let count = |table: &Table| table.get(&frontend).map_or(0, |server| server.real_servers.len());
+        let before = count(table);
+        command.apply(table);
+        self.real_servers = self.real_servers + count(table) - before;
+    }
+
+    /// How many virtual servers and real servers the kernel has, as far as known.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.table.as_ref().map_or(0, Table::len), self.real_servers)
     }
 
     /// Takes the wanted VIPs into ownership; true when the list on disk must be written before anything is done.
@@ -96,55 +149,97 @@ impl Core {
     pub fn disown(&mut self, desired: &Desired) -> bool {
         let before = self.owned.len();
         let facts = &self.facts;
-        let keepalived = &self.keepalived_vips;
+        let keepalived = &self.carried;
         let in_table: BTreeSet<IpAddr> =
             self.table.iter().flatten().map(|(frontend, _)| frontend.vip).collect();
         self.owned.retain(|vip| {
             desired.vips.contains_key(vip)
                 || facts.has(*vip)
-                || keepalived.contains(vip)
+                || keepalived.contains(*vip)
                 || in_table.contains(vip)
         });
         self.owned.len() != before
     }
 
     /// Decides what to change, given what should be.
-    pub fn decide(&mut self, desired: Desired, now: Instant) -> Decision {
-        let nothing = Table::new();
-        // Out of the state for as long as it is looked at, as the drains' times are written meanwhile.
-        let read = self.table.take();
-        let table = read.as_ref().unwrap_or(&nothing);
-        let drained = self.drained(&desired, table, now);
-        let have = Have { table, facts: &self.facts, keepalived: &self.keepalived_vips, drained: &drained };
-        let plan = plan::plan(&desired, &have);
-        let strays = plan::strays(&have, &self.owned, self.settings.vrrp.vrid);
+    pub fn decide(&mut self, desired: &Desired, now: Instant) -> Decision {
+        let draining = self.note_drains(desired, desired.frontends.keys().copied(), now);
+        self.draining_since = draining;
+        let (drained, nothing) = (self.drained(now), Table::new());
+        let have = self.have(&drained, &nothing);
+        let plan = plan::plan(desired, &have);
+        let strays = plan::strays(&have, &self.owned);
         let strays = settled(&mut self.stray_since, strays, now);
-        self.table = read;
-        Decision { desired, plan, strays }
+        Decision { plan, strays }
     }
 
-    /// Real servers that have drained for as long as they may. The kernel's weight 0 is the memory of a drain; a restart
-    /// of kvip starts its time anew.
-    fn drained(&mut self, desired: &Desired, table: &Table, now: Instant) -> BTreeSet<(Frontend, Backend)> {
+    /// Decides for the real servers of `frontends` alone.
+    pub fn decide_servers(
+        &mut self,
+        desired: &Desired,
+        frontends: &BTreeSet<Frontend>,
+        now: Instant,
+    ) -> Decision {
+        let draining = self.note_drains(desired, frontends.iter().copied(), now);
+        self.draining_since.retain(|(frontend, _), _| !frontends.contains(frontend));
+        self.draining_since.extend(draining);
+        let (drained, nothing) = (self.drained(now), Table::new());
+        let have = self.have(&drained, &nothing);
+        Decision { plan: plan::plan_servers(desired, &have, frontends), strays: Vec::new() }
+    }
+
+    /// What the host has; `nothing` stands for a table that was not read.
+    fn have<'a>(&'a self, drained: &'a BTreeSet<(Frontend, Backend)>, nothing: &'a Table) -> Have<'a> {
+        Have {
+            table: self.table.as_ref().unwrap_or(nothing),
+            facts: &self.facts,
+            keepalived: &self.carried,
+            written: &self.written,
+            drained,
+        }
+    }
+
+    /// Which real servers of `frontends` drain, and since when. The kernel's weight 0 is the memory of a drain; a restart of
+    /// kvip starts its time anew.
+    fn note_drains(
+        &self,
+        desired: &Desired,
+        frontends: impl Iterator<Item = Frontend>,
+        now: Instant,
+    ) -> BTreeMap<(Frontend, Backend), Instant> {
         let mut since = BTreeMap::new();
-        for (frontend, served) in &desired.frontends {
-            let Some(virtual_server) = table.get(frontend) else { continue };
+        let Some(table) = &self.table else { return since };
+        for frontend in frontends {
+            let (Some(virtual_server), Some(served)) =
+                (table.get(&frontend), desired.frontends.get(&frontend))
+            else {
+                continue;
+            };
             for (backend, here) in &virtual_server.real_servers {
                 if here.weight == 0 && served.servers.get(backend) == Some(&derive::WantedServer::Draining) {
-                    let key = (*frontend, *backend);
+                    let key = (frontend, *backend);
                     since.insert(key, self.draining_since.get(&key).copied().unwrap_or(now));
                 }
             }
         }
-        self.draining_since = since;
+        since
+    }
+
+    /// Real servers that have drained for as long as they may.
+    fn drained(&self, now: Instant) -> BTreeSet<(Frontend, Backend)> {
         let limit = self.settings.balancing.drain_limit;
         let expired = self.draining_since.iter().filter(|(_, since)| now.duration_since(**since) >= limit);
         expired.map(|(key, _)| *key).collect()
     }
 
+    /// Whether addresses or members are waited for, so that everything is to be looked at again.
+    pub fn unsettled(&self) -> bool {
+        !self.stray_since.is_empty() || self.members.any_leaving()
+    }
+
     /// Whether something is to be done after a while although nothing changes.
     pub fn waiting(&self) -> bool {
-        self.draining() || !self.stray_since.is_empty() || self.members.any_leaving()
+        self.draining() || self.unsettled()
     }
 
     /// Whether connections of real servers are being waited for, so that the table must be read again.
@@ -152,9 +247,13 @@ impl Core {
         !self.draining_since.is_empty()
     }
 
-    /// Whether this node holds the group's VIPs in either family.
-    pub fn holds_anchor(&self) -> bool {
-        let vrid = self.settings.vrrp.vrid;
+    /// The frontends with real servers that drain.
+    pub fn draining_frontends(&self) -> BTreeSet<Frontend> {
+        self.draining_since.keys().map(|(frontend, _)| *frontend).collect()
+    }
+
+    /// Whether this node holds the VIPs of the group `vrid` in either family.
+    pub fn holds_anchor(&self, vrid: Vrid) -> bool {
         [Family::V4, Family::V6].into_iter().any(|family| self.facts.has(keepalived::anchor(vrid, family)))
     }
 
@@ -176,7 +275,6 @@ fn settled(since: &mut BTreeMap<Address, Instant>, items: Vec<Address>, now: Ins
 
 /// Findings that came and findings that went between two passes.
 pub fn news<'a>(before: &'a [Finding], after: &'a [Finding]) -> (Vec<&'a Finding>, Vec<&'a Finding>) {
-    let came = after.iter().filter(|finding| !before.contains(finding)).collect();
-    let went = before.iter().filter(|finding| !after.contains(finding)).collect();
-    (came, went)
+    let (old, new): (BTreeSet<_>, BTreeSet<_>) = (before.iter().collect(), after.iter().collect());
+    (new.difference(&old).copied().collect(), old.difference(&new).copied().collect())
 }

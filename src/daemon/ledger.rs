@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::keepalived::files;
+use crate::files;
 use crate::model::Finding;
 
 /// The list's file, `/var/lib/kvip/owned.json`.
@@ -39,7 +39,7 @@ impl Ledger {
 impl super::pass::Ledger for Ledger {
     fn save(&self, owned: &BTreeSet<IpAddr>) -> Result<(), Finding> {
         let text = serde_json::to_string(owned).expect("a list of addresses is JSON");
-        files::replace(&self.path, &text).map_err(|error| {
+        files::replace(&self.path, &text, files::PUBLIC).map_err(|error| {
             Finding::new(self.path.display(), error.to_string())
                 .mend("check the disk and the unit's StateDirectory")
         })

@@ -1,14 +1,16 @@
 //! One pass: from what is known to what is done. The only place that changes IPVS, nftables and stray addresses.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{debug, info, warn};
 
 use super::core::{Core, Decision};
-use crate::derive::Desired;
+use crate::derive::{Changed, Desired};
 use crate::host::Host;
 use crate::ipvs::Command;
-use crate::model::Finding;
+use crate::model::{Finding, Frontend};
 use crate::nft;
 
 /// What carries over from pass to pass beside the [`Core`].
@@ -16,6 +18,8 @@ use crate::nft;
 pub struct Applied {
     /// The fingerprint of the table in the kernel, as it was last read or written.
     ruleset: Option<String>,
+    /// More than endpoints may differ from what the last pass saw: the host, the settings, keepalived.
+    pub look_at_all: bool,
     /// Passes after which a second plan was not empty.
     pub faults: u64,
 }
@@ -39,57 +43,123 @@ pub trait Ledger {
     ///
     /// # Errors
     /// Says what could not be written.
-    fn save(&self, owned: &std::collections::BTreeSet<std::net::IpAddr>) -> Result<(), Finding>;
+    fn save(&self, owned: &BTreeSet<std::net::IpAddr>) -> Result<(), Finding>;
 }
 
 /// Brings the host to what should be, stage by stage: prepare, then `switch` (hands keepalived its configuration),
 /// then retire. A stage begins only when the one before succeeded.
+///
+/// `before` is how the last pass ended: where it left nothing to do, and only endpoints have changed since, only the
+/// frontends of their Services are looked at.
 pub async fn pass<H: Host, L: Ledger>(
     core: &mut Core,
     applied: &mut Applied,
     host: &mut H,
     ledger: &L,
+    before: Option<Outcome>,
     switch: impl FnOnce(&Desired),
     now: Instant,
 ) -> Option<Outcome> {
-    let desired = core.desired(now)?;
+    let (desired, changed) = core.desired(now)?;
+    let settled = before.filter(|before| before.as_planned && core.table.is_some() && !core.unsettled());
+    Some(match (changed, settled) {
+        (Changed::Servers(touched), Some(before)) if !applied.look_at_all => {
+            // The same configuration, yet a holder that waited to be relieved may have waited long enough.
+            switch(&desired);
+            servers(core, applied, host, desired, touched, before, now).await
+        }
+        _ => everything(core, applied, host, ledger, desired, switch, now).await,
+    })
+}
+
+/// Looks at the real servers of `touched` and of those that drain.
+async fn servers<H: Host>(
+    core: &mut Core,
+    applied: &mut Applied,
+    host: &mut H,
+    desired: Desired,
+    mut touched: BTreeSet<Frontend>,
+    before: Outcome,
+    now: Instant,
+) -> Outcome {
+    let mut problems = Vec::new();
+    touched.extend(core.draining_frontends());
+    if let Err(finding) = read_draining(core, host).await {
+        problems.push(finding);
+        return Outcome { desired, problems, ..Outcome::default() };
+    }
+    let plan = core.decide_servers(&desired, &touched, now).plan;
+    problems.extend(change(core, host, &plan.prepare).await);
+    if problems.is_empty() {
+        problems.extend(change(core, host, &plan.retire).await);
+    }
+    if !problems.is_empty() {
+        return Outcome { desired, problems, ..Outcome::default() };
+    }
+    let again = core.decide_servers(&desired, &touched, now);
+    let as_planned = check(&again, core, applied);
+    Outcome { desired, as_planned, ..before }
+}
+
+async fn everything<H: Host, L: Ledger>(
+    core: &mut Core,
+    applied: &mut Applied,
+    host: &mut H,
+    ledger: &L,
+    desired: Desired,
+    switch: impl FnOnce(&Desired),
+    now: Instant,
+) -> Outcome {
+    applied.look_at_all = false;
     let mut problems = Vec::new();
     if core.own(&desired) {
         problems.extend(ledger.save(&core.owned).err());
-        core.table = None;
+        core.know(None);
     }
     if let Err(finding) = read(core, applied, host).await {
         problems.push(finding);
-        return Some(Outcome { desired, problems, ..Outcome::default() });
+        return Outcome { desired, problems, ..Outcome::default() };
     }
-    let decision = core.decide(desired, now);
-    let failed = apply(core, applied, host, &decision, switch).await;
+    let decision = core.decide(&desired, now);
+    let failed = apply(core, applied, host, &decision, || switch(&desired)).await;
     let prepared = failed.is_empty();
     problems.extend(failed);
     problems.extend(remove_strays(host, &decision).await);
-    if core.disown(&decision.desired) {
+    if core.disown(&desired) {
         problems.extend(ledger.save(&core.owned).err());
     }
-    let again = core.decide(decision.desired, now);
-    let left = left_to_do(&again, core);
-    if prepared && left > 0 {
+    let again = core.decide(&desired, now);
+    let as_planned = prepared && check(&again, core, applied);
+    Outcome { desired, prepared, as_planned, problems }
+}
+
+/// Whether a second plan is empty, as it must be (invariant 9).
+fn check(again: &Decision, core: &Core, applied: &mut Applied) -> bool {
+    let left = left_to_do(again, core);
+    if left > 0 {
         applied.faults += 1;
         warn!(left, plan = ?again.plan, "planning again after a pass is not empty");
     }
-    Some(Outcome { as_planned: prepared && left == 0, desired: again.desired, prepared, problems })
+    left == 0
 }
 
 /// Reads what the core does not know: after start, after an audit forgot it, and the connections of what drains.
 async fn read<H: Host>(core: &mut Core, applied: &mut Applied, host: &mut H) -> Result<(), Finding> {
-    let known = core.table.is_some();
-    if known && !core.draining() {
-        return Ok(());
+    if core.table.is_some() {
+        return read_draining(core, host).await;
     }
-    core.table = Some(host.table(&core.owned).await?);
-    if known {
-        return Ok(());
-    }
+    core.know(Some(host.table(&core.owned).await?));
     applied.ruleset = host.ruleset().await?;
+    Ok(())
+}
+
+/// Reads the connections of real servers that drain.
+async fn read_draining<H: Host>(core: &mut Core, host: &mut H) -> Result<(), Finding> {
+    let frontends = core.draining_frontends();
+    if let Some(table) = core.table.as_ref().filter(|_| !frontends.is_empty()) {
+        let read = host.servers(&frontends, table).await?;
+        core.know_servers(read);
+    }
     Ok(())
 }
 
@@ -99,39 +169,55 @@ async fn apply<H: Host>(
     applied: &mut Applied,
     host: &mut H,
     decision: &Decision,
-    switch: impl FnOnce(&Desired),
+    switch: impl FnOnce(),
 ) -> Vec<Finding> {
     let plan = &decision.plan;
     let mut failed = change(core, host, &plan.prepare).await;
-    if failed.is_empty() && applied.ruleset.as_ref() != Some(&nft::fingerprint(&plan.ruleset)) {
-        match host.set_ruleset(&plan.ruleset).await {
-            Ok(fingerprint) => {
-                info!("nftables table inet kvip written, {} frontends", plan.ruleset.frontends.len());
-                applied.ruleset = Some(fingerprint);
-            }
-            Err(finding) => failed.push(finding),
-        }
+    if failed.is_empty() {
+        failed.extend(write_ruleset(core, applied, host, plan.ruleset.as_ref()).await);
     }
     if failed.is_empty() {
-        switch(&decision.desired);
+        switch();
         failed = change(core, host, &plan.retire).await;
     }
     failed
 }
 
+/// Writes the table `inet kvip` where it is another one.
+async fn write_ruleset<H: Host>(
+    core: &mut Core,
+    applied: &mut Applied,
+    host: &mut H,
+    ruleset: Option<&Arc<nft::Ruleset>>,
+) -> Option<Finding> {
+    let ruleset = ruleset?;
+    if applied.ruleset.as_ref() == Some(&nft::fingerprint(ruleset)) {
+        core.written = Arc::clone(ruleset);
+        return None;
+    }
+    match host.set_ruleset(ruleset).await {
+        Ok(fingerprint) => {
+            info!("nftables table inet kvip written, {} frontends", ruleset.frontends.len());
+            applied.ruleset = Some(fingerprint);
+            core.written = Arc::clone(ruleset);
+            None
+        }
+        Err(finding) => Some(finding),
+    }
+}
+
 /// Changes IPVS and the memory of it alike.
 async fn change<H: Host>(core: &mut Core, host: &mut H, commands: &[Command]) -> Vec<Finding> {
     let failed = host.change_table(commands).await;
-    let table = core.table.get_or_insert_default();
     for (index, command) in commands.iter().enumerate() {
         if failed.iter().any(|(bad, _)| *bad == index) {
             continue;
         }
         info!(frontend = %command.frontend(), "{command}");
-        command.apply(table);
+        core.changed(command);
     }
     if !failed.is_empty() {
-        core.table = None;
+        core.know(None);
     }
     let mut findings: Vec<Finding> = failed.into_iter().map(|(_, finding)| finding).collect();
     findings.dedup();

@@ -1,7 +1,9 @@
 //! `kvip run`: starts what feeds the loop, and turns it until told to stop.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,16 +15,19 @@ use tracing::{error, info, warn};
 use super::Ledger;
 use super::admission::Admitted;
 use super::core::Core;
+use super::settings::Joined;
+use super::status::View;
 use super::turn::{Daemon, Inputs, Outputs};
-use crate::config::{self, Settings, Sources};
-use crate::health::{self, Targets};
+use super::writers::{self, Answers, Orders, Writers};
+use crate::config::{self, HostLayers, Settings, Sources};
+use crate::health::{self, Targets, checks, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
 use crate::net;
 use crate::report::beats;
-use crate::report::status::{self, Status};
+use crate::report::status;
 use crate::report::systemd::Notifier;
-use crate::snapshot::{kube, saved};
+use crate::snapshot::{feed, saved};
 
 /// The loop's own rhythm: drains, ages and marks on disk are looked at this often.
 const TICK: Duration = Duration::from_secs(1);
@@ -42,15 +47,18 @@ pub const SOCKET: &str = "status.sock";
 /// # Errors
 /// When it cannot begin: settings that are wrong, a host whose network cannot be read.
 pub async fn run(sources: &Sources) -> anyhow::Result<()> {
-    let settings = config::require(sources)?;
+    let host = read_host(sources)?;
     let paths = Paths::default();
     std::fs::create_dir_all(&paths.run).with_context(|| format!("make {}", paths.run.display()))?;
     std::fs::create_dir_all(&paths.state).with_context(|| format!("make {}", paths.state.display()))?;
     let notifier = Notifier::from_env();
     notifier.status("starting");
     info!("kvip {} starts", env!("CARGO_PKG_VERSION"));
-    let mut feeds = Feeds::start(&settings, &paths).await?;
-    let mut daemon = feeds.daemon(settings, &paths);
+    let mut joined = Joined::new(host, &paths.state);
+    let settings = joined.first();
+    let (mut feeds, orders) = Feeds::start(settings.clone(), &paths).await?;
+    let mut daemon = feeds.daemon(settings, orders, &paths);
+    daemon.join(joined);
     turn_until_stopped(sources, &mut daemon, &mut feeds, &notifier).await
 }
 
@@ -76,14 +84,16 @@ async fn turn_until_stopped(
             _ = tick.tick() => watchdog.beat(notifier, feeds),
             _ = hang_up.recv() => {
                 notifier.reloading();
-                reload(sources, daemon, feeds);
+                reload(sources, daemon);
+                feeds.follow(daemon);
                 notifier.ready();
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
         daemon.turn(Instant::now().into_std()).await;
-        let summary = daemon.outputs.status.borrow().summary.clone();
+        feeds.follow(daemon);
+        let summary = daemon.outputs.status.borrow().summary(Instant::now().into_std());
         if summary != told {
             notifier.status(&summary);
             told = summary;
@@ -94,17 +104,27 @@ async fn turn_until_stopped(
         }
     }
     notifier.stopping();
+    daemon.saved().await;
     info!("stopping; keepalived, IPVS and nftables go on as they are");
     Ok(())
 }
 
+/// The host's settings; all that is wrong with them as one error, a line each.
+fn read_host(sources: &Sources) -> anyhow::Result<HostLayers> {
+    config::read_host(sources).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", lines.join("\n"))
+    })
+}
+
 /// Reads the settings anew; wrong ones are said and the old ones stay.
-fn reload(sources: &Sources, daemon: &mut Daemon<Kernel, Ledger>, feeds: &mut Feeds) {
-    match config::load(sources) {
-        Ok(settings) => {
-            let new_feed = daemon.core.settings.cluster != settings.cluster;
-            feeds.follow(&daemon.core.settings, &settings, &mut daemon.inputs);
-            daemon.take_settings(settings, new_feed);
+fn reload(sources: &Sources, daemon: &mut Daemon<Kernel, Ledger>) {
+    match config::read_host(sources) {
+        Ok(host) => {
+            if let Some(settings) = daemon.reload(host) {
+                let new_feed = daemon.core.settings.cluster != settings.cluster;
+                daemon.take_settings(settings, new_feed);
+            }
             info!("settings reloaded");
         }
         Err(problems) => {
@@ -148,8 +168,14 @@ impl Watchdog {
 
 /// The tasks that feed the loop, and what they are told.
 struct Feeds {
-    cluster: kube::Handles,
+    /// What they were started with.
+    settings: Settings,
+    answers: Answers,
+    writers: Writers,
+    cluster: feed::Handles,
     dead: watch::Receiver<health::Dead>,
+    backends: watch::Sender<BTreeSet<SocketAddr>>,
+    unhealthy: watch::Receiver<BTreeSet<SocketAddr>>,
     facts: watch::Receiver<net::HostFacts>,
     keepalived: watch::Receiver<keepalived::Status>,
     wants: watch::Sender<Option<keepalived::Config>>,
@@ -157,19 +183,28 @@ struct Feeds {
 }
 
 impl Feeds {
-    async fn start(settings: &Settings, paths: &Paths) -> anyhow::Result<Self> {
+    async fn start(settings: Settings, paths: &Paths) -> anyhow::Result<(Self, Orders)> {
         let facts = net::watch().await.context("read this host's network")?;
         let (wants, wanted) = watch::channel(None);
         let (targets, probed) = watch::channel(Targets::new());
+        let (backends, checked) = watch::channel(checked_backends(&settings));
         let own = facts.borrow().hostname.clone();
-        Ok(Self {
-            cluster: kube::spawn(settings.cluster.clone()),
+        let cluster = feed::spawn(settings.cluster.clone());
+        let (orders, answers, writers) = writers::spawn(&cluster.link, settings.cluster.settings_map.clone());
+        let feeds = Self {
+            backends,
+            unhealthy: checks::spawn(checked),
+            cluster,
+            answers,
+            writers,
             dead: health::spawn(&own, probed, settings.balancing.probe_port),
             keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::Unit::new()),
             facts,
             wants,
             targets,
-        })
+            settings,
+        };
+        Ok((feeds, orders))
     }
 
     fn inputs(&self) -> Inputs {
@@ -178,25 +213,31 @@ impl Feeds {
             contact: self.cluster.contact.clone(),
             facts: self.facts.clone(),
             dead: self.dead.clone(),
+            unhealthy: self.unhealthy.clone(),
             keepalived: self.keepalived.clone(),
+            answers: self.answers.clone(),
         }
     }
 
-    fn daemon(&self, settings: Settings, paths: &Paths) -> Daemon<Kernel, Ledger> {
+    fn daemon(&self, settings: Settings, orders: Orders, paths: &Paths) -> Daemon<Kernel, Ledger> {
         let ledger = Ledger::new(&paths.state);
         let owned = ledger.load().unwrap_or_else(|error| {
             error!("{error:#}; VIPs that an earlier run owned and nobody asks for now are left as they are");
             BTreeSet::new()
         });
         let core = Core::new(settings, self.facts.borrow().clone(), owned);
-        let (status, readers) = watch::channel(Status::default());
+        let (status, readers) = watch::channel(Arc::new(View::default()));
         let socket = paths.run.join(SOCKET);
         tokio::spawn(async move {
-            if let Err(error) = status::serve(&socket, readers).await {
+            let document = || readers.borrow().document(Instant::now().into_std());
+            if let Err(error) = status::serve(&socket, document).await {
                 error!("kvip status cannot be answered: {error:#}");
             }
         });
-        let outputs = Outputs { keepalived: self.wants.clone(), targets: self.targets.clone(), status };
+        let (local, answers) = watch::channel(None);
+        node_ports::spawn(answers);
+        let outputs =
+            Outputs { keepalived: self.wants.clone(), targets: self.targets.clone(), local, orders, status };
         let snapshot = paths.state.join(SNAPSHOT);
         let admitted = admitted(&snapshot);
         Daemon::new(
@@ -212,21 +253,37 @@ impl Feeds {
     }
 
     /// Starts anew the feeds whose settings changed.
-    fn follow(&mut self, before: &Settings, after: &Settings, inputs: &mut Inputs) {
-        if before.cluster != after.cluster {
-            self.cluster = kube::spawn(after.cluster.clone());
+    fn follow(&mut self, daemon: &mut Daemon<Kernel, Ledger>) {
+        let after = &daemon.core.settings;
+        if self.settings == *after {
+            return;
         }
+        let before = std::mem::replace(&mut self.settings, after.clone());
+        if before.cluster != after.cluster {
+            self.cluster = feed::spawn(after.cluster.clone());
+            let (orders, answers, writers) =
+                writers::spawn(&self.cluster.link, after.cluster.settings_map.clone());
+            (self.answers, self.writers) = (answers, writers);
+            daemon.write_by(orders);
+        }
+        let after = &self.settings;
         if before.balancing.probe_port != after.balancing.probe_port {
             let own = self.facts.borrow().hostname.clone();
             self.dead = health::spawn(&own, self.targets.subscribe(), after.balancing.probe_port);
         }
-        *inputs = self.inputs();
+        self.backends.send_replace(checked_backends(after));
+        daemon.inputs = self.inputs();
     }
 
     /// The name of a loop that has not turned for too long.
     fn stalled(&self) -> Option<&'static str> {
         (self.cluster.alive.borrow().elapsed() > STALLED).then_some("cluster").or_else(beats::late)
     }
+}
+
+/// The backends of static VIPs that are to be checked.
+fn checked_backends(settings: &Settings) -> BTreeSet<SocketAddr> {
+    settings.statics.iter().filter(|one| one.check).flat_map(|one| one.backends.iter().copied()).collect()
 }
 
 /// The state that an earlier run saved.

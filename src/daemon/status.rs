@@ -4,18 +4,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::core::Core;
 use super::pass::Outcome;
 use crate::config::Mode;
-use crate::derive::Desired;
-use crate::model::Finding;
-use crate::report::status::{Cluster, Frontend, SCHEMA, Status, Vip};
+use crate::derive::{DEFAULT_GROUP, Desired, GroupView};
+use crate::model::{Finding, Vrid};
+use crate::report::status::{Cluster, Frontend, Group, SCHEMA, Status, Vip};
 use crate::report::words::{age, count};
+use crate::snapshot::Snapshot;
 
 /// When each VIP came to this host, or was found not to be here.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Since(BTreeMap<IpAddr, (bool, Instant)>);
 
 impl Since {
@@ -57,94 +58,121 @@ pub struct Moves {
     pub went: Vec<IpAddr>,
 }
 
-/// Everything beside the core that the status tells.
-#[derive(Debug)]
-pub struct Facts<'a> {
-    /// The last pass; `None` before the first.
-    pub outcome: Option<&'a Outcome>,
+/// Everything that the status tells, as cheap to take as nothing is copied; the document is made of it when it is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The host's name.
+    pub hostname: String,
+    /// How the last pass ended; `None` before the first.
+    pub outcome: Option<Outcome>,
+    /// The state that is served.
+    pub snapshot: Option<Arc<Snapshot>>,
+    /// The VIPs on this host.
+    pub here: Arc<BTreeSet<IpAddr>>,
+    /// Since when VIPs are where they are.
+    pub since: Arc<Since>,
+    /// Virtual servers and real servers that are programmed.
+    pub counts: (usize, usize),
+    /// Nodes that do not answer.
+    pub dead: BTreeSet<String>,
     /// All findings, the host's among them.
-    pub findings: Vec<Finding>,
+    pub findings: Arc<Vec<Finding>>,
     /// The cluster's side.
     pub cluster: Cluster,
+    /// When the API server last confirmed that the state is current.
+    pub contact: Option<Instant>,
     /// keepalived in a few words.
     pub keepalived: String,
     /// Reloads of keepalived.
     pub keepalived_reloads: u64,
     /// The drain mark is there.
     pub drained: bool,
-    /// The weight file's value.
-    pub weight: Option<i16>,
+    /// What the weight files say, by group.
+    pub weights: BTreeMap<Vrid, i16>,
     /// Passes after which planning again was not empty.
     pub faults: u64,
-    /// Since when VIPs are where they are.
-    pub since: &'a Since,
 }
 
-/// Makes the document.
-pub fn status(core: &Core, facts: Facts, now: Instant) -> Status {
-    let nothing = Desired::default();
-    let desired = facts.outcome.map_or(&nothing, |outcome| &outcome.desired);
-    let here = core.vips_here();
-    let node = desired.node.clone().unwrap_or_else(|| core.facts.hostname.clone());
-    let snapshot = core.snapshot.as_deref();
-    let nodes = snapshot.iter().flat_map(|snapshot| &snapshot.nodes);
-    let table = core.table.iter().flatten();
-    Status {
-        schema: SCHEMA,
-        version: env!("CARGO_PKG_VERSION").into(),
-        node,
-        summary: summary(&facts, desired, &here),
-        keepalived: facts.keepalived,
-        drained: facts.drained,
-        weight: facts.weight,
-        members: desired.members.clone(),
-        node_addresses: nodes
-            .flat_map(|(name, node)| node.addresses.iter().map(|address| (*address, name.clone())))
-            .collect(),
-        vips: vips(desired, &here, facts.since, now),
-        virtual_servers: table.clone().count(),
-        real_servers: table.map(|(_, server)| server.real_servers.len()).sum(),
-        as_planned: facts.outcome.is_some_and(|outcome| outcome.as_planned),
-        faults: facts.faults,
-        keepalived_reloads: facts.keepalived_reloads,
-        dead_nodes: core.dead.iter().cloned().collect(),
-        findings: facts.findings,
-        cluster: facts.cluster,
+impl View {
+    /// The document, with ages as of `now`.
+    pub fn document(&self, now: Instant) -> Status {
+        let nothing = Desired::default();
+        let desired = self.outcome.as_ref().map_or(&nothing, |outcome| &outcome.desired);
+        let nodes = self.snapshot.iter().flat_map(|snapshot| &snapshot.nodes);
+        let (virtual_servers, real_servers) = self.counts;
+        let default = desired.groups.get(DEFAULT_GROUP);
+        Status {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: desired.node.clone().unwrap_or_else(|| self.hostname.clone()),
+            summary: self.summary(now),
+            keepalived: self.keepalived.clone(),
+            drained: self.drained,
+            weight: default.and_then(|group| self.weights.get(&group.vrid)).copied(),
+            members: default.map(|group| group.members.clone()).unwrap_or_default(),
+            groups: self.groups(desired),
+            node_addresses: nodes
+                .flat_map(|(name, node)| node.addresses.iter().map(|address| (*address, name.clone())))
+                .collect(),
+            vips: vips(desired, &self.here, &self.since, now),
+            virtual_servers,
+            real_servers,
+            as_planned: self.outcome.as_ref().is_some_and(|outcome| outcome.as_planned),
+            faults: self.faults,
+            keepalived_reloads: self.keepalived_reloads,
+            dead_nodes: self.dead.iter().cloned().collect(),
+            findings: self.findings.to_vec(),
+            cluster: Cluster { contact_seconds_ago: self.contact_seconds(now), ..self.cluster.clone() },
+        }
     }
-}
 
-/// One line in plain words, as `systemctl status kvip` shows it.
-fn summary(facts: &Facts, desired: &Desired, here: &BTreeSet<IpAddr>) -> String {
-    let Some(outcome) = facts.outcome else {
-        let why =
-            facts.cluster.problem.as_deref().unwrap_or("waiting for the API server's first complete answer");
-        return format!("degraded: {why}; nothing is known of the cluster yet");
-    };
-    let held = desired.vips.keys().filter(|vip| here.contains(vip)).count();
-    let services: BTreeSet<_> = desired.frontends.values().map(|served| &served.service).collect();
-    let services = count(services.len(), "Service");
-    let mut text = format!("holds {held} of {}; {services}", count(desired.vips.len(), "VIP"));
-    if let Some(problem) = outcome.problems.first() {
-        return format!("degraded: {problem}; {text}");
+    fn groups(&self, desired: &Desired) -> Vec<Group> {
+        let group = |(name, group): (&String, &GroupView)| Group {
+            name: name.clone(),
+            vrid: group.vrid.get(),
+            weight: self.weights.get(&group.vrid).copied(),
+            members: group.members.clone(),
+            vips: group.vips.len(),
+        };
+        desired.groups.iter().map(group).collect()
     }
-    if let Some(problem) = &facts.cluster.problem {
-        let since = facts
-            .cluster
-            .contact_seconds_ago
-            .map_or(String::new(), |s| format!(" for {}", age(std::time::Duration::from_secs(s))));
-        return format!("degraded: {problem}{since}, serving the last known state; {text}");
+
+    fn contact_seconds(&self, now: Instant) -> Option<u64> {
+        self.contact.map(|last| now.saturating_duration_since(last).as_secs())
     }
-    text.push_str(if facts.cluster.held.is_some() {
-        "; a new state waits for `kvip accept`"
-    } else {
-        "; in sync"
-    });
-    if facts.drained {
-        text.push_str("; drained");
-    }
-    match facts.findings.len() {
-        0 => text,
-        findings => format!("{text}; {}", count(findings, "finding")),
+
+    /// One line in plain words, as `systemctl status kvip` shows it.
+    pub fn summary(&self, now: Instant) -> String {
+        let Some(outcome) = &self.outcome else {
+            let waiting = "waiting for the API server's first complete answer";
+            let why = self.cluster.problem.as_deref().unwrap_or(waiting);
+            return format!("degraded: {why}; nothing is known of the cluster yet");
+        };
+        let desired = &outcome.desired;
+        let held = self.here.iter().filter(|vip| desired.vips.contains_key(*vip)).count();
+        let services = count(desired.owners, "Service");
+        let mut text = format!("holds {held} of {}; {services}", count(desired.vips.len(), "VIP"));
+        if let Some(problem) = outcome.problems.first() {
+            return format!("degraded: {problem}; {text}");
+        }
+        if let Some(problem) = &self.cluster.problem {
+            let since = self.contact_seconds(now);
+            let since = since.map(|seconds| format!(" for {}", age(Duration::from_secs(seconds))));
+            let since = since.unwrap_or_default();
+            return format!("degraded: {problem}{since}, serving the last known state; {text}");
+        }
+        text.push_str(if self.cluster.held.is_some() {
+            "; a new state waits for `kvip accept`"
+        } else {
+            "; in sync"
+        });
+        if self.drained {
+            text.push_str("; drained");
+        }
+        match self.findings.len() {
+            0 => text,
+            findings => format!("{text}; {}", count(findings, "finding")),
+        }
     }
 }
 
@@ -152,7 +180,7 @@ fn vips(desired: &Desired, here: &BTreeSet<IpAddr>, since: &Since, now: Instant)
     let frontends = |vip: IpAddr| {
         let of_vip = desired.frontends.iter().filter(move |(frontend, _)| frontend.vip == vip);
         of_vip.map(|(frontend, served)| Frontend {
-            service: served.service.to_string(),
+            service: served.owner.to_string(),
             protocol: frontend.protocol,
             port: frontend.port,
             mode: match served.mode {
@@ -164,6 +192,7 @@ fn vips(desired: &Desired, here: &BTreeSet<IpAddr>, since: &Since, now: Instant)
     };
     let all = desired.vips.keys().map(|vip| Vip {
         vip: *vip,
+        group: desired.group_of(*vip).map(|(name, _)| name.to_owned()).unwrap_or_default(),
         here: here.contains(vip),
         seconds: since.seconds(*vip, now),
         frontends: frontends(*vip).collect(),

@@ -1,5 +1,7 @@
 //! One turn of the loop: take in what is new, run a pass, set the weight, tell people.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,28 +11,32 @@ use tracing::{info, warn};
 
 use super::admission::Admitted;
 use super::core::{Core, news};
+use super::orders::Ordered;
 use super::pass::{self, Applied, Outcome, pass};
-use super::status::{self, Moves, Since};
+use super::saving::Saving;
+use super::settings::Joined;
+use super::status::{Since, View};
 use super::weights::{self, Weights};
-use crate::config::Settings;
-use crate::derive::Desired;
+use super::writers::{Answers, Orders};
+use super::{moves, weight_files};
+use crate::config::{HostLayers, Settings};
+use crate::derive::{self, Desired, Vip};
+use crate::health::node_ports::Local;
 use crate::health::{Dead, Targets};
 use crate::host::Host;
+use crate::ipam;
 use crate::keepalived::{self, Paths, hold};
-use crate::model::Finding;
+use crate::model::{Finding, Vrid};
 use crate::net::HostFacts;
-use crate::report::status::{Cluster, Status};
+use crate::report::status::Cluster;
 use crate::snapshot::Snapshot;
 use crate::snapshot::admit::{self, Update};
 use crate::snapshot::kube::Contact;
-use crate::snapshot::saved;
 
 /// Between two full readings of what the kernel has.
 const AUDIT: Duration = Duration::from_secs(60);
 /// Between two attempts when the host refused something.
 const RETRY: Duration = Duration::from_secs(2);
-/// The snapshot on disk is at most this much older than the accepted one.
-const SAVE: Duration = Duration::from_secs(5);
 
 /// What others tell the loop; only the newest value counts.
 #[derive(Debug)]
@@ -43,8 +49,12 @@ pub struct Inputs {
     pub facts: watch::Receiver<HostFacts>,
     /// Nodes that do not answer.
     pub dead: watch::Receiver<Dead>,
+    /// Backends of static VIPs that do not answer.
+    pub unhealthy: watch::Receiver<BTreeSet<SocketAddr>>,
     /// What keepalived runs.
     pub keepalived: watch::Receiver<keepalived::Status>,
+    /// What those tell who write to the cluster.
+    pub answers: Answers,
 }
 
 impl Inputs {
@@ -59,7 +69,12 @@ impl Inputs {
             changed = self.contact.changed() => changed.map_err(ended("cluster")),
             changed = self.facts.changed() => changed.map_err(ended("network")),
             changed = self.dead.changed() => changed.map_err(ended("health")),
+            changed = self.unhealthy.changed() => changed.map_err(ended("checks")),
             changed = self.keepalived.changed() => changed.map_err(ended("keepalived")),
+            // Without a connection to write over they end, and there is nothing to hear.
+            Ok(()) = self.answers.outcomes.changed() => Ok(()),
+            Ok(()) = self.answers.said.changed() => Ok(()),
+            Ok(()) = self.answers.agreed.changed() => Ok(()),
         }
     }
 }
@@ -71,8 +86,12 @@ pub struct Outputs {
     pub keepalived: watch::Sender<Option<keepalived::Config>>,
     /// The nodes to probe.
     pub targets: watch::Sender<Targets>,
+    /// What is to be told on healthCheckNodePorts, where kvip is to answer there.
+    pub local: watch::Sender<Option<Local>>,
+    /// What is to be written to the cluster.
+    pub orders: Orders,
     /// The status document.
-    pub status: watch::Sender<Status>,
+    pub status: watch::Sender<Arc<View>>,
 }
 
 /// The one owner of state.
@@ -93,9 +112,14 @@ pub struct Daemon<H, L> {
     news: bool,
     applied: Applied,
     weights: Weights,
-    since: Since,
+    ordered: Ordered,
+    joined: Option<Joined>,
+    since: Arc<Since>,
+    here: Arc<BTreeSet<IpAddr>>,
+    /// The VIPs that `since` was noted for.
+    noted: Arc<BTreeMap<IpAddr, Vip>>,
     outcome: Option<Outcome>,
-    findings: Vec<Finding>,
+    findings: Arc<Vec<Finding>>,
     saving: Saving,
     started: Option<Instant>,
     audited: Option<Instant>,
@@ -127,10 +151,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             news: true,
             applied: Applied::default(),
             weights: Weights::default(),
-            since: Since::default(),
+            ordered: Ordered::default(),
+            joined: None,
+            since: Arc::default(),
+            here: Arc::default(),
+            noted: Arc::default(),
             outcome: None,
-            findings: Vec::new(),
-            saving: Saving { path: snapshot, last: None, pending: false },
+            findings: Arc::default(),
+            saving: Saving::to(snapshot),
             started: None,
             audited: None,
             tried: None,
@@ -147,16 +175,19 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.started.get_or_insert(now);
         self.take_in(now);
         // Before keepalived may read a configuration that tracks it: a missing weight file counts as 0.
-        if let Err(error) = keepalived::weight::prepare(&self.paths, [self.core.settings.vrrp.vrid]) {
+        if let Err(error) = keepalived::weight::prepare(&self.paths, self.vrids()) {
             warn!("{error}");
         }
         if self.due() && !self.resting(now) {
             self.pass(now).await;
         }
         let drained = hold::drained(&self.paths);
-        let weight = self.weigh(now);
-        self.saving.save_when_due(self.admitted.snapshot().as_deref(), now);
-        self.tell(drained, weight, now);
+        let weights = self.weigh(now);
+        self.saving.save_when_due(self.admitted.snapshot(), now).await;
+        self.note_moves(now);
+        self.order();
+        self.tell_local();
+        self.tell(drained, weights);
     }
 
     fn take_in(&mut self, now: Instant) {
@@ -175,16 +206,56 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             let _ = admit::clear(&accept);
         }
         let before = std::mem::replace(&mut self.core.snapshot, self.admitted.snapshot());
-        self.saving.pending |=
-            self.core.snapshot.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr);
+        self.join_settings();
+        let others = self.core.snapshot.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr);
+        self.saving.pending |= others;
         self.news |= self.saving.pending;
-        self.news |= update_from(&mut self.core.facts, &self.inputs.facts.borrow_and_update());
-        self.news |= update_from(&mut self.core.dead, &self.inputs.dead.borrow_and_update().nodes);
-        self.news |=
-            update_from(&mut self.core.keepalived_vips, &self.inputs.keepalived.borrow_and_update().vips);
+        self.take_in_host(now);
+    }
+
+    /// Joins the host's settings with the cluster's, where these changed.
+    fn join_settings(&mut self) {
+        let Some(snapshot) = self.core.snapshot.clone() else { return };
+        let joined = self.joined.as_mut().and_then(|joined| joined.take(snapshot.settings_text()));
+        if let Some(settings) = joined.filter(|settings| *settings != self.core.settings) {
+            self.take_settings(settings, false);
+        }
+    }
+
+    /// Follows the cluster's settings beside the host's from now on.
+    pub fn join(&mut self, joined: Joined) {
+        self.joined = Some(joined);
+    }
+
+    /// Takes what the host says anew, and gives the settings that follow.
+    pub fn reload(&mut self, host: HostLayers) -> Option<Settings> {
+        let joined = self.joined.as_mut()?;
+        joined.reload(host);
+        match &self.core.snapshot {
+            Some(snapshot) => joined.take(snapshot.settings_text()),
+            None => Some(joined.first()),
+        }
+    }
+
+    /// Other writers than before are told what to write.
+    pub fn write_by(&mut self, orders: Orders) {
+        self.outputs.orders = orders;
+        self.ordered.forget();
+    }
+
+    /// What comes from this host: any news of it may matter to everything.
+    fn take_in_host(&mut self, now: Instant) {
+        let core = &mut self.core;
+        let mut news = false;
+        news |= update_from(&mut core.facts, &self.inputs.facts.borrow_and_update());
+        news |= update_from(&mut core.carried, &self.inputs.keepalived.borrow_and_update().vips);
+        self.applied.look_at_all |= news;
+        self.news |= news;
+        self.news |= update_from(&mut core.unhealthy, &self.inputs.unhealthy.borrow_and_update());
+        self.news |= update_from(&mut core.dead, &self.inputs.dead.borrow_and_update().nodes);
         if self.audited.is_none_or(|last| now.duration_since(last) >= AUDIT) {
             self.audited = Some(now);
-            self.core.table = None;
+            self.core.know(None);
         }
     }
 
@@ -195,10 +266,18 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.news || !settled || self.core.table.is_none() || self.core.waiting()
     }
 
+    /// Waits until what is being saved is on the disk.
+    pub async fn saved(&mut self) {
+        self.saving.finish().await;
+    }
+
     /// Takes new settings, and with `new_feed` a new task that follows the cluster.
     pub fn take_settings(&mut self, settings: Settings, new_feed: bool) {
         self.core.settings = settings;
+        // Not all that the writers go by shows in what is served.
+        self.ordered.forget();
         self.news = true;
+        self.applied.look_at_all = true;
         if new_feed {
             self.admitted.follow_anew();
         }
@@ -217,57 +296,108 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         // While the pass changes the core, the answer is that of before: keep what is held until another has it.
         let holding = self.weights.holding(&self.core, now);
         let switch = |desired: &Desired| {
-            if !holding || weights::is_member(desired) {
-                wants.send_if_modified(|last| replace(last, Some(desired.keepalived.clone())));
+            let config = weights::switch(desired, &holding, wants.borrow().as_ref());
+            if let Some(config) = config {
+                wants.send_if_modified(|last| replace(last, Some(config)));
             }
         };
+        let before = self.outcome.clone();
         let outcome =
-            pass(&mut self.core, &mut self.applied, &mut self.host, &self.ledger, switch, now).await;
+            pass(&mut self.core, &mut self.applied, &mut self.host, &self.ledger, before, switch, now).await;
         let Some(outcome) = outcome else { return };
-        self.outputs.targets.send_if_modified(|last| replace(last, outcome.desired.probed.clone()));
+        self.outputs.targets.send_if_modified(|last| replace(last, (*outcome.desired.probed).clone()));
         self.outcome = Some(outcome);
     }
 
-    /// Sets the weight file when it should say something else.
-    fn weigh(&mut self, now: Instant) -> Option<i16> {
-        let vrid = self.core.settings.vrrp.vrid;
+    /// The groups that this node has, or that its keepalived runs still.
+    fn vrids(&self) -> BTreeSet<Vrid> {
+        let wanted = derive::groups_of(&self.core.settings).into_iter().map(|group| group.vrrp.vrid);
+        wanted.chain(self.core.carried.vrids()).collect()
+    }
+
+    /// Sets the weight files that should say something else, and tells what they say.
+    fn weigh(&mut self, now: Instant) -> BTreeMap<Vrid, i16> {
         let contact = self.inputs.contact.borrow().last_ok.map(tokio::time::Instant::into_std);
         let contact = contact.or(self.started).unwrap_or(now);
-        let outcome = self.outcome.as_ref()?;
-        let wanted = self.weights.weight(&self.core, outcome, contact, now);
-        let current = keepalived::weight::read(&self.paths, vrid).unwrap_or_else(|error| {
-            warn!("{error}");
-            None
-        });
-        if hold::held(&self.paths) {
-            // Whoever made the mark lowers the weight, softly.
-            return current;
-        }
-        let Some(wanted) = wanted.filter(|wanted| current != Some(*wanted)) else { return current };
-        self.write_weight(current, wanted)
+        let Some(outcome) = self.outcome.as_ref() else { return BTreeMap::new() };
+        let wanted = self.weights.weights(&self.core, outcome, contact, now);
+        // Whoever made the mark lowers the weights, softly.
+        let held = hold::held(&self.paths);
+        let groups = outcome.desired.groups.values().map(|group| group.vrid);
+        let weigh = |vrid| {
+            let wanted = wanted.get(&vrid).copied().filter(|_| !held);
+            Some((vrid, weight_files::bring(&self.paths, vrid, wanted)?))
+        };
+        groups.filter_map(weigh).collect()
     }
 
-    fn write_weight(&self, current: Option<i16>, wanted: i16) -> Option<i16> {
-        let vrid = self.core.settings.vrrp.vrid;
-        match keepalived::weight::write(&self.paths, vrid, wanted) {
-            Ok(()) => {
-                info!(vrid = %vrid, "weight of VRID {vrid} is now {wanted}");
-                Some(wanted)
-            }
-            Err(error) => {
-                warn!("{error}");
-                current
-            }
-        }
-    }
-
-    fn tell(&mut self, drained: bool, weight: Option<i16>, now: Instant) {
-        let here = self.core.vips_here();
-        let vips = self.outcome.iter().flat_map(|outcome| outcome.desired.vips.keys().copied());
-        let moves = self.since.note(vips, &here, now);
-        log_moves(&moves);
+    fn tell(&mut self, drained: bool, weights: BTreeMap<Vrid, i16>) {
         let keepalived = self.inputs.keepalived.borrow().clone();
-        let findings = self.all_findings(&keepalived);
+        self.tell_findings(&keepalived);
+        let contact = self.inputs.contact.borrow();
+        let view = View {
+            hostname: self.core.facts.hostname.clone(),
+            outcome: self.outcome.clone(),
+            snapshot: self.core.snapshot.clone(),
+            here: Arc::clone(&self.here),
+            since: Arc::clone(&self.since),
+            counts: self.core.counts(),
+            dead: self.core.dead.clone(),
+            findings: Arc::clone(&self.findings),
+            cluster: self.cluster(&contact),
+            contact: contact.last_ok.map(tokio::time::Instant::into_std),
+            keepalived: keepalived.state.to_string(),
+            keepalived_reloads: keepalived.reloads,
+            drained,
+            weights,
+            faults: self.applied.faults,
+        };
+        drop(contact);
+        self.outputs.status.send_replace(Arc::new(view));
+    }
+
+    /// Notes which VIPs are here since when, where the host or the wanted VIPs changed.
+    fn note_moves(&mut self, now: Instant) {
+        let vips = self.outcome.as_ref().map(|outcome| Arc::clone(&outcome.desired.vips)).unwrap_or_default();
+        let here = self.core.vips_here();
+        if here == *self.here && Arc::ptr_eq(&vips, &self.noted) {
+            return;
+        }
+        let moved = Arc::make_mut(&mut self.since).note(vips.keys().copied(), &here, now);
+        moves::log(&moved, self.outcome.as_ref().map(|outcome| &outcome.desired));
+        self.here = Arc::new(here);
+        self.noted = vips;
+    }
+
+    /// Hands on what healthCheckNodePorts are answered from, where that is wanted.
+    fn tell_local(&self) {
+        let on = self.core.settings.balancing.health_check_node_port;
+        let node = self.outcome.as_ref().and_then(|outcome| outcome.desired.node.clone());
+        let local = node.zip(self.core.snapshot.clone()).filter(|_| on);
+        let local = local.map(|(node, snapshot)| Local { node, snapshot });
+        self.outputs.local.send_if_modified(|last| {
+            let news = last.as_ref().map(|local| Arc::as_ptr(&local.snapshot))
+                != local.as_ref().map(|local| Arc::as_ptr(&local.snapshot));
+            *last = local;
+            news
+        });
+    }
+
+    /// Tells those who write to the cluster what to write.
+    fn order(&mut self) {
+        let outcomes = self.inputs.answers.outcomes.borrow_and_update().clone();
+        if let Some(outcome) = &self.outcome {
+            let assignment = &outcome.desired.assignment;
+            self.ordered.give(&self.core, assignment, &outcomes, &self.here, &self.outputs.orders);
+        }
+    }
+
+    /// Says which findings came and which went.
+    fn tell_findings(&mut self, keepalived: &keepalived::Status) {
+        let findings = self.all_findings(keepalived);
+        if findings == *self.findings {
+            return;
+        }
         let (came, went) = news(&self.findings, &findings);
         for finding in came {
             warn!(subject = finding.subject, mend = finding.mend, "{finding}");
@@ -275,20 +405,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         for finding in went {
             info!(subject = finding.subject, "no longer so: {finding}");
         }
-        self.findings.clone_from(&findings);
-        let facts = status::Facts {
-            outcome: self.outcome.as_ref(),
-            findings,
-            cluster: self.cluster(now),
-            keepalived: keepalived.state.to_string(),
-            keepalived_reloads: keepalived.reloads,
-            drained,
-            weight,
-            faults: self.applied.faults,
-            since: &self.since,
-        };
-        let status = status::status(&self.core, facts, now);
-        self.outputs.status.send_replace(status);
+        self.findings = Arc::new(findings);
     }
 
     fn all_findings(&self, keepalived: &keepalived::Status) -> Vec<Finding> {
@@ -301,6 +418,11 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             self.core.snapshot.iter().flat_map(|snapshot| snapshot.skipped.values().flatten().cloned()),
         );
         all.extend(keepalived.problem.clone());
+        all.extend(self.joined.iter().flat_map(|joined| joined.findings.iter().cloned()));
+        let answers = &self.inputs.answers;
+        all.extend(answers.said.borrow().iter().cloned());
+        all.extend(answers.agreed.borrow().iter().cloned());
+        all.extend(troubles(&answers.outcomes.borrow()));
         if let Some(held) = self.admitted.held() {
             all.push(Finding::new("cluster", held.to_string()).mend("kvip accept"));
         }
@@ -310,18 +432,21 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         all
     }
 
-    fn cluster(&self, now: Instant) -> Cluster {
-        let contact = self.inputs.contact.borrow();
+    fn cluster(&self, contact: &Contact) -> Cluster {
         Cluster {
-            contact_seconds_ago: contact
-                .last_ok
-                .map(|last| now.saturating_duration_since(last.into_std()).as_secs()),
+            contact_seconds_ago: None,
             problem: contact.problem.as_ref().map(ToString::to_string),
             held: self.admitted.held().map(ToString::to_string),
             held_id: self.admitted.held().map(|held| held.id.clone()),
             from_disk: self.admitted.from_disk,
         }
     }
+}
+
+/// Services whose addresses the API does not let kvip see to.
+fn troubles(outcomes: &ipam::Outcomes) -> Vec<Finding> {
+    let troubled = outcomes.iter().filter_map(|(key, outcome)| Some((key, outcome.trouble.as_ref()?)));
+    troubled.map(|(key, trouble)| Finding::new(key, trouble.clone())).collect()
 }
 
 /// Copies `new` over `last`; true when that is news.
@@ -338,43 +463,4 @@ fn replace<T: PartialEq>(last: &mut T, new: T) -> bool {
     let news = *last != new;
     *last = new;
     news
-}
-
-fn log_moves(moves: &Moves) {
-    if !moves.came.is_empty() {
-        info!(
-            vips = moves.came.len(),
-            "group vips: now holder (VRRP moved {} here)",
-            status::list(&moves.came)
-        );
-    }
-    if !moves.went.is_empty() {
-        info!(
-            vips = moves.went.len(),
-            "group vips: no longer holder ({} left this host)",
-            status::list(&moves.went)
-        );
-    }
-}
-
-/// When the accepted state is written to disk.
-#[derive(Debug)]
-struct Saving {
-    path: PathBuf,
-    last: Option<Instant>,
-    pending: bool,
-}
-
-impl Saving {
-    fn save_when_due(&mut self, snapshot: Option<&crate::snapshot::Snapshot>, now: Instant) {
-        let Some(snapshot) = snapshot else { return };
-        if !self.pending || self.last.is_some_and(|last| now.duration_since(last) < SAVE) {
-            return;
-        }
-        self.last = Some(now);
-        match saved::save(&self.path, snapshot) {
-            Ok(()) => self.pending = false,
-            Err(error) => warn!("cannot save the cluster's state to {}: {error}", self.path.display()),
-        }
-    }
 }

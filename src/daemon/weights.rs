@@ -1,14 +1,17 @@
-//! The weight that this node should have, and what a change of membership asks for before it.
+//! The weights that this node should have, one a group, and what a change of membership asks for before it.
 //!
 //! State without IO, with the time passed in. The tiers are in [`crate::keepalived::weight`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::pass::Outcome;
 use crate::config::Transport;
-use crate::derive::Desired;
+use crate::derive::{Desired, GroupView};
 use crate::keepalived::weight::{self, Inputs};
+use crate::keepalived::{Config, Instance};
+use crate::model::Vrid;
 
 /// How long a node that joins a unicast group waits before it may hold VIPs: the holder must have added it as a peer, or
 /// it would hear no adverts and think itself alone.
@@ -21,6 +24,12 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 pub struct Weights {
     /// A pass has prepared everything once: the VIPs may come.
     programmed: bool,
+    memberships: BTreeMap<Vrid, Membership>,
+}
+
+/// This node in one group.
+#[derive(Debug, Default)]
+struct Membership {
     /// Since when this node has been a member; `None` while it is not.
     joined: Option<Joined>,
     /// Since when it has not been one.
@@ -35,51 +44,98 @@ struct Joined {
 }
 
 impl Weights {
-    /// The weight to write; `None` leaves the file as it is: before the first pass that prepared everything a live holder
-    /// keeps its weight over an upgrade, and a fresh node its -254.
-    pub fn weight(&mut self, core: &Core, outcome: &Outcome, contact: Instant, now: Instant) -> Option<i16> {
-        let member = is_member(&outcome.desired);
-        self.note_membership(core, member, now);
+    /// The weights to write; a group without one keeps its file as it is: before the first pass that prepared everything a
+    /// live holder keeps its weight over an upgrade, and a fresh node its -254.
+    pub fn weights(
+        &mut self,
+        core: &Core,
+        outcome: &Outcome,
+        contact: Instant,
+        now: Instant,
+    ) -> BTreeMap<Vrid, i16> {
+        let desired = &outcome.desired;
+        let groups = || desired.groups.values();
+        self.memberships.retain(|vrid, _| groups().any(|group| group.vrid == *vrid));
+        for group in groups() {
+            let at_once = core.carried.has_group(group.vrid);
+            let membership = self.memberships.entry(group.vrid).or_default();
+            membership.note(desired.is_member_of(group), at_once, now);
+        }
         self.programmed |= outcome.prepared;
         if !self.programmed {
-            return None;
+            return BTreeMap::new();
         }
-        let holds_anchor = core.holds_anchor();
-        if !member {
-            return Some(if holds_anchor { weight::LEAVING } else { weight::OUT });
-        }
-        Some(weight::weight(&Inputs {
-            programmed: holds_anchor || self.may_serve(core, now),
-            drained: false,
-            holds_anchor,
-            contact_age: now.saturating_duration_since(contact),
-            stale_after: core.settings.cluster.stale_after,
-        }))
+        let contact_age = now.saturating_duration_since(contact);
+        groups().map(|group| (group.vrid, self.weight(core, desired, group, contact_age, now))).collect()
     }
 
-    fn note_membership(&mut self, core: &Core, member: bool, now: Instant) {
+    fn weight(
+        &self,
+        core: &Core,
+        desired: &Desired,
+        group: &GroupView,
+        contact_age: Duration,
+        now: Instant,
+    ) -> i16 {
+        let holds_anchor = core.holds_anchor(group.vrid);
+        if !desired.is_member_of(group) {
+            return if holds_anchor { weight::LEAVING } else { weight::OUT };
+        }
+        weight::weight(&Inputs {
+            programmed: holds_anchor || self.may_serve(group, now),
+            drained: false,
+            holds_anchor,
+            contact_age,
+            stale_after: core.settings.cluster.stale_after,
+        })
+    }
+
+    fn may_serve(&self, group: &GroupView, now: Instant) -> bool {
+        let waited = |joined: Joined| joined.at_once || now.duration_since(joined.at) >= JOIN_WAIT;
+        let joined = self.memberships.get(&group.vrid).and_then(|membership| membership.joined);
+        group.transport == Transport::Multicast || joined.is_some_and(waited)
+    }
+
+    /// The groups whose VIPs this node holds and, if it is no member any more, has not been one for a short while only: its
+    /// keepalived keeps their instances until another node has taken over.
+    pub fn holding(&self, core: &Core, now: Instant) -> BTreeSet<Vrid> {
+        let lately = |membership: Option<&Membership>| {
+            let left = membership.and_then(|membership| membership.left);
+            left.is_none_or(|left| now.duration_since(left) < LEAVE_LIMIT)
+        };
+        let groups = core.carried.vrids();
+        groups.filter(|vrid| core.holds_anchor(*vrid) && lately(self.memberships.get(vrid))).collect()
+    }
+}
+
+impl Membership {
+    fn note(&mut self, member: bool, at_once: bool, now: Instant) {
         if member {
             self.left = None;
-            self.joined.get_or_insert(Joined { at: now, at_once: !core.keepalived_vips.is_empty() });
+            self.joined.get_or_insert(Joined { at: now, at_once });
         } else {
             self.joined = None;
             self.left.get_or_insert(now);
         }
     }
-
-    fn may_serve(&self, core: &Core, now: Instant) -> bool {
-        let waited = |joined: Joined| joined.at_once || now.duration_since(joined.at) >= JOIN_WAIT;
-        core.settings.vrrp.transport == Transport::Multicast || self.joined.is_some_and(waited)
-    }
-
-    /// Whether this node holds VIPs and, if it is no member any more, has not been one for a short while only: its
-    /// keepalived keeps its instances until another node has taken over.
-    pub fn holding(&self, core: &Core, now: Instant) -> bool {
-        core.holds_anchor() && self.left.is_none_or(|left| now.duration_since(left) < LEAVE_LIMIT)
-    }
 }
 
-/// Whether this node is in the group.
-pub fn is_member(desired: &Desired) -> bool {
-    desired.node.as_ref().is_some_and(|node| desired.members.contains_key(node))
+/// What keepalived is to run: what is desired, and of the groups in `holding` that this node left the instances that it has
+/// (`last`), without VIPs that another instance is to carry. `None`: what it has is not known, so it is left alone.
+pub fn switch(desired: &Desired, holding: &BTreeSet<Vrid>, last: Option<&Config>) -> Option<Config> {
+    let left = |group: &&GroupView| holding.contains(&group.vrid) && !desired.is_member_of(group);
+    let left: BTreeSet<Vrid> = desired.groups.values().filter(left).map(|group| group.vrid).collect();
+    let mut config = (*desired.keepalived).clone();
+    if left.is_empty() {
+        return Some(config);
+    }
+    let elsewhere: BTreeSet<_> =
+        config.instances.iter().flat_map(|instance| &instance.vips).copied().collect();
+    let kept = last?.instances.iter().filter(|instance| left.contains(&instance.vrid)).map(|instance| {
+        let vips = instance.vips.difference(&elsewhere).copied().collect();
+        Instance { vips, ..instance.clone() }
+    });
+    config.instances.extend(kept);
+    config.instances.sort_by_key(|instance| (instance.vrid, instance.family));
+    Some(config)
 }

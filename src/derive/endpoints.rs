@@ -1,13 +1,22 @@
 //! The real servers behind a Service port: ready endpoints, or those still serving while all others end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::{Inputs, WantedServer};
-use crate::model::{Backend, Family, ObjectKey};
+use super::WantedServer;
+use crate::model::{Backend, Family};
 use crate::snapshot::{Endpoint, EndpointSlice, ServicePort};
 
-/// The slices of each Service.
-pub type SlicesOf<'a> = BTreeMap<&'a ObjectKey, Vec<&'a EndpointSlice>>;
+/// What all Services' endpoints are looked at with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Nodes that do not answer.
+    pub dead: BTreeSet<String>,
+    /// This node's name.
+    pub node: Option<String>,
+    /// This node's zone, of the label topology.kubernetes.io/zone.
+    pub zone: Option<String>,
+}
 
 /// What stands behind a Service port in one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,38 +29,40 @@ pub struct Behind {
     pub total: usize,
     /// Nodes that do not answer and whose endpoints are therefore left out.
     pub dead: BTreeSet<String>,
-}
-
-/// Groups the snapshot's slices by Service.
-pub fn slices_by_service<'a>(inputs: &Inputs<'a>) -> SlicesOf<'a> {
-    let mut by_service = SlicesOf::new();
-    for slice in inputs.snapshot.slices.values() {
-        by_service.entry(&slice.service).or_default().push(slice);
-    }
-    by_service
+    /// There are endpoints of the family, and none of their slices has the port.
+    pub lacks_port: bool,
 }
 
 /// What is behind `port` of a Service whose slices are given.
 ///
 /// Ports match by name and protocol, as the EndpointSlice API defines it. Endpoints of dead nodes do not count. Without
-/// a ready endpoint, those serve that are serving while terminating (KEP-1669, as kube-proxy does).
-pub fn behind(inputs: &Inputs, slices: &[&EndpointSlice], port: &ServicePort, family: Family) -> Behind {
+/// a ready endpoint, those serve that are serving while terminating (KEP-1669, as kube-proxy does). Of ready endpoints
+/// with hints for this node or its zone only those serve (KEP-2433 and KEP-3015, as kube-proxy does).
+pub fn behind(
+    around: &Surroundings,
+    slices: &[&Arc<EndpointSlice>],
+    port: &ServicePort,
+    family: Family,
+) -> Behind {
     let mut found = Behind::default();
     let mut candidates = Vec::new();
     for (endpoint, number) in endpoints_of(slices, port, family) {
         found.total += 1;
         if let Some(node) = &endpoint.node {
             found.nodes.insert(node.clone());
-            if inputs.dead.contains(node) {
+            if around.dead.contains(node) {
                 found.dead.insert(node.clone());
                 continue;
             }
         }
         candidates.push((endpoint, Backend { address: endpoint.address, port: number }));
     }
+    let any = slices.iter().any(|slice| slice.family == family && !slice.endpoints.is_empty());
+    found.lacks_port = found.total == 0 && any;
+    let hints = Hints::of(around, candidates.iter().map(|(endpoint, _)| *endpoint));
     let any_ready = candidates.iter().any(|(endpoint, _)| endpoint.ready);
     for (endpoint, backend) in candidates {
-        if let Some(wanted) = wanted(endpoint, any_ready) {
+        if let Some(wanted) = wanted(endpoint, any_ready, &hints) {
             let slot = found.servers.entry(backend).or_insert(wanted);
             *slot = (*slot).max(wanted);
         }
@@ -61,7 +72,7 @@ pub fn behind(inputs: &Inputs, slices: &[&EndpointSlice], port: &ServicePort, fa
 
 /// Endpoints with the number that the matching port has in their slice.
 fn endpoints_of<'a>(
-    slices: &'a [&'a EndpointSlice],
+    slices: &'a [&'a Arc<EndpointSlice>],
     port: &'a ServicePort,
     family: Family,
 ) -> impl Iterator<Item = (&'a Endpoint, u16)> {
@@ -71,10 +82,96 @@ fn endpoints_of<'a>(
     })
 }
 
-/// What to do with one endpoint; `None`: nothing sends traffic to it.
-fn wanted(endpoint: &Endpoint, any_ready: bool) -> Option<WantedServer> {
-    if endpoint.ready || (!any_ready && endpoint.serving && endpoint.terminating) {
+/// Which ready endpoints serve this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Hints {
+    /// All of them.
+    None,
+    /// Those meant for this node.
+    Node(String),
+    /// Those meant for this node's zone.
+    Zone(String),
+}
+
+impl Hints {
+    /// Hints count only when every ready endpoint has them and at least one is meant for here; otherwise some clients would
+    /// be left without an endpoint while the hints are being written.
+    fn of<'a>(around: &Surroundings, endpoints: impl Iterator<Item = &'a Endpoint> + Clone) -> Self {
+        let ready = || endpoints.clone().filter(|endpoint| endpoint.ready);
+        let meant = |here: &Option<String>, hints: fn(&Endpoint) -> &Vec<String>| {
+            let here = here.as_ref()?;
+            let all = ready().all(|endpoint| !hints(endpoint).is_empty());
+            (all && ready().any(|endpoint| hints(endpoint).contains(here))).then(|| here.clone())
+        };
+        if let Some(node) = meant(&around.node, |endpoint| &endpoint.for_nodes) {
+            return Self::Node(node);
+        }
+        meant(&around.zone, |endpoint| &endpoint.for_zones).map_or(Self::None, Self::Zone)
+    }
+
+    fn let_through(&self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::None => true,
+            Self::Node(node) => endpoint.for_nodes.contains(node),
+            Self::Zone(zone) => endpoint.for_zones.contains(zone),
+        }
+    }
+}
+
+/// What to do with one endpoint; `None`: nothing sends traffic to it. One that serves another zone now but has connections
+/// from before keeps them: its real server drains.
+fn wanted(endpoint: &Endpoint, any_ready: bool, hints: &Hints) -> Option<WantedServer> {
+    if endpoint.ready {
+        let here = hints.let_through(endpoint);
+        return Some(if here { WantedServer::Active } else { WantedServer::Draining });
+    }
+    if !any_ready && endpoint.serving && endpoint.terminating {
         return Some(WantedServer::Active);
     }
     endpoint.terminating.then_some(WantedServer::Draining)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol;
+
+    /// Which of three ready pods, hinted for `zones` and `nodes`, serve a node `node-a` of zone `z1`.
+    #[track_caller]
+    fn check_hints(zones: [&[&str]; 3], nodes: [&[&str]; 3], active: &[u8]) {
+        let around =
+            Surroundings { node: Some("node-a".into()), zone: Some("z1".into()), ..Surroundings::default() };
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let endpoints = zones.iter().zip(nodes).zip(1_u8..).map(|((zones, nodes), last)| Endpoint {
+            for_zones: words(zones),
+            for_nodes: words(nodes),
+            ..Endpoint::ready([10, 2, 4, last].into(), "node-b")
+        });
+        let port = ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 };
+        let slice = Arc::new(EndpointSlice {
+            service: crate::model::ObjectKey::new("default", "web"),
+            family: Family::V4,
+            ports: vec![port.clone()],
+            endpoints: endpoints.collect(),
+        });
+        let got = behind(&around, &[&slice], &port, Family::V4).servers;
+        let got: Vec<String> = got
+            .into_iter()
+            .filter(|(_, wanted)| *wanted == WantedServer::Active)
+            .map(|(backend, _)| backend.address.to_string())
+            .collect();
+        let want: Vec<String> = active.iter().map(|last| format!("10.2.4.{last}")).collect();
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn hints_count_when_all_endpoints_have_them_and_one_is_for_here() {
+        let none: [&[&str]; 3] = [&[], &[], &[]];
+        check_hints(none, none, &[1, 2, 3]);
+        check_hints([&["z1"], &["z2"], &["z1", "z2"]], none, &[1, 3]);
+        check_hints([&["z1"], &["z2"], &[]], none, &[1, 2, 3]);
+        check_hints([&["z2"], &["z2"], &["z3"]], none, &[1, 2, 3]);
+        check_hints([&["z1"], &["z1"], &["z2"]], [&["node-b"], &["node-a"], &["node-c"]], &[2]);
+        check_hints([&["z1"], &["z1"], &["z2"]], [&["node-b"], &["node-b"], &["node-c"]], &[1, 2]);
+    }
 }

@@ -1,11 +1,12 @@
-//! VRRP groups: which node takes part, with what priority, on which interface, with which VIPs.
-//!
-//! Priorities are a pure function of the group and the node names, so that all nodes agree without talking.
+//! VRRP groups as this node sees them: their members and VIPs, and the instances that keepalived must run here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::Inputs;
+use super::membership::{self, Group};
 use crate::config::Transport;
 use crate::keepalived::{Config, Instance, Unicast};
 use crate::model::{Family, Finding, Vrid};
@@ -14,190 +15,316 @@ use crate::snapshot::Node;
 /// VIPs that one VRRP instance may carry: more in one make keepalived miss its own adverts.
 pub const MOST_VIPS: usize = 300;
 
-/// Base priorities of the first three ranks; steps of 20 keep elections free of ties.
-const FIRST_PRIORITIES: [u8; 3] = [190, 170, 150];
-/// The priorities of all further ranks; ties fall to the higher address (RFC 9568, section 6.4.3).
-const LAST_PRIORITIES: std::ops::RangeInclusive<u8> = 141..=149;
-
-/// The group as this node sees it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Group {
+/// A group as it is to be, the same on all nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupView {
+    /// Its virtual router identifier.
+    pub vrid: Vrid,
+    /// How its adverts travel.
+    pub transport: Transport,
     /// Members with their base priorities.
     pub members: BTreeMap<String, u8>,
-    /// What keepalived must run here.
-    pub keepalived: Config,
-    /// VIPs that this group carries.
+    /// The VIPs that it carries.
     pub vips: BTreeSet<IpAddr>,
 }
 
-/// Makes the group of `vips`; `own` is this node's name, if it is known.
-pub fn group(
+impl GroupView {
+    /// Whether `node` is a member.
+    pub fn has_member(&self, node: Option<&str>) -> bool {
+        node.is_some_and(|node| self.members.contains_key(node))
+    }
+}
+
+/// All groups.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Groups {
+    /// By name.
+    pub views: BTreeMap<String, GroupView>,
+    /// What keepalived must run here.
+    pub keepalived: Config,
+}
+
+/// The Node that this host is: the configured one, or the one with an InternalIP that is local.
+pub fn own_node(inputs: &Inputs, findings: &mut Vec<Finding>) -> Option<String> {
+    let nodes = &inputs.snapshot.nodes;
+    let mend = "set node.name in /etc/kvip/config.toml to this host's name in `kubectl get nodes -o wide`";
+    if let Some(name) = &inputs.settings.node.name {
+        if !nodes.contains_key(name) && !alone(inputs) {
+            findings.push(Finding::new("node.name", format!("the cluster has no Node {name}")).mend(mend));
+        }
+        return (nodes.contains_key(name) || alone(inputs)).then(|| name.clone());
+    }
+    if alone(inputs) {
+        return Some(inputs.facts.hostname.clone());
+    }
+    let local = |ip: &IpAddr| inputs.facts.addresses.iter().any(|a| a.ip == *ip && !a.marked_as_vip());
+    let by_address = nodes.iter().find(|(_, node)| node.addresses.iter().any(local));
+    // A kubelet may register its Node before it knows an address.
+    let by_name =
+        || nodes.get_key_value(&inputs.facts.hostname).filter(|(_, node)| node.addresses.is_empty());
+    let found = by_address.or_else(by_name);
+    if found.is_none() {
+        let text = format!(
+            "it holds no VIPs: none of its addresses is an InternalIP of the cluster's {} Nodes",
+            nodes.len()
+        );
+        findings.push(Finding::new(format!("host {}", inputs.facts.hostname), text).mend(mend));
+    }
+    found.map(|(name, _)| name.clone())
+}
+
+/// Whether static VIPs are to be held although no Node is known: the API server may be behind one of them.
+fn alone(inputs: &Inputs) -> bool {
+    inputs.snapshot.nodes.is_empty() && !inputs.settings.statics.is_empty()
+}
+
+/// Makes the groups of `vips`; `own` is this node's name, if it is known.
+pub fn groups(
     inputs: &Inputs,
     own: Option<&str>,
     vips: &BTreeSet<IpAddr>,
     findings: &mut Vec<Finding>,
-) -> Group {
-    let members = members(inputs);
-    let mut group = Group { members: priorities(inputs.settings.vrrp.vrid, &members), ..Group::default() };
-    group.keepalived.gone_after = inputs.settings.vrrp.gone_after;
+) -> Groups {
+    let mut all = Groups::default();
+    all.keepalived.gone_after = inputs.settings.vrrp.gone_after;
     // A node that is no member needs a name too: keepalived must be able to read the file that takes its instances away.
-    own.unwrap_or(&inputs.facts.hostname).clone_into(&mut group.keepalived.router_id);
-    for family in [Family::V4, Family::V6] {
-        let carried = carried(vips, family, findings);
-        group.vips.extend(&carried);
-        let Some(own) = own.filter(|own| group.members.contains_key(*own)) else { continue };
-        if carried.is_empty() {
-            continue;
+    own.unwrap_or(&inputs.facts.hostname).clone_into(&mut all.keepalived.router_id);
+    let mut left = vips.clone();
+    for group in membership::groups(inputs.settings) {
+        let own_vips: BTreeSet<IpAddr> = left.iter().copied().filter(|vip| group.carries(*vip)).collect();
+        left.retain(|vip| !own_vips.contains(vip));
+        let maker = Maker::new(inputs, group, own);
+        let (view, instances) = maker.make(&own_vips, findings);
+        all.views.insert(group.name.to_owned(), view);
+        all.keepalived.instances.extend(instances);
+    }
+    all.keepalived.instances.sort_by_key(|instance| (instance.vrid, instance.family));
+    all
+}
+
+/// What one group is made with.
+struct Maker<'a> {
+    inputs: &'a Inputs<'a>,
+    group: Group<'a>,
+    /// This node, when it is a member: its name, and the Node where one is known.
+    own: Option<(&'a str, Option<&'a Node>)>,
+    members: BTreeMap<&'a str, &'a Node>,
+    priorities: BTreeMap<String, u8>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(inputs: &'a Inputs<'a>, group: Group<'a>, own: Option<&'a str>) -> Self {
+        let vrid = group.vrrp.vrid;
+        if alone(inputs) {
+            let own = own.filter(|_| group.fixed.is_some());
+            let priorities =
+                own.map(|name| (name.to_owned(), membership::lone_priority(vrid, name))).into_iter();
+            let own = own.map(|name| (name, None));
+            return Self { inputs, group, own, members: BTreeMap::new(), priorities: priorities.collect() };
         }
-        match instance(inputs, own, &members, family, carried) {
-            Ok(mut instance) => {
-                instance.priority = group.members[own];
-                group.keepalived.instances.push(instance);
+        let members = group.members(inputs.snapshot);
+        let priorities = membership::priorities(vrid, &members);
+        let own = own.and_then(|name| Some((name, Some(*members.get(name)?))));
+        Self { inputs, group, own, members, priorities }
+    }
+
+    fn make(self, vips: &BTreeSet<IpAddr>, findings: &mut Vec<Finding>) -> (GroupView, Vec<Instance>) {
+        let vrrp = self.group.vrrp;
+        if !vips.is_empty() && self.priorities.is_empty() {
+            findings.extend(self.group.nobody(self.inputs.snapshot, vips));
+        }
+        let is_static = |vip: &IpAddr| self.inputs.settings.statics.iter().any(|one| one.vip == *vip);
+        findings.extend(self.group.mixed(self.inputs.snapshot, !vips.iter().all(is_static)));
+        findings.extend(self.unheard(vips));
+        let mut carried = BTreeSet::new();
+        let mut instances = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let vips = self.carried(vips, family, findings);
+            carried.extend(&vips);
+            if let Some(own) = self.own.filter(|_| !vips.is_empty()) {
+                match self.instance(own, family, vips) {
+                    Ok(instance) => {
+                        findings.extend(self.speechless(&instance));
+                        instances.push(instance);
+                    }
+                    Err(finding) => findings.push(finding),
+                }
             }
-            Err(finding) => findings.push(finding),
         }
+        let (vrid, transport) = (vrrp.vrid, vrrp.transport);
+        (GroupView { vrid, transport, members: self.priorities, vips: carried }, instances)
     }
-    group
-}
 
-/// The Nodes that the member selector names.
-fn members<'a>(inputs: &Inputs<'a>) -> BTreeMap<&'a str, &'a Node> {
-    let selector = &inputs.settings.vrrp.members;
-    let chosen = |node: &Node| selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
-    inputs.snapshot.nodes.iter().filter(|(_, n)| chosen(n)).map(|(name, n)| (name.as_str(), n)).collect()
-}
-
-/// The VIPs of one family, as many as an instance may carry; those beyond are a finding.
-fn carried(vips: &BTreeSet<IpAddr>, family: Family, findings: &mut Vec<Finding>) -> BTreeSet<IpAddr> {
-    let all: Vec<IpAddr> = vips.iter().copied().filter(|vip| Family::of(*vip) == family).collect();
-    if let Some(first) = all.get(MOST_VIPS) {
-        let text = format!(
-            "{} IPv{} VIPs are asked for and a group carries at most {MOST_VIPS}: {first} and those after it are not held",
-            all.len(),
-            family.number()
-        );
-        findings.push(Finding::new("group vips", text).mend("remove VIPs from the ConfigMap"));
+    /// What is said while this node speaks to peers that it does not know.
+    fn unheard(&self, vips: &BTreeSet<IpAddr>) -> Option<Finding> {
+        let unknown = alone(self.inputs) && self.own.is_some() && !vips.is_empty();
+        let text =
+            "its peers are not known before the API server has answered: adverts go by multicast until then";
+        (unknown && self.group.vrrp.transport == Transport::Unicast)
+            .then(|| Finding::new(format!("group {}", self.group.name), text))
     }
-    all.into_iter().take(MOST_VIPS).collect()
-}
 
-/// Base priorities by rendezvous rank: each group has an order of nodes of its own.
-fn priorities(vrid: Vrid, members: &BTreeMap<&str, &Node>) -> BTreeMap<String, u8> {
-    let mut ranked: Vec<(u64, &str)> = members.keys().map(|name| (rendezvous(vrid, name), *name)).collect();
-    ranked.sort_unstable_by(|a, b| b.cmp(a));
-    let rest = LAST_PRIORITIES.rev().chain(std::iter::repeat(*LAST_PRIORITIES.start()));
-    let priorities = FIRST_PRIORITIES.into_iter().chain(rest);
-    ranked.into_iter().zip(priorities).map(|((_, name), priority)| (name.to_owned(), priority)).collect()
-}
+    /// The VIPs of one family, as many as an instance may carry; those beyond are a finding.
+    fn carried(
+        &self,
+        vips: &BTreeSet<IpAddr>,
+        family: Family,
+        findings: &mut Vec<Finding>,
+    ) -> BTreeSet<IpAddr> {
+        let all: Vec<IpAddr> = vips.iter().copied().filter(|vip| Family::of(*vip) == family).collect();
+        if let Some(first) = all.get(MOST_VIPS) {
+            let text = format!(
+                "{} IPv{} VIPs are asked for and a group carries at most {MOST_VIPS}: {first} and those after it are not held",
+                all.len(),
+                family.number()
+            );
+            let mend = "spread them over more groups: [[groups]] with a vrid and addresses in the settings";
+            findings.push(Finding::new(format!("group {}", self.group.name), text).mend(mend));
+        }
+        all.into_iter().take(MOST_VIPS).collect()
+    }
 
-/// FNV-1a over the VRID and the name, finished by the mixer of splitmix64: the same on every node and in every version.
-fn rendezvous(vrid: Vrid, node: &str) -> u64 {
-    let bytes = std::iter::once(vrid.get()).chain(node.bytes());
-    let hash = bytes
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ (hash >> 31)
-}
-
-fn instance(
-    inputs: &Inputs,
-    own: &str,
-    members: &BTreeMap<&str, &Node>,
-    family: Family,
-    vips: BTreeSet<IpAddr>,
-) -> Result<Instance, Finding> {
-    let vrrp = &inputs.settings.vrrp;
-    let source = source(inputs, members[own], family);
-    let unicast = match vrrp.transport {
-        Transport::Multicast => None,
-        Transport::Unicast => unicast(inputs, own, members, family, source)?,
-    };
-    let interface = interface(inputs, members[own], source)?;
-    Ok(Instance { vrid: vrrp.vrid, family, interface, priority: 0, advert: vrrp.advert, unicast, vips })
-}
-
-/// The address that this node speaks VRRP from in one family.
-fn source(inputs: &Inputs, node: &Node, family: Family) -> Option<IpAddr> {
-    let set = inputs.settings.node.address.filter(|address| Family::of(*address) == family);
-    set.or_else(|| node.addresses.iter().copied().find(|address| Family::of(*address) == family))
-}
-
-/// The peers of a unicast instance: the other members, and those that left a moment ago. A member without peers has nobody
-/// to speak to, so multicast, which keepalived would use anyway, does no harm and keeps its VIPs.
-fn unicast(
-    inputs: &Inputs,
-    own: &str,
-    members: &BTreeMap<&str, &Node>,
-    family: Family,
-    source: Option<IpAddr>,
-) -> Result<Option<Unicast>, Finding> {
-    let number = family.number();
-    let source = source.ok_or_else(|| {
-        Finding::new(
-            format!("node {own}"),
-            format!("it has no IPv{number} InternalIP to speak unicast VRRP from"),
-        )
-        .mend("set node.address in /etc/kvip/config.toml, or use vrrp.transport = \"multicast\"")
-    })?;
-    let others = members.iter().filter(|(name, _)| **name != own).map(|(_, node)| *node);
-    let addresses =
-        others.filter_map(|node| node.addresses.iter().copied().find(|a| Family::of(*a) == family));
-    let leaving = inputs.leaving.iter().copied().filter(|address| Family::of(*address) == family);
-    let peers: BTreeSet<IpAddr> = addresses.chain(leaving).filter(|peer| *peer != source).collect();
-    Ok((!peers.is_empty()).then_some(Unicast { source, peers }))
-}
-
-/// The interface that holds the VIPs: the configured one, or the one with this node's address.
-fn interface(inputs: &Inputs, node: &Node, source: Option<IpAddr>) -> Result<String, Finding> {
-    let facts = inputs.facts;
-    let usable = || facts.links.iter().filter(|(_, link)| !link.loopback).map(|(name, _)| name.as_str());
-    let names = || usable().collect::<Vec<_>>().join(", ");
-    if let Some(name) = &inputs.settings.node.interface {
-        let unknown = || {
-            let text = format!("no interface {name} on this host, so it holds no VIPs; it has {}", names());
-            Finding::new("node.interface", text).mend("set node.interface in /etc/kvip/config.toml")
+    fn instance(
+        &self,
+        (name, node): (&str, Option<&Node>),
+        family: Family,
+        vips: BTreeSet<IpAddr>,
+    ) -> Result<Instance, Finding> {
+        let vrrp = self.group.vrrp;
+        let source = self.source(node, family);
+        let unicast = match vrrp.transport {
+            Transport::Multicast => None,
+            Transport::Unicast => self.unicast(name, family, source)?,
         };
-        return facts.links.get(name).map(|_| name.clone()).ok_or_else(unknown);
+        let interface = self.interface(node, source, &vips)?;
+        Ok(Instance {
+            vrid: vrrp.vrid,
+            family,
+            interface,
+            priority: self.priorities[name],
+            advert: vrrp.advert,
+            gone_after: vrrp.gone_after,
+            unicast,
+            vips,
+        })
     }
-    let found =
-        source.into_iter().chain(node.addresses.iter().copied()).find_map(|address| facts.link_of(address));
-    found.map(str::to_owned).ok_or_else(|| {
-        Finding::new(
-            "node.interface",
-            format!(
-                "no interface of this host has the node's InternalIP, so it holds no VIPs; it has {}",
-                names()
-            ),
-        )
-        .mend("set node.interface in /etc/kvip/config.toml")
-    })
+
+    /// The address that this node speaks VRRP from in one family. keepalived binds to the interface, so that a group with
+    /// one of its own speaks from an address there.
+    fn source(&self, node: Option<&Node>, family: Family) -> Option<IpAddr> {
+        let set = self.inputs.settings.node.address;
+        let addresses = node.iter().flat_map(|node| node.addresses.iter().copied());
+        let mut candidates = set.into_iter().chain(addresses).filter(|ip| Family::of(*ip) == family);
+        let Some(interface) = self.group.interface else { return candidates.next() };
+        candidates.find(|address| self.inputs.facts.link_of(*address) == Some(interface))
+    }
+
+    /// The peers of a unicast instance: the other members, and those that left a moment ago. A member without peers has
+    /// nobody to speak to, so multicast, which keepalived would use anyway, does no harm and keeps its VIPs.
+    fn unicast(&self, own: &str, family: Family, source: Option<IpAddr>) -> Result<Option<Unicast>, Finding> {
+        let others: Vec<&Node> =
+            self.members.iter().filter(|(name, _)| **name != own).map(|(_, node)| *node).collect();
+        let leaving = self.inputs.leaving.get(&self.group.vrrp.vrid).into_iter().flatten().copied();
+        let leaving: Vec<IpAddr> = leaving.filter(|address| Family::of(*address) == family).collect();
+        if self.members.is_empty() {
+            return Ok(None);
+        }
+        let source = source.ok_or_else(|| self.no_source(own, family))?;
+        let peers = others.into_iter().filter_map(|node| self.address_near(node, source));
+        let peers: BTreeSet<IpAddr> = peers.chain(leaving).filter(|peer| *peer != source).collect();
+        Ok((!peers.is_empty()).then_some(Unicast { source, peers }))
+    }
+
+    fn no_source(&self, own: &str, family: Family) -> Finding {
+        let number = family.number();
+        let place = self.group.interface.map(|name| format!(" on {name}")).unwrap_or_default();
+        let text = format!("it has no IPv{number} InternalIP{place} to speak unicast VRRP from");
+        let mend = if self.group.interface.is_some() {
+            format!("use transport = \"multicast\" for the group {}", self.group.name)
+        } else {
+            "set node.address in /etc/kvip/config.toml, or use vrrp.transport = \"multicast\"".into()
+        };
+        Finding::new(format!("node {own}"), text).mend(mend)
+    }
+
+    /// The address of `node` that is in the network of `source`, or else its first of that family.
+    fn address_near(&self, node: &Node, source: IpAddr) -> Option<IpAddr> {
+        let network = networks(self.inputs).find(|(_, network)| network.addr() == source);
+        let near = |address: &IpAddr| network.is_some_and(|(_, network)| network.contains(address));
+        let mut family = node.addresses.iter().copied().filter(|ip| ip.is_ipv4() == source.is_ipv4());
+        let first = family.clone().next();
+        family.find(near).or(first)
+    }
+
+    /// The interface that holds the VIPs: the configured one, the one with this node's address, or where the cluster knows
+    /// none the one in the network of a VIP.
+    fn interface(
+        &self,
+        node: Option<&Node>,
+        source: Option<IpAddr>,
+        vips: &BTreeSet<IpAddr>,
+    ) -> Result<String, Finding> {
+        let facts = self.inputs.facts;
+        let named = self.group.interface.or(self.inputs.settings.node.interface.as_deref());
+        if let Some(name) = named {
+            return facts.links.get(name).map(|_| name.to_owned()).ok_or_else(|| self.no_interface(name));
+        }
+        let addresses = node.iter().flat_map(|node| node.addresses.iter().copied());
+        let found = source.into_iter().chain(addresses).find_map(|address| facts.link_of(address));
+        if let Some(name) = found {
+            return Ok(name.to_owned());
+        }
+        let of_vip = || networks(self.inputs).find(|(_, net)| vips.iter().any(|vip| net.contains(vip)));
+        let unknown = node.is_none_or(|node| node.addresses.is_empty());
+        let found = unknown.then(of_vip).flatten();
+        found.map(|(link, _)| link.to_owned()).ok_or_else(|| self.nowhere(unknown))
+    }
+
+    /// What is said where keepalived, whose own check says nothing, goes to FAULT until the interface has an address. Every
+    /// link has one of IPv6.
+    fn speechless(&self, instance: &Instance) -> Option<Finding> {
+        let link = &instance.interface;
+        let mut networks = networks(self.inputs).filter(|(name, _)| name == link);
+        let has_one = networks.any(|(_, network)| Family::of(network.addr()) == instance.family);
+        let text =
+            format!("{link} has no IPv4 address to speak VRRP from, so this host holds none of its VIPs");
+        let mend = format!("ip -4 address show dev {link}");
+        (instance.family == Family::V4 && !has_one)
+            .then(|| Finding::new(format!("group {}", self.group.name), text).mend(mend))
+    }
+
+    fn no_interface(&self, name: &str) -> Finding {
+        let text =
+            format!("no interface {name} on this host, so it holds no VIPs; it has {}", usable(self.inputs));
+        if self.group.interface.is_some() {
+            let mend = format!("set interface of the group {} to one of them", self.group.name);
+            return Finding::new(format!("group {}", self.group.name), text).mend(mend);
+        }
+        Finding::new("node.interface", text).mend("set node.interface in /etc/kvip/config.toml")
+    }
+
+    fn nowhere(&self, unknown: bool) -> Finding {
+        let what = if unknown { "is in the network of a VIP" } else { "has the node's InternalIP" };
+        let text =
+            format!("no interface of this host {what}, so it holds no VIPs; it has {}", usable(self.inputs));
+        Finding::new("node.interface", text).mend("set node.interface in /etc/kvip/config.toml")
+    }
+}
+
+/// The names of the interfaces that could hold VIPs.
+fn usable(inputs: &Inputs) -> String {
+    let links = inputs.facts.links.iter().filter(|(_, link)| !link.loopback);
+    links.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// This host's addresses with their networks, by link; VIPs and the loopback link excepted.
+fn networks<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = (&'a str, IpNet)> {
+    let facts = inputs.facts;
+    let real = facts.addresses.iter().filter(|address| {
+        !address.marked_as_vip() && facts.links.get(&address.link).is_some_and(|link| !link.loopback)
+    });
+    real.filter_map(|address| Some((address.link.as_str(), IpNet::new(address.ip, address.prefix_len).ok()?)))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranks_give_wide_steps_first_and_stay_in_range() {
-        let node = Node::default();
-        let names: Vec<String> = (0..40).map(|n| format!("node-{n}")).collect();
-        let members: BTreeMap<&str, &Node> = names.iter().map(|name| (name.as_str(), &node)).collect();
-        let mut got: Vec<u8> = priorities(Vrid::new(50).unwrap(), &members).into_values().collect();
-        got.sort_unstable_by(|a, b| b.cmp(a));
-        assert_eq!(got[..5], [190, 170, 150, 149, 148]);
-        assert_eq!(got[11..], [141; 29]);
-    }
-
-    #[test]
-    fn groups_have_orders_of_their_own() {
-        let node = Node::default();
-        let members: BTreeMap<&str, &Node> = ["node-a", "node-b", "node-c"].map(|name| (name, &node)).into();
-        let first = |vrid| {
-            let all = priorities(Vrid::new(vrid).unwrap(), &members);
-            all.into_iter().find(|(_, priority)| *priority == 190).unwrap().0
-        };
-        let firsts: BTreeSet<String> = (1..=20).map(first).collect();
-        assert_eq!(firsts.len(), 3, "twenty groups spread over three nodes");
-    }
-}
+mod tests;

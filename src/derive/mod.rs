@@ -3,26 +3,41 @@
 //! Owns every decision about what is served; never asks the kernel, the disk or the clock. What cannot be served becomes
 //! a finding and stands in nobody's way.
 
+mod aliases;
+mod asks;
+mod assign;
+mod counted;
 mod endpoints;
+mod external;
 mod grammar;
 mod groups;
+mod load_balancer;
+mod membership;
+mod memo;
 mod policy;
-mod sources;
+mod serve;
+mod source_ranges;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-
-use ipnet::IpNet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::config::{Mode, Settings};
 use crate::keepalived;
-use crate::model::{Backend, Finding, Frontend, ObjectKey, host_network};
+use crate::model::{Backend, Finding, Frontend, ObjectKey, Vrid};
 use crate::net::HostFacts;
 use crate::nft;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Map, Snapshot};
 
-pub use groups::MOST_VIPS;
-pub use sources::vips_asked_for;
+pub use aliases::VIPS;
+pub use asks::{NOT_SERVED_AT, Source, vips_asked_for};
+pub use assign::{Assignment, Requests, Task};
+pub use counted::Counted;
+pub use groups::{GroupView, MOST_VIPS};
+pub use load_balancer::serves_ip_addresses;
+pub use membership::{DEFAULT_GROUP, EXCLUDED, Group, groups as groups_of};
+pub use memo::{Changed, Deriver};
 
 /// Everything that a derivation looks at.
 #[derive(Debug, Clone, Copy)]
@@ -35,29 +50,69 @@ pub struct Inputs<'a> {
     pub facts: &'a HostFacts,
     /// Nodes that do not answer.
     pub dead: &'a BTreeSet<String>,
-    /// Addresses of nodes that ceased to be members a moment ago and are still spoken to.
-    pub leaving: &'a BTreeSet<IpAddr>,
+    /// By group: addresses of nodes that ceased to be members a moment ago and are still spoken to.
+    pub leaving: &'a Leaving,
+    /// Backends of static VIPs that do not answer.
+    pub unhealthy: &'a BTreeSet<SocketAddr>,
 }
+
+/// By group: addresses of nodes that ceased to be members a moment ago.
+pub type Leaving = BTreeMap<Vrid, BTreeSet<IpAddr>>;
 
 /// What this host should do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
     /// This node's name, when it is known.
     pub node: Option<String>,
-    /// The VRRP group's members with their base priorities.
-    pub members: BTreeMap<String, u8>,
+    /// The VRRP groups by name.
+    pub groups: Arc<BTreeMap<String, GroupView>>,
     /// VIPs to hold, with what they are for.
-    pub vips: BTreeMap<IpAddr, Vip>,
+    pub vips: Arc<BTreeMap<IpAddr, Vip>>,
     /// Frontends to balance.
-    pub frontends: BTreeMap<Frontend, Served>,
-    /// Addresses of pods on this node.
-    pub local_pods: BTreeSet<IpNet>,
+    pub frontends: Map<Frontend, Served>,
+    /// Everything that was decided before endpoints were looked at.
+    pub assignment: Arc<Assignment>,
+    /// How many Services and static VIPs are served.
+    pub owners: usize,
+    /// What the nftables table must do.
+    pub ruleset: Arc<nft::Ruleset>,
     /// What keepalived must run.
-    pub keepalived: keepalived::Config,
+    pub keepalived: Arc<keepalived::Config>,
     /// Nodes whose life decides over backends, with their addresses: all that run backends, but this one.
-    pub probed: BTreeMap<String, Vec<IpAddr>>,
+    pub probed: Arc<BTreeMap<String, Vec<IpAddr>>>,
     /// What is not served, or not as asked, and why.
-    pub findings: Vec<Finding>,
+    pub findings: Counted<Finding>,
+}
+
+impl Desired {
+    /// The group that carries `vip`, with its name.
+    pub fn group_of(&self, vip: IpAddr) -> Option<(&str, &GroupView)> {
+        let found = self.groups.iter().find(|(_, group)| group.vips.contains(&vip));
+        found.map(|(name, group)| (name.as_str(), group))
+    }
+
+    /// Whether this node is a member of `group`.
+    pub fn is_member_of(&self, group: &GroupView) -> bool {
+        group.has_member(self.node.as_deref())
+    }
+}
+
+/// What a frontend is served for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A Service.
+    Service(ObjectKey),
+    /// A static VIP, by its name.
+    Static(String),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(key) => key.fmt(f),
+            Self::Static(name) => f.pad(&format!("static {name}")),
+        }
+    }
 }
 
 /// A VIP.
@@ -70,8 +125,10 @@ pub struct Vip {
 /// A frontend with what serves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Served {
-    /// The Service behind it.
-    pub service: ObjectKey,
+    /// The Service behind it, or the static VIP.
+    pub owner: Owner,
+    /// How it is asked for.
+    pub source: Source,
     /// The forwarding mode.
     pub mode: Mode,
     /// The virtual server's properties.
@@ -98,84 +155,7 @@ impl Served {
     }
 }
 
-impl Desired {
-    /// What the nftables table must do.
-    pub fn ruleset(&self) -> nft::Ruleset {
-        nft::Ruleset {
-            frontends: self.frontends.keys().copied().collect(),
-            closed: self.vips.iter().filter(|(_, vip)| !vip.floats_only).map(|(vip, _)| *vip).collect(),
-            local_pods: self.local_pods.clone(),
-        }
-    }
-}
-
 /// Derives what this host should do.
 pub fn derive(inputs: &Inputs) -> Desired {
-    let mut findings = Vec::new();
-    let node = own_node(inputs, &mut findings);
-    let asked = sources::asked(inputs, &mut findings);
-    let group = groups::group(inputs, node.as_deref(), &asked.keys().copied().collect(), &mut findings);
-    let served = sources::serve(inputs, &asked, &group.vips, &mut findings);
-    let vips = asked
-        .iter()
-        .filter(|(vip, _)| group.vips.contains(vip))
-        .map(|(vip, asked)| (*vip, Vip { floats_only: asked.floats_only }))
-        .collect();
-    findings.sort();
-    findings.dedup();
-    Desired {
-        local_pods: local_pods(inputs, node.as_deref()),
-        probed: probed(inputs, node.as_deref(), served.nodes),
-        members: group.members,
-        keepalived: group.keepalived,
-        frontends: served.frontends,
-        node,
-        vips,
-        findings,
-    }
-}
-
-/// The Node that this host is: the configured one, or the one with an InternalIP that is local.
-fn own_node(inputs: &Inputs, findings: &mut Vec<Finding>) -> Option<String> {
-    let nodes = &inputs.snapshot.nodes;
-    let mend = "set node.name in /etc/kvip/config.toml to this host's name in `kubectl get nodes -o wide`";
-    if let Some(name) = &inputs.settings.node.name {
-        if !nodes.contains_key(name) {
-            findings.push(Finding::new("node.name", format!("the cluster has no Node {name}")).mend(mend));
-        }
-        return nodes.contains_key(name).then(|| name.clone());
-    }
-    let local = |ip: &IpAddr| inputs.facts.addresses.iter().any(|a| a.ip == *ip && !a.marked_as_vip());
-    let found = nodes.iter().find(|(_, node)| node.addresses.iter().any(local));
-    if found.is_none() {
-        let text = format!(
-            "it holds no VIPs: none of its addresses is an InternalIP of the cluster's {} Nodes",
-            nodes.len()
-        );
-        findings.push(Finding::new(format!("host {}", inputs.facts.hostname), text).mend(mend));
-    }
-    found.map(|(name, _)| name.clone())
-}
-
-/// Where replies come back by themselves: this node's pod ranges, and endpoints on this node outside of them.
-fn local_pods(inputs: &Inputs, own: Option<&str>) -> BTreeSet<IpNet> {
-    let Some(node) = own.and_then(|name| inputs.snapshot.nodes.get(name)) else { return BTreeSet::new() };
-    let mut pods: BTreeSet<IpNet> = node.pod_cidrs.iter().copied().collect();
-    let endpoints = inputs.snapshot.slices.values().flat_map(|slice| &slice.endpoints);
-    let here = endpoints.filter(|endpoint| endpoint.node.as_deref() == own).map(|endpoint| endpoint.address);
-    let outside = here.filter(|address| !node.pod_cidrs.iter().any(|range| range.contains(address)));
-    pods.extend(outside.map(host_network));
-    pods
-}
-
-/// The nodes to watch for signs of life.
-fn probed(
-    inputs: &Inputs,
-    own: Option<&str>,
-    with_backends: BTreeSet<String>,
-) -> BTreeMap<String, Vec<IpAddr>> {
-    let others = with_backends.into_iter().filter(|name| Some(name.as_str()) != own);
-    others
-        .filter_map(|name| inputs.snapshot.nodes.get(&name).map(|node| (name, node.addresses.clone())))
-        .collect()
+    Deriver::default().derive(inputs).0
 }

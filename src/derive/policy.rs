@@ -1,51 +1,133 @@
-//! Which addresses may be VIPs: those in the allowed ranges that are nobody's yet.
+//! Which addresses may be VIPs: those in the allowed ranges that are nobody's yet; and who may ask for which.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Inputs;
-use crate::model::host_network;
+use crate::config::{AddressRange, Tenant};
+use crate::ipam::Reserved;
+use crate::snapshot::Labels;
 
-/// Why `vip` may not be a VIP, or `None` when it may.
-pub fn refusal(inputs: &Inputs, vip: IpAddr) -> Option<String> {
-    outside_allowed(inputs, vip)
-        .or_else(|| of_a_node(inputs, vip))
-        .or_else(|| of_this_host(inputs, vip))
-        .or_else(|| of_the_cluster(inputs, vip))
+/// Whose addresses are whose, looked up once for all VIPs.
+pub struct Policy<'a> {
+    inputs: Inputs<'a>,
+    reserved: Reserved,
 }
 
-fn outside_allowed(inputs: &Inputs, vip: IpAddr) -> Option<String> {
-    let allowed = &inputs.settings.allowed;
-    let ranges = || allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    (!allowed.iter().any(|range| range.contains(&vip)))
-        .then(|| format!("outside the allowed ranges ({})", ranges()))
-}
-
-fn of_a_node(inputs: &Inputs, vip: IpAddr) -> Option<String> {
-    let (name, _) = inputs.snapshot.nodes.iter().find(|(_, node)| node.addresses.contains(&vip))?;
-    Some(format!("it is the address of node {name}"))
-}
-
-/// The host's own addresses and its gateway. A VIP that keepalived put here carries its mark and is no obstacle.
-fn of_this_host(inputs: &Inputs, vip: IpAddr) -> Option<String> {
-    if inputs.facts.gateways.contains(&vip) {
-        return Some("it is the address of a gateway".into());
+impl<'a> Policy<'a> {
+    /// The policy of this cluster and this host.
+    pub fn new(inputs: &Inputs<'a>) -> Self {
+        let addresses = taken(inputs);
+        Self { inputs: *inputs, reserved: Reserved { addresses, ranges: ranges(inputs) } }
     }
-    let own = inputs.facts.addresses.iter().find(|address| address.ip == vip && !address.marked_as_vip())?;
-    Some(format!("it is an address of this host, on {}", own.link))
+
+    /// Why `vip` may not be a VIP, or `None` when it may.
+    pub fn refusal(&self, vip: IpAddr) -> Option<String> {
+        self.outside_allowed(vip).or_else(|| self.reserved.why(vip).map(|what| format!("it {what}")))
+    }
+
+    /// Why a static VIP may not be one. The host's own settings name it, and they were checked against what is allowed.
+    pub fn refusal_of_static(&self, vip: IpAddr) -> Option<String> {
+        self.reserved.why(vip).map(|what| format!("it {what}"))
+    }
+
+    /// What IPAM may not give: what is somebody's, and the VIPs that are asked for in another way.
+    pub fn reserved(&self, asked: impl Iterator<Item = IpAddr>) -> Reserved {
+        let mut reserved = self.reserved.clone();
+        for vip in asked {
+            reserved.addresses.entry(vip).or_insert_with(|| "is asked for as a VIP in another way".into());
+        }
+        reserved
+    }
+
+    fn outside_allowed(&self, vip: IpAddr) -> Option<String> {
+        let allowed = &self.inputs.settings.allowed;
+        let ranges = || allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        (!allowed.iter().any(|range| range.contains(&vip)))
+            .then(|| format!("outside the allowed ranges ({})", ranges()))
+    }
+
+    /// The tenants that `namespace` belongs to; `None` where there are no tenants at all, so that all may ask for all.
+    pub fn tenants_of(&self, namespace: &str) -> Option<Vec<&'a Tenant>> {
+        let tenants = &self.inputs.settings.tenants;
+        let inputs = self.inputs;
+        (!tenants.is_empty())
+            .then(|| tenants.iter().filter(|tenant| names(tenant, &inputs, namespace)).collect())
+    }
+
+    /// Why a Service of `namespace` may not name `vip` itself, or `None` when it may.
+    pub fn not_for(&self, namespace: &str, vip: IpAddr) -> Option<String> {
+        let tenants = self.tenants_of(namespace)?;
+        if tenants.is_empty() {
+            return Some(format!("namespace {namespace} is none of the tenants that may ask for VIPs"));
+        }
+        let mut ranges = tenants.iter().flat_map(|tenant| &tenant.addresses);
+        if ranges.any(|range| range.contains(vip)) {
+            return None;
+        }
+        Some(format!("namespace {namespace} may name {}", range_list(&tenants)))
+    }
 }
 
-fn of_the_cluster(inputs: &Inputs, vip: IpAddr) -> Option<String> {
-    if let Some(range) = inputs.settings.cluster.service_ranges.iter().find(|range| range.contains(&vip)) {
-        return Some(format!("it lies in the Service range {range}"));
+/// Single addresses that are somebody's.
+fn taken(inputs: &Inputs) -> BTreeMap<IpAddr, String> {
+    let mut taken = BTreeMap::new();
+    for (name, node) in &inputs.snapshot.nodes {
+        for address in &node.addresses {
+            taken.entry(*address).or_insert_with(|| format!("is the address of node {name}"));
+        }
     }
-    let holder = inputs.snapshot.services.iter().find(|(_, service)| service.cluster_ips.contains(&vip));
-    if let Some((key, _)) = holder {
-        return Some(format!("it is the ClusterIP of {key}"));
+    for gateway in &inputs.facts.gateways {
+        taken.entry(*gateway).or_insert_with(|| "is the address of a gateway".into());
     }
-    let pods = inputs.snapshot.nodes.iter().find_map(|(name, node)| {
-        let range =
-            node.pod_cidrs.iter().find(|range| range.contains(&vip) && **range != host_network(vip))?;
-        Some((name, range))
+    // A VIP that keepalived put here carries its mark and is no obstacle.
+    for own in inputs.facts.addresses.iter().filter(|address| !address.marked_as_vip()) {
+        taken.entry(own.ip).or_insert_with(|| format!("is an address of this host, on {}", own.link));
+    }
+    for (key, service) in &inputs.snapshot.services {
+        for address in &service.cluster_ips {
+            taken.entry(*address).or_insert_with(|| format!("is the ClusterIP of {key}"));
+        }
+    }
+    taken
+}
+
+/// The cluster's own ranges: of Services and of pods.
+fn ranges(inputs: &Inputs) -> Vec<(AddressRange, String)> {
+    let services = inputs.settings.cluster.service_ranges.iter();
+    let services =
+        services.map(|range| (AddressRange::from(*range), format!("lies in the Service range {range}")));
+    let pods = inputs.snapshot.nodes.iter().flat_map(|(name, node)| {
+        // A range of one address is a host's own, and named as that.
+        let ranges = node.pod_cidrs.iter().filter(|range| range.prefix_len() < range.max_prefix_len());
+        ranges.map(move |range| {
+            (AddressRange::from(*range), format!("lies in the pod range {range} of node {name}"))
+        })
     });
-    pods.map(|(name, range)| format!("it lies in the pod range {range} of node {name}"))
+    let objects = inputs.snapshot.service_cidrs.iter().flat_map(|(name, ranges)| {
+        let text = move |range| format!("lies in the Service range {range} of ServiceCIDR {name}");
+        ranges.iter().map(move |range| (AddressRange::from(*range), text(range)))
+    });
+    services.chain(objects).chain(pods).collect()
+}
+
+/// Whether `tenant` is about `namespace`.
+fn names(tenant: &Tenant, inputs: &Inputs, namespace: &str) -> bool {
+    let named = tenant.namespaces.is_empty() || tenant.namespaces.iter().any(|name| name.matches(namespace));
+    named
+        && carries(
+            inputs.snapshot.namespaces.get(namespace).map(|labels| &**labels),
+            &tenant.namespace_labels,
+        )
+}
+
+/// Whether `labels` hold all of `selector`.
+pub fn carries(labels: Option<&Labels>, selector: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+fn range_list(tenants: &[&Tenant]) -> String {
+    let ranges: Vec<String> =
+        tenants.iter().flat_map(|tenant| &tenant.addresses).map(AddressRange::to_string).collect();
+    if ranges.is_empty() { "no address itself".into() } else { format!("{} only", ranges.join(", ")) }
 }

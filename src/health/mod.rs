@@ -26,7 +26,9 @@
 //!
 //! - What fails on this node (no free port, no free descriptor, not permitted) says nothing about the other.
 
+pub mod checks;
 mod machine;
+pub mod node_ports;
 mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};

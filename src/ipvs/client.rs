@@ -3,7 +3,7 @@
 //! Blocking: a call takes microseconds a message, and seconds at most when the kernel does not answer. Changes only
 //! what it is told to; it never flushes. The table is that of the network namespace in which the client was opened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::io::Errno;
 
@@ -98,6 +98,21 @@ impl Client {
             }
         }
         Err(Error::Unsteady)
+    }
+
+    /// The virtual servers of `frontends`, with their real servers as they are now and the rest as in `known`.
+    ///
+    /// A virtual server that somebody removed reads as one without real servers (GET_DEST is an empty dump then); changes of
+    /// it are refused, which shows.
+    pub fn servers(&mut self, frontends: &BTreeSet<Frontend>, known: &Table) -> Result<Table, Error> {
+        let family = self.family()?;
+        let mut table = Table::new();
+        for frontend in frontends {
+            let Some(before) = known.get(frontend) else { continue };
+            let real_servers = self.real_servers(family, frontend)?;
+            table.insert(*frontend, VirtualServer { service: before.service.clone(), real_servers });
+        }
+        Ok(table)
     }
 
     fn table_once(&mut self, family: u16, only: &dyn Fn(&Frontend) -> bool) -> Result<Table, Error> {

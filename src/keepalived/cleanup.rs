@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep};
 
 use super::handover::{WhenAlone, hand_over, vrids_here};
 use super::place::Disk;
-use super::{Config, Paths, Service, files, render, vips_in};
+use super::{Config, Paths, Service, render, vips_in};
+use crate::files;
 use crate::net;
 
 /// How long another node may take to take over.
@@ -32,7 +33,7 @@ pub async fn cleanup<S: Service>(paths: &Paths, service: &mut S) -> anyhow::Resu
     hand_over(paths, &vrids, HAND_OVER_LIMIT, WhenAlone::GoDown, async || net::read().await).await?;
     if service.state().await?.runs() {
         let build = service.build().await?;
-        files::replace(&place.path(paths), &render(&Config::default(), paths, build))?;
+        files::replace(&place.path(paths), render(&Config::default(), paths, build), files::PUBLIC)?;
         service.reload().await?;
         wait_for_vips_to_leave(text).await?;
     }

@@ -21,7 +21,8 @@ use super::status::{State, Status};
 use super::step::{Act, Step, View, next_step};
 use super::trouble::Trouble;
 use super::unit::{Service, UnitError};
-use super::{Build, Config, Paths, anchor, check, files, hold, vips_in};
+use super::{Build, Carried, Config, Paths, anchor, carried_in, check, hold};
+use crate::files;
 use crate::model::Finding;
 use crate::net::HostFacts;
 use crate::report::beats;
@@ -70,8 +71,12 @@ pub fn spawn<S: Service + 'static>(
 }
 
 /// All VIPs that keepalived may run, given its files.
-fn vips_on(disk: &Disk) -> BTreeSet<IpAddr> {
-    [&disk.main, &disk.fragment, &disk.loaded].into_iter().flatten().flat_map(|text| vips_in(text)).collect()
+fn vips_on(disk: &Disk) -> Carried {
+    let mut all = Carried::new();
+    for text in [&disk.main, &disk.fragment, &disk.loaded].into_iter().flatten() {
+        all.merge(carried_in(text));
+    }
+    all
 }
 
 struct Driver<S> {
@@ -151,7 +156,7 @@ impl<S: Service> Driver<S> {
     /// VIPs that are left for the next chunk wait until those of the last are announced; anything else goes on at once.
     fn more_to_join(&self, want: &Config) -> Duration {
         let vips = want.instances.iter().flat_map(|i| &i.vips);
-        let left = vips.filter(|vip| !self.status.borrow().vips.contains(vip)).count();
+        let left = vips.filter(|vip| !self.status.borrow().vips.contains(**vip)).count();
         if left == 0 {
             return Duration::ZERO;
         }
@@ -164,23 +169,23 @@ impl<S: Service> Driver<S> {
         let view = self.look().await?;
         match next_step(&view, want, &self.paths) {
             Step::Nothing => {
-                let running = view.disk.loaded.as_deref().map(vips_in).unwrap_or_default();
+                let running = view.disk.loaded.as_deref().map(carried_in).unwrap_or_default();
                 self.publish(|status| status.vips = running);
                 Ok(Done::Rest(State::Active))
             }
             Step::Idle => {
-                self.publish(|status| status.vips = BTreeSet::new());
+                self.publish(|status| status.vips = Carried::new());
                 Ok(Done::Rest(State::Idle))
             }
             Step::Remove(place) => {
                 files::remove(&place.path(&self.paths))?;
                 files::remove(&self.paths.loaded())?;
-                self.publish(|status| status.vips = BTreeSet::new());
+                self.publish(|status| status.vips = Carried::new());
                 Ok(Done::More)
             }
             Step::Wait(obstacle) => {
                 if !view.unit.runs() {
-                    self.publish(|status| status.vips = BTreeSet::new());
+                    self.publish(|status| status.vips = Carried::new());
                 }
                 Err(Trouble::from_obstacle(obstacle, &self.paths))
             }
@@ -218,7 +223,7 @@ impl<S: Service> Driver<S> {
         self.trusted(text)?;
         let path = place.path(&self.paths);
         let draft = files::draft(&path);
-        files::write_draft(&draft, text)?;
+        files::write_draft(&draft, text, files::PUBLIC)?;
         if let Err(error) = self.service.accepts(&draft).await {
             self.build = None;
             files::remove(&draft)?;
@@ -226,7 +231,7 @@ impl<S: Service> Driver<S> {
         }
         self.publish(|status| {
             status.state = State::Waiting("for keepalived to read its configuration".to_owned());
-            status.vips.extend(vips_in(text));
+            status.vips.merge(carried_in(text));
         });
         files::publish(&draft, &path)?;
         let before = Before { place, text: view.disk.ours(place).map(str::to_owned) };
@@ -270,8 +275,8 @@ impl<S: Service> Driver<S> {
         if !survived {
             return Err(self.roll_back(view, act, text, before).await);
         }
-        files::replace(&self.paths.loaded(), text)?;
-        let vips = vips_in(text);
+        files::replace(&self.paths.loaded(), text, files::PUBLIC)?;
+        let vips = carried_in(text);
         info!(vips = vips.len(), "keepalived {}", if act == Act::Start { "started" } else { "reloaded" });
         self.publish(|status| {
             status.vips = vips;
@@ -319,7 +324,7 @@ impl<S: Service> Driver<S> {
         match self.revive().await {
             Ok(()) => {
                 if let Some(text) = &before.text {
-                    self.publish(|status| status.vips = vips_in(text));
+                    self.publish(|status| status.vips = carried_in(text));
                 }
                 trouble
             }
@@ -390,7 +395,7 @@ impl Before {
 
     fn restore(&self, paths: &Paths) -> Result<(), files::FileError> {
         match &self.text {
-            Some(text) => files::replace(&self.place.path(paths), text),
+            Some(text) => files::replace(&self.place.path(paths), text, files::PUBLIC),
             None => files::remove(&self.place.path(paths)),
         }
     }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::files::{self, FileError};
 use super::parse::{advert_in, vrids_in};
 use super::{Paths, anchor, hold, weight};
+use crate::files::{self, FileError};
 use crate::model::{Family, Vrid};
 use crate::net::HostFacts;
 
@@ -57,9 +57,12 @@ impl fmt::Display for Outcome {
         match self {
             Self::NotHolder => f.write_str("this node held no VIP"),
             Self::Left { after } => write!(f, "another node took over after {:.1} s", after.as_secs_f32()),
-            Self::Alone { waited, serving, .. } => {
+            Self::Alone { waited, serving, anchors } => {
                 let end = if *serving { "this node goes on serving" } else { "this node let go of the VIPs" };
-                write!(f, "no other node took over within {:.1} s; {end}", waited.as_secs_f32())
+                let vrids: BTreeSet<u8> = anchors.iter().filter_map(|anchor| vrid_of(*anchor)).collect();
+                let vrids: Vec<String> = vrids.iter().map(u8::to_string).collect();
+                let seconds = waited.as_secs_f32();
+                write!(f, "no other node took over VRID {} within {seconds:.1} s; {end}", vrids.join(", "))
             }
         }
     }
@@ -87,9 +90,10 @@ pub fn vrids_here(paths: &Paths) -> Result<BTreeSet<Vrid>, FileError> {
     Ok(vrids)
 }
 
-/// keepalived's ExecStartPre: nothing fails open, and the daemon may set the weights again.
-pub fn before_start(paths: &Paths) -> Result<(), FileError> {
-    weight::prepare(paths, vrids_here(paths)?)?;
+/// keepalived's ExecStartPre: nothing fails open, and the daemon may set the weights again. `wanted` are the groups of the
+/// settings, whose instances may be in no file yet.
+pub fn before_start(paths: &Paths, wanted: impl IntoIterator<Item = Vrid>) -> Result<(), FileError> {
+    weight::prepare(paths, vrids_here(paths)?.into_iter().chain(wanted))?;
     hold::clear_stopping(paths)
 }
 
@@ -146,6 +150,7 @@ where
 {
     let before = weights(paths, vrids)?;
     let mut held = anchors_here(vrids, &mut read).await;
+    let at_first = held.as_ref().cloned().unwrap_or_default();
     if matches!(&held, Ok(anchors) if anchors.is_empty()) {
         write_all(paths, vrids, weight::OUT)?;
         return Ok(Outcome::NotHolder);
@@ -163,10 +168,16 @@ where
     }
     match alone {
         WhenAlone::GoDown => write_all(paths, vrids, weight::OUT)?,
-        WhenAlone::KeepServing => restore(paths, &before)?,
+        WhenAlone::KeepServing => restore(paths, &before, &at_first, held.as_ref().ok())?,
     }
     let serving = alone == WhenAlone::KeepServing;
     held.map(|anchors| Outcome::Alone { waited: start.elapsed(), anchors, serving })
+}
+
+/// The VRID whose anchor this is.
+fn vrid_of(address: IpAddr) -> Option<u8> {
+    let is_anchor = |vrid: Vrid| anchor(vrid, Family::of(address)) == address;
+    (1..=255).filter_map(Vrid::new).find(|vrid| is_anchor(*vrid)).map(Vrid::get)
 }
 
 fn patience(advert: Duration, limit: Duration) -> Duration {
@@ -197,8 +208,21 @@ fn write_all(paths: &Paths, vrids: &BTreeSet<Vrid>, lowered: i16) -> Result<(), 
     Ok(())
 }
 
-fn restore(paths: &Paths, before: &BTreeMap<Vrid, i16>) -> Result<(), FileError> {
-    before.iter().try_for_each(|(vrid, here)| weight::write(paths, *vrid, *here))
+/// Puts the weights back. A group that another node has taken over meanwhile is a backup's here: with a holder's weight
+/// this node would take it back.
+fn restore(
+    paths: &Paths,
+    before: &BTreeMap<Vrid, i16>,
+    at_first: &BTreeSet<IpAddr>,
+    held: Option<&BTreeSet<IpAddr>>,
+) -> Result<(), FileError> {
+    for (vrid, weight) in before {
+        let anchors = [Family::V4, Family::V6].map(|family| anchor(*vrid, family));
+        let in_any = |set: &BTreeSet<IpAddr>| anchors.iter().any(|anchor| set.contains(anchor));
+        let has_left = in_any(at_first) && held.is_some_and(|held| !in_any(held));
+        weight::write(paths, *vrid, if has_left { weight::as_backup(*weight) } else { *weight })?;
+    }
+    Ok(())
 }
 
 /// The text of kvip's file, wherever it is; empty when there is none.

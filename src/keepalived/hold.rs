@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use super::Paths;
-use super::files::{self, FileError};
+use crate::files::{self, FileError};
 
 /// Whether the node is drained.
 pub fn drained(paths: &Paths) -> bool {
@@ -28,7 +28,7 @@ pub fn held(paths: &Paths) -> bool {
 
 /// Marks the node as drained.
 pub fn set_drained(paths: &Paths) -> Result<(), FileError> {
-    files::replace(&paths.drained(), "by kvip drain; kvip undrain ends it\n")
+    files::replace(&paths.drained(), "by kvip drain; kvip undrain ends it\n", files::PUBLIC)
 }
 
 /// Ends the drain.
@@ -38,7 +38,11 @@ pub fn clear_drained(paths: &Paths) -> Result<(), FileError> {
 
 /// Marks keepalived as stopping.
 pub fn set_stopping(paths: &Paths) -> Result<(), FileError> {
-    files::replace(&paths.stopping(), "by keepalived.service's ExecStop; its ExecStartPre ends it\n")
+    files::replace(
+        &paths.stopping(),
+        "by keepalived.service's ExecStop; its ExecStartPre ends it\n",
+        files::PUBLIC,
+    )
 }
 
 /// keepalived is about to start.

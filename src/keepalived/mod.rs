@@ -1,10 +1,10 @@
 //! keepalived on this host: what its configuration must say, and everything that brings it there.
 
 pub mod binary;
+mod carried;
 pub mod check;
 pub mod cleanup;
 pub mod driver;
-pub mod files;
 pub mod handover;
 pub mod hold;
 pub mod parse;
@@ -22,11 +22,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub use binary::{build, keepalived_accepts};
+pub use carried::Carried;
 pub use check::{Refusal, check};
 pub use cleanup::cleanup;
 pub use driver::spawn;
 pub use handover::hand_over;
-pub use parse::{is_ours, vips_in};
+pub use parse::{carried_in, is_ours, vips_in};
 pub use paths::Paths;
 pub use render::{Build, MARKER, render};
 pub use status::{State, Status};
@@ -39,7 +40,7 @@ use crate::model::{Family, Vrid};
 pub struct Config {
     /// `router_id`: the node's name.
     pub router_id: String,
-    /// How long kvip may be gone before keepalived lowers this node (`vrrp_track_process`).
+    /// How long kvip may be gone before keepalived lowers this node (`vrrp_track_process`), in groups that say nothing else.
     pub gone_after: Duration,
     /// VRRP instances, one for each family of a group, in the order of VRID and family.
     pub instances: Vec<Instance>,
@@ -58,6 +59,8 @@ pub struct Instance {
     pub priority: u8,
     /// The advertisement interval.
     pub advert: Duration,
+    /// How long kvip may be gone before keepalived lowers this node in this instance.
+    pub gone_after: Duration,
     /// Unicast source and peers; `None` is multicast.
     pub unicast: Option<Unicast>,
     /// The service VIPs, all of the instance's family, at most 300.

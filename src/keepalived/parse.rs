@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::Carried;
 use super::render::MARKER;
 use crate::model::Vrid;
 
@@ -17,6 +18,24 @@ pub fn is_ours(text: &str) -> bool {
 /// The service VIPs in a file of ours; none in any other file.
 pub fn vips_in(text: &str) -> BTreeSet<IpAddr> {
     lines_of_block(text, "virtual_ipaddress_excluded").filter_map(address).collect()
+}
+
+/// The service VIPs in a file of ours by the group whose instance carries them; none in any other file.
+pub fn carried_in(text: &str) -> Carried {
+    let mut vrid = None;
+    let mut inside = false;
+    let mut found = Vec::new();
+    for line in lines(text) {
+        if let Some(number) = line.strip_prefix("virtual_router_id ") {
+            vrid = number.parse().ok().and_then(Vrid::new);
+            found.extend(vrid.map(|vrid| (vrid, BTreeSet::new())));
+        }
+        inside = line == "virtual_ipaddress_excluded {" || inside && line != "}";
+        if let (true, Some(vrid), Some(vip)) = (inside, vrid, address(line)) {
+            found.push((vrid, BTreeSet::from([vip])));
+        }
+    }
+    found.into_iter().collect()
 }
 
 /// The VRIDs in a file of ours; none in any other file.
@@ -59,7 +78,7 @@ fn address(line: &str) -> Option<IpAddr> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Build, Config, Instance, Paths, Unicast, render};
+    use super::super::{Build, Carried, Config, Instance, Paths, Unicast, render};
     use super::*;
     use crate::model::Family;
 
@@ -84,6 +103,7 @@ mod tests {
                 interface: "eth0".into(),
                 priority: 150,
                 advert: Duration::from_millis(advert * 10),
+                gone_after: Duration::from_secs(60 + u64::from(vrid % 2)),
                 unicast: unicast.then(|| Unicast { source: "10.0.0.1".parse().unwrap(), peers }),
                 vips,
             })
@@ -97,6 +117,8 @@ mod tests {
             let text = render(&config, &Paths::default(), Build { dbus });
             prop_assert!(is_ours(&text));
             prop_assert_eq!(vips_in(&text), config.instances.iter().flat_map(|i| i.vips.clone()).collect());
+            let by_group = config.instances.iter().map(|i| (i.vrid, i.vips.clone())).collect::<Carried>();
+            prop_assert_eq!(carried_in(&text), by_group);
             prop_assert_eq!(vrids_in(&text), config.instances.iter().map(|i| i.vrid).collect());
             prop_assert_eq!(advert_in(&text), config.instances.iter().map(|i| i.advert).max());
         }

@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::files::{self, FileError};
 use super::{Paths, is_ours};
+use crate::files::{self, FileError};
 
 /// keepalived's files as they are on disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //!
 //! Owns the marker line and the form of the file; never reads or writes it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -49,12 +50,14 @@ pub fn render(config: &Config, paths: &Paths, build: Build) -> String {
     if config.instances.is_empty() {
         return text;
     }
-    text.push_str(&track_process(config.gone_after, paths));
-    for vrid in config.instances.iter().map(|i| i.vrid).collect::<std::collections::BTreeSet<_>>() {
+    for (name, gone_after) in config.instances.iter().map(|i| watch(config, i)).collect::<BTreeMap<_, _>>() {
+        text.push_str(&track_process(&name, gone_after, paths));
+    }
+    for vrid in config.instances.iter().map(|i| i.vrid).collect::<BTreeSet<_>>() {
         text.push_str(&track_file(vrid, paths));
     }
     for instance in &config.instances {
-        text.push_str(&vrrp_instance(instance));
+        text.push_str(&vrrp_instance(instance, &watch(config, instance).0));
     }
     text
 }
@@ -64,10 +67,21 @@ pub fn instance_name(vrid: Vrid, family: Family) -> String {
     format!("kvip_{vrid}_{}", family.number())
 }
 
+/// The `vrrp_track_process` of an instance: its name, and how long kvip may be gone. Groups that wait as long as most
+/// share one.
+fn watch(config: &Config, instance: &Instance) -> (String, Duration) {
+    let name = if instance.gone_after == config.gone_after {
+        "kvip".into()
+    } else {
+        format!("kvip_{}", instance.vrid)
+    };
+    (name, instance.gone_after)
+}
+
 /// A process with parameters is matched on its full command line; `partial` lets more parameters follow `run`.
-fn track_process(gone_after: Duration, paths: &Paths) -> String {
+fn track_process(name: &str, gone_after: Duration, paths: &Paths) -> String {
     format!(
-        "vrrp_track_process kvip {{
+        "vrrp_track_process {name} {{
     process \"{}\" run
     param_match partial
     weight {GONE_WEIGHT}
@@ -84,7 +98,7 @@ fn track_file(vrid: Vrid, paths: &Paths) -> String {
     format!("track_file kvip_{vrid} {{\n    file \"{}\"\n    weight 1\n}}\n", paths.weight(vrid).display())
 }
 
-fn vrrp_instance(instance: &Instance) -> String {
+fn vrrp_instance(instance: &Instance, process: &str) -> String {
     let vrid = instance.vrid;
     let mut text = format!(
         "vrrp_instance {} {{
@@ -103,7 +117,7 @@ fn vrrp_instance(instance: &Instance) -> String {
         text.push_str(&unicast_lines(unicast));
     }
     block(&mut text, "track_file", [format!("kvip_{vrid}")]);
-    block(&mut text, "track_process", ["kvip".to_owned()]);
+    block(&mut text, "track_process", [process.to_owned()]);
     block(&mut text, "virtual_ipaddress", [anchor_line(instance)]);
     if !instance.vips.is_empty() {
         let lines = instance.vips.iter().map(|vip| vip_line(*vip, &instance.interface));

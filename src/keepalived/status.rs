@@ -2,12 +2,11 @@
 //!
 //! Plain data; owns nothing.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::Carried;
 use crate::model::Finding;
 
 /// keepalived as seen by the driver.
@@ -16,7 +15,7 @@ pub struct Status {
     /// How far keepalived is from what is wanted.
     pub state: State,
     /// The VIPs in the file that keepalived runs now; while it reads another file, those of both.
-    pub vips: BTreeSet<IpAddr>,
+    pub vips: Carried,
     /// Reloads since kvip started.
     pub reloads: u64,
     /// What is the matter, and what to type.
@@ -50,7 +49,7 @@ pub enum State {
 
 impl Status {
     /// A driver that has done nothing yet.
-    pub fn waiting(what: &str, vips: BTreeSet<IpAddr>) -> Self {
+    pub fn waiting(what: &str, vips: Carried) -> Self {
         Self { state: State::Waiting(what.to_owned()), vips, reloads: 0, problem: None }
     }
 }

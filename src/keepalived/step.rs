@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::place::{Disk, Place};
 use super::unit::{UnitError, UnitState};
-use super::{Build, Config, Paths, render, vips_in};
+use super::{Build, Config, Paths, carried_in, render};
 
 /// How many VIPs join a running keepalived at once: it sends no adverts while it adds addresses, and a thousand in one
 /// reload were measured to make a second master.
@@ -121,17 +121,21 @@ fn keepalived_next(view: &View, place: Place, want: &Config) -> Next {
     }
 }
 
-/// What the file says next: all that is wanted, unless that would add more than a chunk to a running keepalived.
+/// What the file says next: all that is wanted, unless that would add more than a chunk to a running keepalived, or move a
+/// VIP between two groups in one reload. Such a VIP first leaves the one and then joins the other: keepalived 2.2.7 adds
+/// to its instances in their order and removes likewise, so that a holder of both that moves a VIP to the earlier of the
+/// two finds it there and then removes it for the later one.
 fn next_config(view: &View, here: Option<&str>, want: &Config) -> Config {
     if !view.unit.runs() {
         return want.clone();
     }
-    let running = view.disk.loaded.as_deref().or(here).map(vips_in).unwrap_or_default();
+    let running = view.disk.loaded.as_deref().or(here).map(carried_in).unwrap_or_default();
     let wanted: BTreeSet<IpAddr> = want.instances.iter().flat_map(|i| i.vips.iter().copied()).collect();
-    let chunk: BTreeSet<IpAddr> = wanted.difference(&running).take(CHUNK).copied().collect();
+    let chunk: BTreeSet<IpAddr> = wanted.difference(&running.vips()).take(CHUNK).copied().collect();
     let mut next = want.clone();
     for instance in &mut next.instances {
-        instance.vips.retain(|vip| running.contains(vip) || chunk.contains(vip));
+        let vrid = instance.vrid;
+        instance.vips.retain(|vip| running.has(vrid, *vip) || chunk.contains(vip));
     }
     next
 }

@@ -5,10 +5,10 @@
 use super::Paths;
 use super::binary::BinaryError;
 use super::check::Refusal;
-use super::files::FileError;
 use super::status::State;
 use super::step::Obstacle;
 use super::unit::{UNIT, UnitError};
+use crate::files::FileError;
 use crate::model::Finding;
 
 /// Why the driver cannot get on now.

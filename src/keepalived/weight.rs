@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Paths;
-use super::files::{self, FileError};
+use crate::files::{self, FileError};
 use crate::model::Vrid;
 
 /// keepalived puts the instance into FAULT: this node can hold nothing (`vrrp_track.c`: status <= -254).
@@ -68,12 +68,21 @@ fn stale(inputs: &Inputs) -> bool {
     inputs.contact_age >= fresh_for
 }
 
+/// The weight of a node that had `weight` and is a backup now: of the tier below for a holder's, else the same.
+pub fn as_backup(weight: i16) -> i16 {
+    match weight {
+        FRESH_HOLDER => FRESH_BACKUP,
+        STALE_HOLDER => STALE_BACKUP,
+        other => other,
+    }
+}
+
 /// Tells keepalived the weight of `vrid`. A weight that is there already is not written again.
 pub fn write(paths: &Paths, vrid: Vrid, weight: i16) -> Result<(), FileError> {
     if read(paths, vrid)? == Some(weight) {
         return Ok(());
     }
-    files::replace(&paths.weight(vrid), &format!("{weight}\n"))
+    files::replace(&paths.weight(vrid), format!("{weight}\n"), files::PUBLIC)
 }
 
 /// The weight of `vrid` that keepalived sees; `None` when the file is missing or holds no weight, which keepalived takes
@@ -88,7 +97,7 @@ pub fn prepare(paths: &Paths, vrids: impl IntoIterator<Item = Vrid>) -> Result<B
     let mut made = BTreeSet::new();
     for vrid in vrids {
         if read(paths, vrid)?.is_none() {
-            files::replace(&paths.weight(vrid), &format!("{OUT}\n"))?;
+            files::replace(&paths.weight(vrid), format!("{OUT}\n"), files::PUBLIC)?;
             made.insert(vrid);
         }
     }
@@ -159,7 +168,7 @@ mod tests {
         let vrid = |n| Vrid::new(n).unwrap();
         write(&paths, vrid(1), 64).unwrap();
         for (n, text) in [(2, ""), (3, "garbage"), (4, "9999")] {
-            files::replace(&paths.weight(vrid(n)), text).unwrap();
+            files::replace(&paths.weight(vrid(n)), text, files::PUBLIC).unwrap();
         }
         let made = prepare(&paths, (1..=5).map(vrid)).unwrap();
         assert_eq!(made, (2..=5).map(vrid).collect());

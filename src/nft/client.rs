@@ -1,9 +1,8 @@
 //! kvip's table in the kernel, by the `nft` program: what is there, put it there, take it away.
 //!
-//! Owns `table inet kvip` and never names another. The table carries a seal: a set without elements whose comment holds
-//! the fingerprint of the ruleset and a digest of how nft listed the table right after. So a later kvip recognises its
-//! table without a rewrite, and a change by another hand shows. (A comment of a set works on kernels that know none of
-//! a table.)
+//! Owns `table inet kvip` and never names another. The table carries a seal (see `seal`), so that a later kvip recognises
+//! its table without a rewrite, and a change by another hand shows. (A comment of a set works on kernels that know none
+//! of a table.)
 //!
 //! Blocking: tens of milliseconds a call, 10 s at most.
 
@@ -16,7 +15,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Ruleset;
-use super::render::{DELETE, TABLE, digest, fingerprint, render};
+use super::change::Change;
+use super::render::{DELETE, TABLE, fingerprint, render};
+use super::seal::{Listing, Seal};
 
 /// nft needs 0.1 s for 10,000 frontends; a kernel that is busy with another transaction makes it try again.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,8 +51,8 @@ pub fn installed() -> Result<Option<String>, Error> {
         Err(Error::Refused(_, text)) if text.contains("No such file or directory") => return Ok(None),
         listing => listing?,
     };
-    let (rest, seal) = unseal(&listing);
-    let intact = seal.filter(|seal| seal.listing == digest(&rest));
+    let Listing { digest, seal } = Listing::parse(&listing);
+    let intact = seal.filter(|seal| seal.listing == digest);
     Ok(Some(intact.map_or_else(|| ALTERED.to_owned(), |seal| seal.fingerprint)))
 }
 
@@ -59,8 +60,39 @@ pub fn installed() -> Result<Option<String>, Error> {
 pub fn apply(ruleset: &Ruleset) -> Result<String, Error> {
     let fingerprint = fingerprint(ruleset);
     run("write", &["-f", "-"], &render(ruleset))?;
-    let seal = Seal { fingerprint: fingerprint.clone(), listing: digest(&list()?) };
-    run("seal", &["-f", "-"], &seal.render())?;
+    let seal = Seal { fingerprint: fingerprint.clone(), listing: Listing::parse(&list()?).digest };
+    run("seal", &["-f", "-"], &seal.add())?;
+    Ok(fingerprint)
+}
+
+/// Makes the table, if it is that of `from`, the table of `to`, by what differs; else as [`apply`]. Its fingerprint.
+///
+/// What another hand has changed in the table stays, and [`installed`] goes on to say so.
+pub fn change(from: &Ruleset, to: &Ruleset) -> Result<String, Error> {
+    match super::change::change(from, to) {
+        Some(change) => match have_seal_of(from)? {
+            Some(seal) => write_change(&seal, &change, fingerprint(to)).or_else(|_| apply(to)),
+            None => apply(to),
+        },
+        None => apply(to),
+    }
+}
+
+/// The table's seal, if that is the one of `ruleset`.
+fn have_seal_of(ruleset: &Ruleset) -> Result<Option<Seal>, Error> {
+    let listing = match run("list", &["list", "set", "inet", "kvip", "seal"], "") {
+        Err(Error::Refused(..)) => return Ok(None),
+        listing => listing?,
+    };
+    let seal = Listing::parse(&listing).seal;
+    Ok(seal.filter(|seal| seal.fingerprint == fingerprint(ruleset)))
+}
+
+/// One transaction, so that the table is sealed at every moment.
+fn write_change(seal: &Seal, change: &Change, fingerprint: String) -> Result<String, Error> {
+    let listing = seal.listing.wrapping_add(change.digest);
+    let seal = Seal { fingerprint: fingerprint.clone(), listing };
+    run("change", &["-f", "-"], &(change.text.clone() + &seal.replace()))?;
     Ok(fingerprint)
 }
 
@@ -71,41 +103,6 @@ pub fn delete() -> Result<(), Error> {
 
 fn list() -> Result<String, Error> {
     run("list", &["list", "table", "inet", "kvip"], "")
-}
-
-/// What the table says of itself.
-#[derive(Debug, PartialEq, Eq)]
-struct Seal {
-    fingerprint: String,
-    listing: String,
-}
-
-const SEAL_OPENS: &str = "\tset seal {\n";
-const SEAL_CLOSES: &str = "\t}\n\n";
-
-impl Seal {
-    fn render(&self) -> String {
-        let Self { fingerprint, listing } = self;
-        format!(
-            "add set {TABLE} seal {{ type mark; comment \"ruleset {fingerprint} listing {listing}\"; }}\n"
-        )
-    }
-
-    fn parse(block: &str) -> Option<Self> {
-        let (_, comment) = block.split_once("comment \"ruleset ")?;
-        let (fingerprint, rest) = comment.split_once(" listing ")?;
-        let (listing, _) = rest.split_once('"')?;
-        Some(Self { fingerprint: fingerprint.to_owned(), listing: listing.to_owned() })
-    }
-}
-
-/// `listing` without the seal, and the seal.
-fn unseal(listing: &str) -> (String, Option<Seal>) {
-    let parts = listing.split_once(SEAL_OPENS).and_then(|(before, seal_and_after)| {
-        let (block, after) = seal_and_after.split_once(SEAL_CLOSES)?;
-        Some((format!("{before}{after}"), Seal::parse(block)))
-    });
-    parts.unwrap_or_else(|| (listing.to_owned(), None))
 }
 
 /// Runs nft with `input`; what it printed.
@@ -159,30 +156,4 @@ fn feed(mut child: Child, input: &str) -> io::Result<Output> {
         _ => drop(stdin),
     }
     child.wait_with_output()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LISTING: &str = "table inet kvip {\n\tset vips4 {\n\t\ttype ipv4_addr\n\t}\n\n\tset seal {\n\t\ttype mark\n\t\tcomment \"ruleset 12ab listing 34cd\"\n\t}\n\n\tchain input {\n\t}\n}\n";
-
-    #[test]
-    fn the_seal_comes_off_and_leaves_the_listing_before_it() {
-        let (rest, seal) = unseal(LISTING);
-        assert_eq!(
-            rest,
-            "table inet kvip {\n\tset vips4 {\n\t\ttype ipv4_addr\n\t}\n\n\tchain input {\n\t}\n}\n"
-        );
-        assert_eq!(seal, Some(Seal { fingerprint: "12ab".into(), listing: "34cd".into() }));
-    }
-
-    #[test]
-    fn a_table_of_another_hand_has_no_seal() {
-        for listing in
-            ["", "table inet kvip {\n}\n", "table inet kvip {\n\tset seal {\n\t\ttype mark\n\t}\n\n}\n"]
-        {
-            assert_eq!(unseal(listing).1, None, "{listing}");
-        }
-    }
 }

@@ -1,12 +1,16 @@
-//! kvip's one nftables table, `inet kvip`: masquerade where replies would miss the holder, and refusal of other ports.
+//! kvip's one nftables table, `inet kvip`: masquerade where replies would miss the holder, refusal of other ports, and
+//! who may reach a frontend.
 //!
 //! [`render`] and [`fingerprint`] are pure; [`client`] runs nft. The table in the kernel is the wanted one when
 //! `installed()` answers the wanted ruleset's fingerprint.
 
+mod change;
 pub mod client;
 mod render;
+mod seal;
+mod sources;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -24,4 +28,11 @@ pub struct Ruleset {
     pub closed: BTreeSet<IpAddr>,
     /// Addresses of pods on this node: replies from them come back by themselves.
     pub local_pods: BTreeSet<IpNet>,
+    /// From where a frontend may be reached, as `loadBalancerSourceRanges` says: what comes from elsewhere is dropped
+    /// before anything balances it. Networks of the other family count for nothing, and no network means nowhere. A
+    /// frontend that is no key here is open to all.
+    pub sources: BTreeMap<Frontend, BTreeSet<IpNet>>,
+    /// This node's own addresses. Its own processes reach a VIP that it holds from that very VIP: they may where one of
+    /// these addresses may.
+    pub host: BTreeSet<IpAddr>,
 }

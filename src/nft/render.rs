@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Ruleset;
-use crate::model::Family;
+use super::sources::{self, Limited};
+use crate::model::{Family, Frontend};
 
 /// The one table that is kvip's, with its family.
 pub(super) const TABLE: &str = "inet kvip";
@@ -62,36 +63,50 @@ const CHAINS: &str = "
 		tcp flags & (fin | syn | rst | ack) == syn reject with tcp reset
 		meta l4proto { udp, sctp } reject with icmpx type port-unreachable
 	}
-}
 ";
 
 /// The ruleset as one nft transaction.
 pub fn render(ruleset: &Ruleset) -> String {
-    let sets = sets(ruleset, Family::V4) + &sets(ruleset, Family::V6);
-    format!("{DELETE}table {TABLE} {{{sets}{CHAINS}")
+    let Parts { sets, chains } = Parts::new(ruleset);
+    let sets: Vec<_> = sets.iter().map(Set::render).collect();
+    format!("{DELETE}table {TABLE} {{{sets}{chains}}}\n", sets = sets.concat())
+}
+
+/// What the table consists of.
+pub(super) struct Parts {
+    pub(super) sets: Vec<Set>,
+    /// All chains, as they are rendered.
+    pub(super) chains: String,
+}
+
+impl Parts {
+    pub(super) fn new(ruleset: &Ruleset) -> Self {
+        let [v4, v6] = [Family::V4, Family::V6].map(|family| Limited::new(ruleset, family));
+        let chains = [CHAINS, sources::CHAINS, &v4.chains(), &v6.chains()].concat();
+        let of = |family, limited: &Limited| sets(ruleset, family).into_iter().chain(limited.sets());
+        Self { sets: of(Family::V4, &v4).chain(of(Family::V6, &v6)).collect(), chains }
+    }
 }
 
 /// A short name of what [`render`] makes, the same for the same ruleset in one version of kvip.
 pub fn fingerprint(ruleset: &Ruleset) -> String {
-    digest(&render(ruleset))
+    format!("{:016x}", digest(&render(ruleset)))
 }
 
-/// 16 hexadecimal digits of `text`. Another algorithm in another Rust release costs one needless rewrite of the table.
-pub(super) fn digest(text: &str) -> String {
+/// A short name of `text`. Another algorithm in another Rust release costs one needless rewrite of the table.
+pub(super) fn digest(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+    hasher.finish()
 }
 
-/// The sets of one family.
-fn sets(ruleset: &Ruleset, family: Family) -> String {
+/// The sets of one family that say what is balanced and what is refused.
+fn sets(ruleset: &Ruleset, family: Family) -> [Set; 4] {
     let number = family.number();
     let address = format!("ipv{number}_addr");
-    let tuple = format!("{address} . inet_proto . inet_service");
-    let interval = format!("{address}\n\t\tflags interval");
 
     let frontends = || ruleset.frontends.iter().filter(|frontend| Family::of(frontend.vip) == family);
-    let tuples: Vec<_> = frontends().map(|f| format!("{} . {} . {}", f.vip, f.protocol, f.port)).collect();
+    let tuples: Vec<_> = frontends().map(tuple).collect();
     let vips: BTreeSet<IpAddr> = frontends().map(|frontend| frontend.vip).collect();
     let addresses: Vec<_> = vips.iter().map(IpAddr::to_string).collect();
     let refused = ruleset
@@ -102,15 +117,54 @@ fn sets(ruleset: &Ruleset, family: Family) -> String {
         .collect::<Vec<_>>();
     let pods = networks(ruleset.local_pods.iter().filter(|network| Family::of(network.addr()) == family));
 
-    set(&format!("frontends{number}"), &tuple, &tuples)
-        + &set(&format!("vips{number}"), &address, &addresses)
-        + &set(&format!("refused{number}"), &address, &refused)
-        + &set(&format!("localpods{number}"), &interval, &pods)
+    [
+        Set::new(Kind::Set, format!("frontends{number}"), tuple_type(family), tuples),
+        Set::new(Kind::Set, format!("vips{number}"), address.clone(), addresses),
+        Set::new(Kind::Set, format!("refused{number}"), address.clone(), refused),
+        Set::new(Kind::Networks, format!("localpods{number}"), address, pods),
+    ]
+}
+
+/// What a set holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Single values.
+    Set,
+    /// Ranges of addresses.
+    Networks,
+    /// Values with a verdict each.
+    Map,
+}
+
+/// A set or map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Set {
+    pub(super) kind: Kind,
+    pub(super) name: String,
+    of: String,
+    pub(super) elements: Vec<String>,
+}
+
+impl Set {
+    pub(super) fn new(kind: Kind, name: String, of: String, elements: Vec<String>) -> Self {
+        Self { kind, name, of, elements }
+    }
+
+    fn render(&self) -> String {
+        let Self { kind, name, of, elements } = self;
+        let word = if *kind == Kind::Map { "map" } else { "set" };
+        let flags = if *kind == Kind::Networks { "\t\tflags interval\n" } else { "" };
+        let elements = match &elements[..] {
+            [] => String::new(),
+            _ => format!("\t\telements = {{\n\t\t\t{}\n\t\t}}\n", elements.join(",\n\t\t\t")),
+        };
+        format!("\n\t{word} {name} {{\n\t\ttype {of}\n{flags}{elements}\t}}\n")
+    }
 }
 
 /// The fewest networks that cover the same addresses: nft refuses intervals that overlap, and a pod's address within
 /// the node's pod network must not change the text.
-fn networks<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<String> {
+pub(super) fn networks<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<String> {
     let networks: Vec<IpNet> = networks.map(IpNet::trunc).collect();
     let single = |network: &IpNet| network.prefix_len() == network.max_prefix_len();
     IpNet::aggregate(&networks)
@@ -119,12 +173,15 @@ fn networks<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<String> {
         .collect()
 }
 
-fn set(name: &str, kind: &str, elements: &[String]) -> String {
-    let elements = match elements {
-        [] => String::new(),
-        _ => format!("\t\telements = {{\n\t\t\t{}\n\t\t}}\n", elements.join(",\n\t\t\t")),
-    };
-    format!("\n\tset {name} {{\n\t\ttype {kind}\n{elements}\t}}\n")
+/// The key by which a frontend stands in a set.
+pub(super) fn tuple(frontend: &Frontend) -> String {
+    let Frontend { vip, protocol, port } = frontend;
+    format!("{vip} . {protocol} . {port}")
+}
+
+/// The type of [`tuple`].
+pub(super) fn tuple_type(family: Family) -> String {
+    format!("ipv{}_addr . inet_proto . inet_service", family.number())
 }
 
 #[cfg(test)]

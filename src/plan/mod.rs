@@ -13,9 +13,11 @@ mod strays;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::derive::Desired;
 use crate::ipvs::{Command, Table};
+use crate::keepalived::Carried;
 use crate::model::{Backend, Frontend};
 use crate::net::HostFacts;
 use crate::nft::Ruleset;
@@ -30,7 +32,9 @@ pub struct Have<'a> {
     /// The host's addresses.
     pub facts: &'a HostFacts,
     /// The VIPs in the configuration that keepalived runs.
-    pub keepalived: &'a BTreeSet<IpAddr>,
+    pub keepalived: &'a Carried,
+    /// The table `inet kvip` as it was written last, as far as known.
+    pub written: &'a Ruleset,
     /// Real servers that have drained for as long as they may.
     pub drained: &'a BTreeSet<(Frontend, Backend)>,
 }
@@ -40,24 +44,43 @@ pub struct Have<'a> {
 pub struct Plan {
     /// Additions.
     pub prepare: Vec<Command>,
-    /// The table `inet kvip`.
-    pub ruleset: Ruleset,
+    /// The table `inet kvip`; `None` where only real servers were looked at.
+    pub ruleset: Option<Arc<Ruleset>>,
     /// Removals.
     pub retire: Vec<Command>,
 }
 
 /// Plans the way from what the host has to what is desired.
 pub fn plan(desired: &Desired, have: &Have) -> Plan {
-    let mut plan = Plan { ruleset: desired.ruleset(), ..Plan::default() };
+    let mut plan = Plan::default();
+    let mut ruleset = Arc::clone(&desired.ruleset);
     for (frontend, served) in &desired.frontends {
         ipvs::serve(*frontend, served, have, &mut plan);
     }
-    for (frontend, _) in have.table.iter().filter(|(frontend, _)| !desired.frontends.contains_key(frontend)) {
+    for frontend in have.table.keys().filter(|frontend| !desired.frontends.contains_key(*frontend)) {
         if leaving(desired, have, frontend.vip) {
-            plan.ruleset.frontends.insert(*frontend);
-            plan.ruleset.closed.insert(frontend.vip);
+            let ruleset = Arc::make_mut(&mut ruleset);
+            ruleset.frontends.insert(*frontend);
+            ruleset.closed.insert(frontend.vip);
+            // Whom it was closed to it stays closed to.
+            if let Some(sources) = have.written.sources.get(frontend) {
+                ruleset.sources.insert(*frontend, sources.clone());
+                ruleset.host.extend(&have.written.host);
+            }
         } else {
             plan.retire.push(Command::DelService(*frontend));
+        }
+    }
+    plan.ruleset = Some(ruleset);
+    plan
+}
+
+/// Plans for the real servers of `frontends` alone, where nothing else differs from what was planned before.
+pub fn plan_servers(desired: &Desired, have: &Have, frontends: &BTreeSet<Frontend>) -> Plan {
+    let mut plan = Plan::default();
+    for frontend in frontends {
+        if let Some(served) = desired.frontends.get(frontend) {
+            ipvs::serve(*frontend, served, have, &mut plan);
         }
     }
     plan
@@ -65,5 +88,5 @@ pub fn plan(desired: &Desired, have: &Have) -> Plan {
 
 /// Whether `vip` is not wanted any more and still here.
 fn leaving(desired: &Desired, have: &Have, vip: IpAddr) -> bool {
-    !desired.vips.contains_key(&vip) && (have.keepalived.contains(&vip) || have.facts.has(vip))
+    !desired.vips.contains_key(&vip) && (have.keepalived.contains(vip) || have.facts.has(vip))
 }

@@ -20,6 +20,34 @@ pub fn beat(name: &'static str, limit: Duration) {
     with(|register| register.beat(name, limit, Instant::now()));
 }
 
+/// A loop that may end while the daemon lives, as when the settings no longer want it: its promise ends with it.
+#[derive(Debug)]
+pub struct Promise {
+    name: &'static str,
+    limit: Duration,
+}
+
+impl Promise {
+    /// The loop `name` will beat within each `limit`, until this is dropped.
+    pub fn new(name: &'static str, limit: Duration) -> Self {
+        Self { name, limit }
+    }
+
+    /// It lives.
+    pub fn beat(&self) {
+        beat(self.name, self.limit);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        // One that has taken its place already beats again before it is late.
+        with(|register| {
+            register.loops.remove(self.name);
+        });
+    }
+}
+
 /// The loop that is longest overdue, if one is.
 pub fn late() -> Option<&'static str> {
     with(|register| register.late(Instant::now()))
@@ -51,6 +79,17 @@ impl Heartbeats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loop_that_has_ended_is_not_late() {
+        let name = "a loop of this test";
+        let is_known = || with(|register| register.loops.contains_key(name));
+        let promise = Promise::new(name, PATIENT);
+        promise.beat();
+        assert!(is_known());
+        drop(promise);
+        assert!(!is_known());
+    }
 
     #[test]
     fn the_loop_that_is_longest_overdue_is_named() {

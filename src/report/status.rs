@@ -11,7 +11,6 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
 
 use crate::model::{Finding, Protocol};
 
@@ -38,10 +37,13 @@ pub struct Status {
     pub keepalived: String,
     /// Whether this node is kept from holding VIPs by `kvip drain`.
     pub drained: bool,
-    /// The weight file's value: what is added to the base priority.
+    /// The weight file's value of the group `vips`: what is added to the base priority.
     pub weight: Option<i16>,
-    /// Members of the group with their base priorities.
+    /// Members of the group `vips` with their base priorities.
     pub members: BTreeMap<String, u8>,
+    /// All VRRP groups, `vips` among them.
+    #[serde(default)]
+    pub groups: Vec<Group>,
     /// The addresses of all Nodes, by which a holder elsewhere is recognised.
     pub node_addresses: BTreeMap<IpAddr, String>,
     /// The VIPs.
@@ -77,11 +79,29 @@ pub struct Cluster {
     pub from_disk: bool,
 }
 
+/// A VRRP group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Its virtual router identifier.
+    pub vrid: u8,
+    /// The weight file's value: what is added to the base priority.
+    pub weight: Option<i16>,
+    /// Members with their base priorities.
+    pub members: BTreeMap<String, u8>,
+    /// How many VIPs it carries.
+    pub vips: usize,
+}
+
 /// A VIP.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vip {
     /// The address.
     pub vip: IpAddr,
+    /// The VRRP group that carries it.
+    #[serde(default)]
+    pub group: String,
     /// Whether this host has it.
     pub here: bool,
     /// Since how many seconds it is, or is not, here, as far as this run of kvip knows.
@@ -111,7 +131,7 @@ pub struct Frontend {
 ///
 /// # Errors
 /// When the socket cannot be made; a single reader's trouble is nobody's error.
-pub async fn serve(path: &Path, status: watch::Receiver<Status>) -> anyhow::Result<()> {
+pub async fn serve(path: &Path, status: impl Fn() -> Status) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).with_context(|| format!("make the socket {}", path.display()))?;
@@ -119,7 +139,7 @@ pub async fn serve(path: &Path, status: watch::Receiver<Status>) -> anyhow::Resu
         .with_context(|| format!("open the socket {} to all users", path.display()))?;
     loop {
         let (stream, _) = listener.accept().await.context("accept on the status socket")?;
-        let document = serde_json::to_vec(&*status.borrow()).context("write the status as JSON")?;
+        let document = serde_json::to_vec(&status()).context("write the status as JSON")?;
         tokio::spawn(tokio::time::timeout(READER_LIMIT, answer(stream, document)));
     }
 }

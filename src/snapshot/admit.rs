@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Snapshot, saved};
+use super::Snapshot;
+use crate::files;
 use crate::model::ObjectKey;
 
 /// Where `kvip accept` leaves the id of what the admin accepts.
@@ -95,6 +96,8 @@ pub enum Kind {
     EndpointSlices,
     /// The Nodes, and with them all members.
     Nodes,
+    /// The claims of addresses, and with them what pools gave to Services.
+    Claims,
 }
 
 impl fmt::Display for Kind {
@@ -104,6 +107,7 @@ impl fmt::Display for Kind {
             Self::Services => "Services",
             Self::EndpointSlices => "EndpointSlices",
             Self::Nodes => "Nodes",
+            Self::Claims => "claims of addresses",
         })
     }
 }
@@ -141,11 +145,12 @@ pub fn admit(
     if update.fresh_list(accepted) {
         reasons.extend(gone(&accepted.snapshot, &update.snapshot, vips));
     }
-    let id = fingerprint(&update.snapshot, &vips(&update.snapshot), &reasons);
-    if reasons.is_empty() || accept == Some(id.as_str()) {
+    // Most updates end here, and must not cost a walk over all VIPs.
+    if reasons.is_empty() {
         return Admission::Take;
     }
-    Admission::Hold(Held { id, reasons })
+    let id = fingerprint(&update.snapshot, &vips(&update.snapshot), &reasons);
+    if accept == Some(id.as_str()) { Admission::Take } else { Admission::Hold(Held { id, reasons }) }
 }
 
 fn other_cluster(accepted: &Snapshot, update: &Snapshot) -> Option<Reason> {
@@ -159,11 +164,13 @@ fn gone(
     vips: &dyn Fn(&Snapshot) -> BTreeSet<IpAddr>,
 ) -> impl Iterator<Item = Reason> {
     let nodes = |s: &Snapshot| s.nodes.keys().cloned().collect();
+    let claims = |s: &Snapshot| s.claims.addresses().collect();
     [
         (Kind::Vips, lost(&vips(accepted), &vips(update))),
         (Kind::Services, lost(&services(accepted), &services(update))),
         (Kind::EndpointSlices, lost(&sliced(accepted), &sliced(update))),
         (Kind::Nodes, lost::<String>(&nodes(accepted), &nodes(update))),
+        (Kind::Claims, lost::<IpAddr>(&claims(accepted), &claims(update))),
     ]
     .into_iter()
     .filter_map(|(what, count)| Some(Reason::Gone { what, count: count? }))
@@ -200,7 +207,7 @@ pub fn fingerprint(snapshot: &Snapshot, vips: &BTreeSet<IpAddr>, reasons: &[Reas
 
 /// Lets the snapshot with `id` through: writes it to `path`, for the daemon to find.
 pub fn accept(path: &Path, id: &str) -> io::Result<()> {
-    saved::replace(path, format!("{id}\n").as_bytes())
+    files::replace(path, format!("{id}\n"), files::PRIVATE).map_err(|error| error.source)
 }
 
 /// The id that an admin let through; `None` when there is none.

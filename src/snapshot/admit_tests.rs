@@ -1,6 +1,7 @@
 //! What is taken and what is held.
 
 use super::*;
+use crate::ipam::{Claim, Claims, Kind as ClaimKind, User, Version};
 use crate::model::Family;
 use crate::snapshot::{EndpointSlice, Node, Service};
 
@@ -16,13 +17,28 @@ fn cluster(uid: &str, count: u8) -> Snapshot {
     for key in keys.chain([own]) {
         let slice = ObjectKey::new("default", format!("{}-x7", key.name));
         let of = EndpointSlice { service: key.clone(), family: Family::V4, ports: vec![], endpoints: vec![] };
-        snapshot.slices.insert(slice, of);
-        snapshot.services.insert(key, Service::default());
+        snapshot.slices.insert(slice, of.into());
+        snapshot.services.insert(key, Service::default().into());
     }
     snapshot.nodes = (0..count).map(|n| (format!("node-{n}"), Node::default())).collect();
+    snapshot.claims = (0..count).map(claim).collect();
     snapshot.vip_map =
         Some((0..count).map(|n| (format!("10.87.2.{n}"), format!("default/web-{n}"))).collect());
     snapshot
+}
+
+fn claim(n: u8) -> Claim {
+    let user = User { service: ObjectKey::new("default", "web"), uid: "u".into(), ports: [].into() };
+    Claim {
+        address: [10, 87, 2, n].into(),
+        kind: ClaimKind::IpAddress,
+        users: vec![user],
+        pool: None,
+        share_key: None,
+        released: None,
+        created: 0,
+        version: Version::default(),
+    }
 }
 
 fn update(lists: u64, snapshot: &Snapshot) -> Update {
@@ -77,12 +93,23 @@ fn a_cluster_that_is_not_known_is_no_other() {
 #[test]
 fn a_fresh_list_without_anything_of_a_kind_is_held() {
     check(2, |s| s.vip_map = None, &[Kind::Vips]);
-    check(2, |s| s.vip_map = Some([].into()), &[Kind::Vips]);
-    check(2, |s| s.vip_map = Some([("10.9.9.9".into(), String::new())].into()), &[Kind::Vips]);
-    check(2, |s| s.services.retain(|key, _| key.name == "kubernetes"), &[Kind::Services]);
+    check(2, |s| s.vip_map = Some(imbl::OrdMap::new()), &[Kind::Vips]);
+    check(2, |s| s.vip_map = Some(vec![("10.9.9.9", "")].into()), &[Kind::Vips]);
+    check(
+        2,
+        |s| {
+            s.services = std::mem::take(&mut s.services)
+                .into_iter()
+                .filter(|(key, _)| key.name == "kubernetes")
+                .collect();
+        },
+        &[Kind::Services],
+    );
     check(2, |s| s.slices.clear(), &[Kind::EndpointSlices]);
     check(2, |s| s.nodes.clear(), &[Kind::Nodes]);
-    let all = [Kind::Vips, Kind::Services, Kind::EndpointSlices, Kind::Nodes];
+    check(2, |s| s.claims = Claims::default(), &[Kind::Claims]);
+    check(2, |s| s.claims = [claim(9)].into_iter().collect(), &[Kind::Claims]);
+    let all = [Kind::Vips, Kind::Services, Kind::EndpointSlices, Kind::Nodes, Kind::Claims];
     check(2, |s| *s = Snapshot { cluster: Some("a".into()), ..Snapshot::default() }, &all);
 }
 
@@ -95,6 +122,7 @@ fn watch_events_may_remove_everything() {
 fn a_fresh_list_may_remove_some_of_a_kind_or_the_only_one() {
     check(2, |s| drop(s.vip_map.as_mut().unwrap().remove("10.87.2.0")), &[]);
     check(2, |s| drop(s.nodes.remove("node-0")), &[]);
+    check(2, |s| assert!(s.claims.remove([10, 87, 2, 0].into(), ClaimKind::IpAddress)), &[]);
     let one = update(0, &cluster("a", 1));
     let none = Snapshot { cluster: Some("a".into()), ..Snapshot::default() };
     assert_eq!(admit(Some(&one), &update(1, &none), &vips, None), Admission::Take);
@@ -106,7 +134,7 @@ fn what_is_held_stays_held_through_watch_events_and_ends_when_things_return() {
     let mut empty = Snapshot { cluster: Some("a".into()), ..Snapshot::default() };
     let held = |snapshot: &Snapshot| admit(Some(&accepted), &update(2, snapshot), &vips, None);
     assert_ne!(held(&empty), Admission::Take);
-    empty.nodes.insert("new".into(), Node::default());
+    empty.nodes.insert("new".into(), Node::default().into());
     assert_ne!(held(&empty), Admission::Take);
     assert_eq!(held(&cluster("a", 2)), Admission::Take);
 }
@@ -138,4 +166,10 @@ fn an_admin_accepts_exactly_what_was_held() {
     clear(&path).unwrap();
     clear(&path).unwrap();
     assert_ne!(ask(&cluster("b", 3)), Admission::Take);
+}
+
+#[test]
+fn a_claim_that_changes_its_kind_is_not_gone() {
+    let lease = |n| Claim { kind: ClaimKind::Lease, ..claim(n) };
+    check(2, |s| s.claims = [lease(0), lease(1)].into_iter().collect(), &[]);
 }

@@ -5,14 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Endpoint, EndpointSlice, Node, Service, ServiceKind, ServicePort};
+use super::{
+    Condition, Endpoint, EndpointSlice, FamilyPolicy, Ingress, IngressPort, Labels, LoadBalancer, Node,
+    Service, ServiceKind, ServicePort,
+};
+use crate::ipam::Claim;
 use crate::model::{Family, Finding, ObjectKey, Protocol};
 
 /// The label by which a slice names its Service.
@@ -21,13 +27,16 @@ const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when the object has none (core/v1 `ClientIPConfig`).
 const AFFINITY_DEFAULT: Duration = Duration::from_secs(10_800);
 
+/// The type of kvip's condition in the status of a Service.
+pub const CONDITION: &str = "kvip.io/Served";
+
 /// One object, converted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Converted<K, T> {
     /// The object's key.
     pub key: K,
     /// What it says; `None` when it is gone, or of no use to kvip.
-    pub value: Option<T>,
+    pub value: Option<Arc<T>>,
     /// A finding for each piece that was left out.
     pub skipped: Vec<Finding>,
 }
@@ -43,6 +52,16 @@ pub enum Change {
     Node(Converted<String, Node>),
     /// The `ConfigMap` of VIPs came, changed or went.
     VipMap(Option<BTreeMap<String, String>>),
+    /// A Namespace came, changed or went.
+    Namespace(Converted<String, Labels>),
+    /// The `ConfigMap` of the cluster's settings came, changed or went.
+    Settings(Converted<ObjectKey, String>),
+    /// A `ServiceCIDR` came, changed or went.
+    ServiceCidr(Converted<String, Vec<IpNet>>),
+    /// An `IPAddress` came, changed or went, as a claim.
+    IpAddress(Converted<String, Claim>),
+    /// A Lease came, changed or went, as a claim.
+    Lease(Converted<String, Claim>),
 }
 
 /// A Service.
@@ -50,6 +69,7 @@ pub fn service(object: &core::Service) -> Converted<ObjectKey, Service> {
     let key = key_of(&object.metadata);
     let mut skipped = Skipped::of(format!("Service {key}"));
     let spec = object.spec.clone().unwrap_or_default();
+    let load_balancer = load_balancer(object);
     let addresses = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.clone().into_iter().collect());
     let value = Service {
         uid: object.metadata.uid.clone().unwrap_or_default(),
@@ -62,13 +82,89 @@ pub fn service(object: &core::Service) -> Converted<ObjectKey, Service> {
             .collect(),
         selector: spec.selector.filter(|labels| !labels.is_empty()),
         local_policy: spec.external_traffic_policy.as_deref() == Some("Local"),
+        created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        labels: object.metadata.labels.clone().unwrap_or_default(),
+        annotations: annotations(&object.metadata),
+        load_balancer,
+        external_ips: spec
+            .external_ips
+            .iter()
+            .flatten()
+            .filter_map(|a| skipped.or_skip("externalIPs", a, parse_address(a)))
+            .collect(),
+        source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
+        families: spec.ip_families.iter().flatten().filter_map(|family| family_named(family)).collect(),
+        family_policy: family_policy(spec.ip_family_policy.as_deref()),
+        condition: condition(object),
+        health_check_node_port: spec
+            .health_check_node_port
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port > 0),
         affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
             let seconds =
                 spec.session_affinity_config.and_then(|c| c.client_ip).and_then(|c| c.timeout_seconds);
             seconds.and_then(|s| u64::try_from(s).ok()).map_or(AFFINITY_DEFAULT, Duration::from_secs)
         }),
     };
-    Converted { key, value: Some(value), skipped: skipped.findings }
+    Converted { key, value: Some(Arc::new(value)), skipped: skipped.findings }
+}
+
+/// The prefixes of the annotations that kvip reads.
+const ANNOTATIONS: [&str; 4] = ["kvip.io/", "kube-vip.io/", "metallb.io/", "metallb.universe.tf/"];
+
+fn annotations(metadata: &ObjectMeta) -> BTreeMap<String, String> {
+    let all = metadata.annotations.iter().flatten();
+    let ours = all.filter(|(key, _)| ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix)));
+    ours.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn load_balancer(object: &core::Service) -> Option<LoadBalancer> {
+    let spec = object.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("LoadBalancer"))?;
+    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+    Some(LoadBalancer {
+        class: spec.load_balancer_class.clone(),
+        address: spec.load_balancer_ip.clone().filter(|address| !address.is_empty()),
+        ingress: ingress
+            .map(|entry| Ingress {
+                ip: entry.ip.clone().unwrap_or_default(),
+                mode: entry.ip_mode.clone(),
+                ports: entry.ports.iter().flatten().map(ingress_port).collect(),
+            })
+            .collect(),
+    })
+}
+
+fn ingress_port(status: &core::PortStatus) -> IngressPort {
+    IngressPort { port: status.port, protocol: status.protocol.clone(), error: status.error.clone() }
+}
+
+fn condition(object: &core::Service) -> Option<Condition> {
+    let all = object.status.as_ref()?.conditions.as_ref()?;
+    let ours = all.iter().find(|condition| condition.type_ == CONDITION)?;
+    Some(Condition {
+        status: ours.status.clone(),
+        reason: ours.reason.clone(),
+        message: ours.message.clone(),
+        observed: ours.observed_generation == object.metadata.generation,
+    })
+}
+
+fn family_named(name: &str) -> Option<Family> {
+    match name {
+        "IPv4" => Some(Family::V4),
+        "IPv6" => Some(Family::V6),
+        _ => None,
+    }
+}
+
+fn family_policy(name: Option<&str>) -> FamilyPolicy {
+    match name {
+        Some("PreferDualStack") => FamilyPolicy::PreferDualStack,
+        Some("RequireDualStack") => FamilyPolicy::RequireDualStack,
+        _ => FamilyPolicy::SingleStack,
+    }
 }
 
 fn kind_of(kind: Option<&str>, cluster_ip: Option<&str>) -> ServiceKind {
@@ -107,7 +203,7 @@ pub fn slice(object: &discovery::EndpointSlice) -> Converted<ObjectKey, Endpoint
         object.endpoints.iter().flatten().filter_map(|e| endpoint(e, family, &mut skipped)).collect();
     let service = ObjectKey::new(key.namespace.clone(), service.clone());
     let value = EndpointSlice { service, family, ports, endpoints };
-    Converted { key, value: Some(value), skipped: skipped.findings }
+    Converted { key, value: Some(Arc::new(value)), skipped: skipped.findings }
 }
 
 /// A port without a number stands for "all ports" in the API, which no Service port asks for: it is left out.
@@ -136,7 +232,20 @@ fn endpoint(object: &discovery::Endpoint, family: Family, skipped: &mut Skipped)
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: object.node_name.clone(),
+        for_zones: hinted(object, |hints| {
+            hints.for_zones.iter().flatten().map(|zone| zone.name.clone()).collect()
+        }),
+        for_nodes: hinted(object, |hints| {
+            hints.for_nodes.iter().flatten().map(|node| node.name.clone()).collect()
+        }),
     })
+}
+
+fn hinted(
+    object: &discovery::Endpoint,
+    names: impl Fn(&discovery::EndpointHints) -> Vec<String>,
+) -> Vec<String> {
+    object.hints.as_ref().map(names).unwrap_or_default()
 }
 
 /// A Node.
@@ -154,12 +263,42 @@ pub fn node(object: &core::Node) -> Converted<String, Node> {
         pod_cidrs: ranges.iter().filter_map(|r| skipped.or_skip("podCIDRs", r, parse_network(r))).collect(),
         labels: object.metadata.labels.clone().unwrap_or_default(),
     };
-    Converted { key, value: Some(value), skipped: skipped.findings }
+    Converted { key, value: Some(Arc::new(value)), skipped: skipped.findings }
 }
 
 /// The data of a `ConfigMap`; one without data maps nothing.
 pub fn vip_map(object: &core::ConfigMap) -> BTreeMap<String, String> {
     object.data.clone().unwrap_or_default()
+}
+
+/// A Namespace: its labels.
+pub fn namespace(object: &core::Namespace) -> Converted<String, Labels> {
+    let key = object.metadata.name.clone().unwrap_or_default();
+    let labels = object.metadata.labels.clone().unwrap_or_default();
+    Converted { key, value: Some(Arc::new(labels)), skipped: Vec::new() }
+}
+
+/// The key in the ConfigMap of the cluster's settings.
+const SETTINGS_KEY: &str = "config.toml";
+
+/// The text of the cluster's settings, not read any further here.
+pub fn settings(object: &core::ConfigMap) -> Converted<ObjectKey, String> {
+    let key = key_of(&object.metadata);
+    let mut skipped = Skipped::of(format!("ConfigMap {key}"));
+    let text = object.data.as_ref().and_then(|data| data.get(SETTINGS_KEY));
+    if text.is_none() {
+        skipped.add(format!("no key {SETTINGS_KEY} in its data: the cluster's settings belong there"));
+    }
+    Converted { key, value: text.map(|text| Arc::new(text.clone())), skipped: skipped.findings }
+}
+
+/// A `ServiceCIDR`: its ranges.
+pub fn service_cidr(object: &networking::ServiceCIDR) -> Converted<String, Vec<IpNet>> {
+    let key = object.metadata.name.clone().unwrap_or_default();
+    let mut skipped = Skipped::of(format!("ServiceCIDR {key}"));
+    let ranges = object.spec.iter().filter_map(|spec| spec.cidrs.as_ref()).flatten();
+    let value = ranges.filter_map(|r| skipped.or_skip("cidrs", r, parse_network(r))).collect();
+    Converted { key, value: Some(Arc::new(value)), skipped: skipped.findings }
 }
 
 /// The key of a namespaced object; a manifest that names no namespace means `default`, as for kubectl.
@@ -202,17 +341,17 @@ fn parse_network(text: &str) -> Option<IpNet> {
 }
 
 /// The findings on one object, gathered on the way.
-struct Skipped {
+pub(super) struct Skipped {
     subject: String,
-    findings: Vec<Finding>,
+    pub(super) findings: Vec<Finding>,
 }
 
 impl Skipped {
-    fn of(subject: String) -> Self {
+    pub(super) fn of(subject: String) -> Self {
         Self { subject, findings: Vec::new() }
     }
 
-    fn add(&mut self, text: impl Into<String>) {
+    pub(super) fn add(&mut self, text: impl Into<String>) {
         self.findings.push(Finding::new(&self.subject, text));
     }
 

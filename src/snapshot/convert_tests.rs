@@ -66,7 +66,7 @@ fn services_ports_affinity_policy_and_selector() {
             ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 }
         ]
     );
-    assert_eq!(value.selector.unwrap()["app"], "nginx");
+    assert_eq!(value.selector.as_ref().unwrap()["app"], "nginx");
     assert!(value.local_policy);
     assert_eq!(value.affinity, Some(AFFINITY_DEFAULT));
     assert_eq!(
@@ -79,7 +79,7 @@ fn services_ports_affinity_policy_and_selector() {
     let timed = json!({"sessionAffinity": "ClientIP",
         "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "selector": {}});
     let value = service_of(timed).value.unwrap();
-    assert_eq!((value.affinity, value.selector), (Some(Duration::from_secs(60)), None));
+    assert_eq!((value.affinity, value.selector.clone()), (Some(Duration::from_secs(60)), None));
     assert_eq!(service_of(json!({"sessionAffinity": "None"})).value.unwrap().affinity, None);
 }
 
@@ -87,7 +87,7 @@ fn services_ports_affinity_policy_and_selector() {
 fn slices_conditions_have_the_apis_defaults() {
     let check = |conditions: Value, want: (bool, bool, bool)| {
         let rest = json!({"endpoints": [{"addresses": ["10.2.0.5"], "conditions": conditions}]});
-        let got = slice_of("web", &rest).value.unwrap().endpoints.remove(0);
+        let got = slice_of("web", &rest).value.unwrap().endpoints[0].clone();
         assert_eq!((got.ready, got.serving, got.terminating), want, "{conditions}");
     };
     check(json!(null), (true, true, false));
@@ -162,5 +162,182 @@ fn empty_objects_do_not_panic() {
     let _ = service(&core::Service::default());
     let _ = slice(&discovery::EndpointSlice::default());
     let _ = node(&core::Node::default());
+    let _ = namespace(&core::Namespace::default());
+    let _ = settings(&core::ConfigMap::default());
+    let _ = service_cidr(&networking::ServiceCIDR::default());
     assert!(vip_map(&core::ConfigMap::default()).is_empty());
+}
+
+fn whole_service(object: &Value) -> Service {
+    let object = serde_json::from_value(object.clone()).unwrap();
+    service(&object).value.unwrap().as_ref().clone()
+}
+
+#[test]
+fn services_of_type_load_balancer_say_class_address_and_what_they_have() {
+    let check = |spec: Value, status: Value, want: Option<LoadBalancer>| {
+        assert_eq!(whole_service(&json!({"spec": spec, "status": status})).load_balancer, want, "{spec}");
+    };
+    let ingress =
+        |ip: &str, mode: Option<&str>| Ingress { ip: ip.into(), mode: mode.map(Into::into), ports: vec![] };
+    let none = json!({});
+    check(json!({"type": "LoadBalancer"}), none.clone(), Some(LoadBalancer::default()));
+    check(
+        json!({"type": "LoadBalancer", "loadBalancerClass": "kvip.io/kvip", "loadBalancerIP": "10.87.2.50"}),
+        json!({"loadBalancer": {"ingress": [{"ip": "10.87.2.50", "ipMode": "Proxy"},
+            {"hostname": "lb.example.org"}, {"ip": "fd00::50"}]}}),
+        Some(LoadBalancer {
+            class: Some("kvip.io/kvip".into()),
+            address: Some("10.87.2.50".into()),
+            ingress: vec![ingress("10.87.2.50", Some("Proxy")), ingress("", None), ingress("fd00::50", None)],
+        }),
+    );
+    let empty_address = json!({"type": "LoadBalancer", "loadBalancerIP": ""});
+    check(empty_address, none.clone(), Some(LoadBalancer::default()));
+    // What an earlier type left behind is not a load balancer's.
+    let had = json!({"loadBalancer": {"ingress": [{"ip": "10.87.2.50"}]}});
+    check(json!({"type": "ClusterIP", "loadBalancerClass": "kvip.io/kvip"}), had, None);
+    check(json!({}), none, None);
+}
+
+#[test]
+fn services_families_and_their_policy() {
+    let check = |spec: Value, families: &[Family], policy: FamilyPolicy| {
+        let got = service_of(spec).value.unwrap();
+        assert_eq!((got.families.as_slice(), got.family_policy), (families, policy));
+    };
+    check(json!({}), &[], FamilyPolicy::SingleStack);
+    check(
+        json!({"ipFamilies": ["IPv6", "IPv4"], "ipFamilyPolicy": "RequireDualStack",
+            "clusterIPs": ["fd00:96::9", "10.96.0.9"]}),
+        &[Family::V6, Family::V4],
+        FamilyPolicy::RequireDualStack,
+    );
+    let prefers = json!({"ipFamilies": ["IPv4"], "ipFamilyPolicy": "PreferDualStack"});
+    check(prefers, &[Family::V4], FamilyPolicy::PreferDualStack);
+    let unknown = json!({"ipFamilies": ["IPv5", "IPv4"], "ipFamilyPolicy": "Other"});
+    check(unknown, &[Family::V4], FamilyPolicy::SingleStack);
+}
+
+#[test]
+fn services_external_addresses_and_source_ranges() {
+    let got = service_of(json!({
+        "externalIPs": ["192.0.2.7", "2001:db8::7", "192.0.2.300"],
+        "loadBalancerSourceRanges": [" 10.0.0.0/8 ", "nonsense"]
+    }));
+    let value = got.value.unwrap();
+    let want: Vec<IpAddr> = ["192.0.2.7", "2001:db8::7"].map(|a| a.parse().unwrap()).into();
+    assert_eq!(value.external_ips, want);
+    assert_eq!(value.source_ranges, [" 10.0.0.0/8 ", "nonsense"], "as written, to fail closed");
+    assert_eq!(
+        texts(&got.skipped),
+        ["Service default/nginx: externalIPs \"192.0.2.300\" cannot be read and is left out"]
+    );
+}
+
+#[test]
+fn services_health_check_ports() {
+    let check = |spec: Value, want: Option<u16>| {
+        assert_eq!(service_of(spec).value.unwrap().health_check_node_port, want);
+    };
+    check(json!({}), None);
+    check(json!({"healthCheckNodePort": 0}), None);
+    check(json!({"healthCheckNodePort": 30123}), Some(30123));
+    check(json!({"healthCheckNodePort": 70000}), None);
+}
+
+#[test]
+fn services_metadata() {
+    let object = json!({"metadata": {
+        "namespace": "shop", "name": "web", "uid": "u-1",
+        "creationTimestamp": "1970-01-02T00:00:00Z", "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "labels": {"tier": "gold"},
+        "annotations": {"kvip.io/vips": "10.87.2.50", "metallb.io/loadBalancerIPs": "10.87.2.51",
+            "metallb.universe.tf/address-pool": "lan", "kube-vip.io/loadbalancerIPs": "10.87.2.52",
+            "kubectl.kubernetes.io/last-applied-configuration": "{}", "kvip.iox/other": ""}
+    }});
+    let got = whole_service(&object);
+    assert_eq!((got.uid.as_str(), got.created, got.deleting), ("u-1", 86_400, true));
+    assert_eq!(got.labels["tier"], "gold");
+    let keys: Vec<_> = got.annotations.keys().map(String::as_str).collect();
+    let want = ["kube-vip.io/loadbalancerIPs", "kvip.io/vips", "metallb.io/loadBalancerIPs"];
+    assert_eq!(keys, [&want[..], &["metallb.universe.tf/address-pool"]].concat());
+    let plain = whole_service(&json!({"metadata": {"name": "web"}}));
+    assert_eq!((plain.created, plain.deleting, plain.labels.len()), (0, false, 0));
+}
+
+#[test]
+fn slices_hints() {
+    let rest = json!({"endpoints": [
+        {"addresses": ["10.2.0.5"], "zone": "a", "hints": {"forZones": [{"name": "a"}, {"name": "b"}]}},
+        {"addresses": ["10.2.0.6"], "hints": {"forNodes": [{"name": "node-a"}]}},
+        {"addresses": ["10.2.0.7"], "hints": {}}
+    ]});
+    let got = slice_of("web", &rest).value.unwrap();
+    let hints: Vec<_> =
+        got.endpoints.iter().map(|e| (e.for_zones.join(","), e.for_nodes.join(","))).collect();
+    let want = [("a,b", ""), ("", "node-a"), ("", "")];
+    assert_eq!(hints, want.map(|(zones, nodes)| (zones.to_owned(), nodes.to_owned())));
+}
+
+#[test]
+fn namespaces_and_service_ranges() {
+    let object = json!({"metadata": {"name": "shop", "labels": {"team": "shop"}}});
+    let got = namespace(&serde_json::from_value(object).unwrap());
+    assert_eq!((got.key.as_str(), got.value.unwrap()["team"].as_str()), ("shop", "shop"));
+    let object = json!({"metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/108", "10.97.0.0"]}});
+    let got = service_cidr(&serde_json::from_value(object).unwrap());
+    let want: Vec<IpNet> = ["10.96.0.0/16", "fd00:96::/108"].map(|r| r.parse().unwrap()).into();
+    assert_eq!(*got.value.unwrap(), want);
+    assert_eq!(
+        texts(&got.skipped),
+        ["ServiceCIDR kubernetes: cidrs \"10.97.0.0\" cannot be read and is left out"]
+    );
+}
+
+#[test]
+fn the_settings_text_is_one_key_of_the_config_map() {
+    let check = |data: Value, want: Option<&str>, said: usize| {
+        let object = json!({"metadata": {"namespace": "kvip-system", "name": "kvip"}, "data": data});
+        let got = settings(&serde_json::from_value(object).unwrap());
+        assert_eq!((got.value.as_ref().map(|text| text.as_str()), got.skipped.len()), (want, said));
+        assert_eq!(got.key, ObjectKey::new("kvip-system", "kvip"));
+    };
+    check(json!({"config.toml": "[asking]"}), Some("[asking]"), 0);
+    check(json!({"config.toml": ""}), Some(""), 0);
+    check(json!({"config.yaml": "a: b"}), None, 1);
+    check(json!(null), None, 1);
+}
+
+#[test]
+fn services_keep_kvips_own_condition_and_the_entries_with_their_ports() {
+    let condition = |generation: i64| {
+        json!({"type": CONDITION, "status": "True", "reason": "Allocated", "message": "m",
+            "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": generation})
+    };
+    let other = json!({"type": "example.com/Ready", "status": "False", "reason": "No", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let check = |generation: i64, observed: bool| {
+        let ports =
+            json!([{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "SCTP", "error": "kvip.io/No"}]);
+        let object = json!({"metadata": {"name": "web", "generation": 3}, "spec": {"type": "LoadBalancer"},
+            "status": {"conditions": [other, condition(generation)],
+                "loadBalancer": {"ingress": [{"hostname": "h"}, {"ip": "10.87.2.50", "ipMode": "Proxy", "ports": ports}]}}});
+        let got = service(&serde_json::from_value(object).unwrap()).value.unwrap();
+        let want =
+            Condition { status: "True".into(), reason: "Allocated".into(), message: "m".into(), observed };
+        assert_eq!(got.condition.as_ref(), Some(&want));
+        let ingress = &got.load_balancer.as_ref().unwrap().ingress;
+        assert_eq!((ingress[0].ip.as_str(), ingress[1].mode.as_deref()), ("", Some("Proxy")));
+        let port = |port, protocol: &str, error: Option<&str>| IngressPort {
+            port,
+            protocol: protocol.into(),
+            error: error.map(str::to_owned),
+        };
+        assert_eq!(ingress[1].ports, [port(80, "TCP", None), port(81, "SCTP", Some("kvip.io/No"))]);
+    };
+    check(3, true);
+    check(2, false);
+    assert_eq!(service_of(json!({})).value.unwrap().condition, None);
 }

@@ -12,9 +12,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Snapshot;
+use super::claims;
 use super::convert::{self, Change};
 use super::store::apply;
-use crate::model::{Finding, ObjectKey};
+use crate::config::Cluster;
+use crate::model::Finding;
 
 /// Why there is no snapshot at all.
 #[derive(Debug, thiserror::Error)]
@@ -24,24 +26,68 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Reads the manifests in `dir`, where `config_map` is the one that maps VIPs to Services.
+/// Reads the manifests in `dir`, where `settings` name the two ConfigMaps that are read.
 ///
-/// The namespace kube-system gives the cluster's UID; without it the cluster is unknown.
-pub fn load(dir: &Path, config_map: &ObjectKey) -> Result<(Snapshot, Vec<Finding>), Error> {
-    let failed = |source| Error { path: dir.into(), source };
-    let mut paths = fs::read_dir(dir)
-        .and_then(|entries| entries.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>())
-        .map_err(failed)?;
+/// The namespace kube-system gives the cluster's UID; without it the cluster is unknown, and never another one.
+pub fn load(dir: &Path, settings: &Cluster) -> Result<(Snapshot, Vec<Finding>), Error> {
+    let paths = manifests(dir).map_err(|source| Error { path: dir.into(), source })?;
+    let mut snapshot = Snapshot::default();
+    let mut findings = Vec::new();
+    for path in paths {
+        let contents = read(&path, settings);
+        contents.put_in(&mut snapshot);
+        findings.extend(contents.findings);
+    }
+    Ok((snapshot, findings))
+}
+
+/// The files in `dir` that are read, by name.
+pub(super) fn manifests(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir)?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     paths.retain(|path| is_manifest(path));
     paths.sort();
-    let mut reading = Reading { config_map, snapshot: Snapshot::default(), findings: Vec::new() };
-    for path in paths {
-        match fs::read_to_string(&path) {
-            Ok(text) => reading.file(&path, &text),
-            Err(e) => reading.findings.push(Finding::new(path.display(), format!("cannot be read: {e}"))),
+    Ok(paths)
+}
+
+/// What a file says.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Contents {
+    /// Its objects, in its order.
+    changes: Vec<Change>,
+    /// The UID of kube-system.
+    cluster: Option<String>,
+    /// What of it cannot be read.
+    pub(super) findings: Vec<Finding>,
+}
+
+impl Contents {
+    pub(super) fn put_in(&self, snapshot: &mut Snapshot) {
+        for change in &self.changes {
+            apply(snapshot, change.clone());
+        }
+        if self.cluster.is_some() {
+            snapshot.cluster.clone_from(&self.cluster);
         }
     }
-    Ok((reading.snapshot, reading.findings))
+}
+
+/// Reads the file at `path`.
+pub(super) fn read(path: &Path, settings: &Cluster) -> Contents {
+    let mut reading = Reading { settings, contents: Contents::default() };
+    match text_of(path) {
+        Ok(text) => reading.file(path, &text),
+        Err(e) => reading.finding(path.display(), format!("cannot be read: {e}")),
+    }
+    reading.contents
+}
+
+fn text_of(path: &Path) -> io::Result<String> {
+    // Opening a named pipe would wait for its other end.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    fs::read_to_string(path)
 }
 
 fn is_manifest(path: &Path) -> bool {
@@ -71,12 +117,15 @@ fn documents(text: &str) -> Vec<Document<'_>> {
 }
 
 struct Reading<'a> {
-    config_map: &'a ObjectKey,
-    snapshot: Snapshot,
-    findings: Vec<Finding>,
+    settings: &'a Cluster,
+    contents: Contents,
 }
 
 impl Reading<'_> {
+    fn finding(&mut self, at: impl std::fmt::Display, text: impl Into<String>) {
+        self.contents.findings.push(Finding::new(at, text));
+    }
+
     fn file(&mut self, path: &Path, text: &str) {
         for document in documents(text) {
             match serde_saphyr::from_str::<Value>(document.text) {
@@ -86,7 +135,7 @@ impl Reading<'_> {
                     let line = error.location().and_then(|l| usize::try_from(l.line()).ok()).unwrap_or(1);
                     let text = format!("not YAML or JSON: {}", error.without_snippet());
                     let at = place(path, document.line + line.saturating_sub(1));
-                    self.findings.push(Finding::new(at, text));
+                    self.finding(at, text);
                 }
             }
         }
@@ -96,7 +145,7 @@ impl Reading<'_> {
     fn object(&mut self, at: &str, mut value: Value) {
         let kind = value["kind"].as_str().unwrap_or_default().to_owned();
         if kind.is_empty() {
-            self.findings.push(Finding::new(at, "not a Kubernetes object: it has no kind"));
+            self.finding(at, "not a Kubernetes object: it has no kind");
         } else if let (true, Value::Array(items)) = (kind.ends_with("List"), value["items"].take()) {
             let items_kind = kind.trim_end_matches("List");
             for mut item in items {
@@ -113,17 +162,25 @@ impl Reading<'_> {
 
     fn plain(&mut self, at: &str, kind: &str, value: Value) {
         match kind {
-            "Service" => self.convert(at, kind, value, |o| Some(Change::Service(convert::service(o)))),
-            "EndpointSlice" => self.convert(at, kind, value, |o| Some(Change::Slice(convert::slice(o)))),
-            "Node" => self.convert(at, kind, value, |o| Some(Change::Node(convert::node(o)))),
-            "ConfigMap" => {
-                let key = self.config_map.clone();
-                self.convert(at, kind, value, |o: &core::ConfigMap| {
-                    (convert::key_of(&o.metadata) == key).then(|| Change::VipMap(Some(convert::vip_map(o))))
-                });
+            "Service" => self.convert(at, kind, value, |o| vec![Change::Service(convert::service(o))]),
+            "EndpointSlice" => self.convert(at, kind, value, |o| vec![Change::Slice(convert::slice(o))]),
+            "Node" => self.convert(at, kind, value, |o| vec![Change::Node(convert::node(o))]),
+            "ServiceCIDR" => {
+                self.convert(at, kind, value, |o| vec![Change::ServiceCidr(convert::service_cidr(o))]);
             }
-            "Namespace" if value["metadata"]["name"] == "kube-system" => {
-                self.snapshot.cluster = value["metadata"]["uid"].as_str().map(Into::into);
+            "IPAddress" => {
+                self.convert(at, kind, value, |o| vec![Change::IpAddress(claims::ip_address(o))]);
+            }
+            "Lease" => self.convert(at, kind, value, |o| vec![Change::Lease(claims::lease(o))]),
+            "ConfigMap" => {
+                let settings = self.settings;
+                self.convert(at, kind, value, |o| config_map(settings, o));
+            }
+            "Namespace" => {
+                if value["metadata"]["name"] == "kube-system" {
+                    self.contents.cluster = value["metadata"]["uid"].as_str().map(Into::into);
+                }
+                self.convert(at, kind, value, |o| vec![Change::Namespace(convert::namespace(o))]);
             }
             _ => {}
         }
@@ -134,21 +191,25 @@ impl Reading<'_> {
         at: &str,
         kind: &str,
         value: Value,
-        change: impl FnOnce(&K) -> Option<Change>,
+        changes: impl FnOnce(&K) -> Vec<Change>,
     ) {
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if name.is_empty() {
-            return self.findings.push(Finding::new(at, format!("{kind} without metadata.name")));
+            return self.finding(at, format!("{kind} without metadata.name"));
         }
         match serde_json::from_value(value) {
-            Ok(object) => {
-                if let Some(change) = change(&object) {
-                    apply(&mut self.snapshot, change);
-                }
-            }
-            Err(error) => self.findings.push(Finding::new(at, format!("{kind} {name}: {error}"))),
+            Ok(object) => self.contents.changes.extend(changes(&object)),
+            Err(error) => self.finding(at, format!("{kind} {name}: {error}")),
         }
     }
+}
+
+/// What a ConfigMap changes: nothing, unless it is one of the two that kvip reads.
+fn config_map(settings: &Cluster, object: &core::ConfigMap) -> Vec<Change> {
+    let key = convert::key_of(&object.metadata);
+    let vips = (key == settings.config_map).then(|| Change::VipMap(Some(convert::vip_map(object))));
+    let own = (key == settings.settings_map).then(|| Change::Settings(convert::settings(object)));
+    vips.into_iter().chain(own).collect()
 }
 
 fn place(path: &Path, line: usize) -> String {
@@ -159,13 +220,19 @@ fn place(path: &Path, line: usize) -> String {
 mod tests {
 
     use super::*;
+    use crate::config::Settings;
+    use crate::model::ObjectKey;
 
-    fn read(files: &[(&str, &str)]) -> (Snapshot, Vec<String>) {
+    fn settings() -> Cluster {
+        Settings::standard(Vec::new()).cluster
+    }
+
+    fn loaded(files: &[(&str, &str)]) -> (Snapshot, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
             fs::write(dir.path().join(name), text).unwrap();
         }
-        let (snapshot, findings) = load(dir.path(), &ObjectKey::new("default", "vip-configmap")).unwrap();
+        let (snapshot, findings) = load(dir.path(), &settings()).unwrap();
         let prefix = format!("{}/", dir.path().display());
         (snapshot, findings.iter().map(|f| f.to_string().replace(&prefix, "")).collect())
     }
@@ -197,13 +264,57 @@ items:
             "endpoints":[{"addresses":["10.2.0.5"]}],"ports":[{"port":80}]}]}"#;
         let space = r#"{"kind":"Namespace","metadata":{"name":"kube-system","uid":"u-1"}}"#;
         let (snapshot, findings) =
-            read(&[("a.yaml", yaml), ("b.json", json), ("c.yml", space), ("notes.txt", ": not read")]);
+            loaded(&[("a.yaml", yaml), ("b.json", json), ("c.yml", space), ("notes.txt", ": not read")]);
         assert_eq!(findings, [""; 0]);
         assert_eq!(snapshot.cluster.as_deref(), Some("u-1"));
         assert_eq!(snapshot.services[&ObjectKey::new("default", "nginx")].ports[0].port, 80);
         assert_eq!(snapshot.slices[&ObjectKey::new("default", "nginx-1")].endpoints.len(), 1);
         assert!(snapshot.nodes.contains_key("node-a"));
-        assert_eq!(snapshot.vip_map, Some([("10.87.2.50".into(), "default/nginx".into())].into()));
+        assert_eq!(
+            snapshot.vip_map.unwrap(),
+            [("10.87.2.50".to_owned(), "default/nginx".to_owned())].into_iter().collect()
+        );
+    }
+
+    #[test]
+    fn the_parts_that_pools_and_tenants_need_are_read_too() {
+        let users = r#"[{"service":"default/web","uid":"u-1","ports":[["tcp",80]]}]"#;
+        let meta = |name: &str| {
+            format!(
+                "name: '{name}', labels: {{ipaddress.kubernetes.io/managed-by: kvip}}, annotations: {{kvip.io/services: '{users}'}}"
+            )
+        };
+        let yaml = format!(
+            "\
+kind: Namespace
+metadata: {{name: shop, labels: {{team: shop}}}}
+---
+kind: ServiceCIDR
+metadata: {{name: kubernetes}}
+spec: {{cidrs: [10.96.0.0/16, 'fd00:96::/108']}}
+---
+kind: ConfigMap
+metadata: {{name: kvip, namespace: kvip-system}}
+data: {{config.toml: '[asking]'}}
+---
+kind: IPAddress
+metadata: {{{}}}
+spec: {{parentRef: {{resource: services, namespace: default, name: web}}}}
+---
+kind: Lease
+metadata: {{namespace: kvip-system, {}}}
+",
+            meta("10.87.2.50"),
+            meta("kvip-0a570233"),
+        );
+        let (snapshot, findings) = loaded(&[("x.yaml", &yaml)]);
+        assert_eq!(findings, [""; 0]);
+        assert_eq!((snapshot.cluster, snapshot.vip_map), (None, None));
+        assert_eq!(snapshot.namespaces["shop"]["team"], "shop");
+        assert_eq!(snapshot.service_cidrs["kubernetes"].len(), 2);
+        assert_eq!(snapshot.cluster_settings.as_deref(), Some("[asking]"));
+        let claims: Vec<_> = snapshot.claims.objects().map(|claim| claim.address.to_string()).collect();
+        assert_eq!(claims, ["10.87.2.50", "10.87.2.51"]);
     }
 
     #[test]
@@ -229,7 +340,7 @@ just text
 kind: Node
 metadata: {name: last}
 ";
-        let (snapshot, findings) = read(&[("x.yaml", yaml)]);
+        let (snapshot, findings) = loaded(&[("x.yaml", yaml)]);
         assert_eq!(snapshot.services.len(), 1);
         assert!(snapshot.nodes.contains_key("last"));
         let want = [
@@ -247,7 +358,7 @@ metadata: {name: last}
 
     #[test]
     fn a_folder_that_is_not_there_is_an_error() {
-        let error = load(Path::new("/nowhere/at-all"), &ObjectKey::new("a", "b")).unwrap_err();
+        let error = load(Path::new("/nowhere/at-all"), &settings()).unwrap_err();
         assert!(
             error.to_string().starts_with("cannot read the folder of manifests /nowhere/at-all: No such")
         );

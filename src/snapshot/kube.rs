@@ -6,7 +6,7 @@
 //!     ├─ watch Services       ┐
 //!     ├─ watch EndpointSlices ├─ events ─►  Store ─► snapshots (at most each 50 ms)
 //!     ├─ watch Nodes          │             Voices ─► contact
-//!     └─ watch the ConfigMap  ┘             beat   ─► alive
+//!     └─ watch …              ┘             beat   ─► alive
 //! ```
 //!
 //! Owns both tasks. Nothing is published before every part is complete, and what was published stays through any
@@ -22,47 +22,28 @@ use std::time::Duration;
 use ::kube::api::Api;
 use futures::FutureExt;
 use futures::future::select_all;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::admit::Update;
+use super::feed::tell_contact;
+pub use super::feed::{Contact, Handles};
 use super::kubeconfig::{self, Files, Link};
 use super::problem::Problem;
 use super::store::{Part, Store};
 use super::timing::{Backoff, Timing};
 use super::watch::{End, Event, Session};
+use super::watched::{
+    EndpointSlices, IpAddresses, Leases, Namespaces, Nodes, Scope, ServiceCidrs, Services, Settings, VipMap,
+};
 use crate::config::Cluster;
+use crate::ipam::object;
 use crate::model::ObjectKey;
 
 /// Events between the two tasks; a full queue holds the watches back, which lose nothing by it.
 const QUEUE: usize = 256;
-
-/// What the tasks tell. Dropping it ends them.
-#[derive(Debug)]
-pub struct Handles {
-    /// The newest complete snapshot; `None` until there was one. Its sender goes only when a task has died.
-    pub snapshots: watch::Receiver<Option<Update>>,
-    /// Whether the API server is heard. Wakes its receiver when the problem changes and at the first contact; the time
-    /// of the last contact moves on in silence.
-    pub contact: watch::Receiver<Contact>,
-    /// When both tasks last went round, each 2 s or so, with or without contact: for the watchdog.
-    pub alive: watch::Receiver<Instant>,
-    _tasks: JoinSet<()>,
-}
-
-/// Contact with the API server.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Contact {
-    /// When the part of the snapshot that was confirmed longest ago was: by a list, a change, a bookmark or the start
-    /// of a watch. `None` while a part was never heard of.
-    pub last_ok: Option<Instant>,
-    /// What is wrong now, if anything.
-    pub problem: Option<Problem>,
-}
 
 /// Starts to follow the cluster. Needs a tokio runtime with IO and time.
 pub fn spawn(settings: Cluster) -> Handles {
@@ -74,6 +55,7 @@ fn spawn_with(settings: Cluster, timing: Timing) -> Handles {
     let (snapshots_out, snapshots) = watch::channel(None);
     let (contact_out, contact) = watch::channel(Contact::default());
     let (alive_out, alive) = watch::channel(Instant::now());
+    let (link_out, link) = watch::channel(None);
     let keeper = Keeper {
         store: Store::default(),
         voices: Voices::default(),
@@ -85,11 +67,11 @@ fn spawn_with(settings: Cluster, timing: Timing) -> Handles {
     tasks.spawn(keep(keeper, inbox));
     tasks.spawn(async move {
         tokio::select! {
-            () = sessions(&settings, timing, &events) => {}
+            () = sessions(&settings, timing, &events, &link_out) => {}
             () = beats(timing.beat, &events) => {}
         }
     });
-    Handles { snapshots, contact, alive, _tasks: tasks }
+    Handles { snapshots, contact, alive, link, _tasks: tasks }
 }
 
 /// Beats from within the sessions' task: when that is stuck, so is this.
@@ -101,23 +83,29 @@ async fn beats(every: Duration, events: &mpsc::Sender<Event>) {
 }
 
 /// One session after the other, for ever.
-async fn sessions(settings: &Cluster, timing: Timing, events: &mpsc::Sender<Event>) {
+async fn sessions(
+    settings: &Cluster,
+    timing: Timing,
+    events: &mpsc::Sender<Event>,
+    shared: &watch::Sender<Option<Link>>,
+) {
     let mut backoff = Backoff::new(timing);
     let mut files = Files::default();
     loop {
         match load(&settings.kubeconfig, &mut files, timing.answer, events).await {
             Ok(link) => {
                 let session = Session { link: &link, timing, events };
-                tokio::select! {
-                    end = run(&session, &settings.config_map, &mut backoff) => {
-                        debug!(reason = ?end, "connecting to the API server anew");
-                    }
-                    () = changed(&files, timing.beat) => {
-                        info!(path = %settings.kubeconfig.display(), "kubeconfig changed, connecting anew");
-                        backoff.reset();
-                        continue;
-                    }
-                }
+                let end = tokio::select! {
+                    end = run(&session, settings, &mut backoff, shared) => Some(end),
+                    () = changed(&files, timing.beat) => None,
+                };
+                shared.send_replace(None);
+                let Some(end) = end else {
+                    info!(path = %settings.kubeconfig.display(), "kubeconfig changed, connecting anew");
+                    backoff.reset();
+                    continue;
+                };
+                debug!(reason = ?end, "connecting to the API server anew");
             }
             Err(problem) => {
                 let _ = events.send(Event::Failed(None, problem)).await;
@@ -150,19 +138,33 @@ async fn load(
 }
 
 /// Runs a session to its end.
-async fn run(session: &Session<'_>, config_map: &ObjectKey, backoff: &mut Backoff) -> End {
+async fn run(
+    session: &Session<'_>,
+    settings: &Cluster,
+    backoff: &mut Backoff,
+    shared: &watch::Sender<Option<Link>>,
+) -> End {
     let uid = match session.identify().await {
         Ok(uid) => uid,
         Err(end) => return end,
     };
     backoff.reset();
+    shared.send_replace(Some(session.link.clone()));
     let client = || session.link.client.clone();
-    let one = Some(format!("metadata.name={}", config_map.name));
+    let api = |map: &ObjectKey| Api::namespaced(client(), &map.namespace);
+    let all = Scope::default;
+    let claims = || Scope::labelled(object::selector());
+    let (vips, own) = (&settings.config_map, &settings.settings_map);
     let watches = [
-        session.follow(Api::<Service>::all(client()), None, &uid).boxed(),
-        session.follow(Api::<EndpointSlice>::all(client()), None, &uid).boxed(),
-        session.follow(Api::<Node>::all(client()), None, &uid).boxed(),
-        session.follow(Api::<ConfigMap>::namespaced(client(), &config_map.namespace), one, &uid).boxed(),
+        session.follow::<Services>(Api::all(client()), all(), &uid).boxed(),
+        session.follow::<EndpointSlices>(Api::all(client()), all(), &uid).boxed(),
+        session.follow::<Nodes>(Api::all(client()), all(), &uid).boxed(),
+        session.follow::<VipMap>(api(vips), Scope::named(&vips.name), &uid).boxed(),
+        session.follow::<Namespaces>(Api::all(client()), all(), &uid).boxed(),
+        session.follow::<Settings>(api(own), Scope::named(&own.name), &uid).boxed(),
+        session.follow::<ServiceCidrs>(Api::all(client()), all(), &uid).boxed(),
+        session.follow::<IpAddresses>(Api::all(client()), claims(), &uid).boxed(),
+        session.follow::<Leases>(Api::namespaced(client(), object::NAMESPACE), claims(), &uid).boxed(),
     ];
     select_all(watches).await.0
 }
@@ -237,25 +239,14 @@ impl Keeper {
                 self.voices.heard(part, now);
             }
             Event::Confirmed(part) => self.voices.heard(part, now),
+            Event::Refused(part, finding) => {
+                self.store.refuse(part, finding);
+                // An answer all the same.
+                self.voices.heard(part, now);
+            }
             Event::Failed(part, problem) => drop(self.voices.problems.insert(part, problem)),
         }
-        self.tell_contact();
-    }
-
-    fn tell_contact(&self) {
-        let now = self.voices.contact();
-        self.contact.send_if_modified(|was| {
-            let news = was.problem != now.problem || was.last_ok.is_some() != now.last_ok.is_some();
-            if was.problem != now.problem {
-                if let Some(problem) = &now.problem {
-                    warn!("{problem}");
-                } else {
-                    info!("the API server is heard again");
-                }
-            }
-            *was = now;
-            news
-        });
+        tell_contact(&self.contact, self.voices.contact(), "the API server is heard again");
     }
 }
 

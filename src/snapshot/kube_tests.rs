@@ -5,163 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use serde_json::json;
+use tokio::net::TcpListener;
 
 use super::*;
+use server::{NODES, Server, World, bookmark, service};
 
-const SERVICES: &str = "/api/v1/services";
-const NODES: &str = "/api/v1/nodes";
-const IDENTITY: &str = "/api/v1/namespaces/kube-system";
-
-/// What the server holds and how it behaves.
-#[derive(Default)]
-struct World {
-    uid: String,
-    version: u64,
-    services: Vec<Value>,
-    /// Answer requests for paths with this beginning by this status.
-    fault: Option<(&'static str, u16)>,
-    /// Watches of Services end with this status at once.
-    gone: bool,
-    /// Lines for the open watch of Services.
-    watches: Vec<mpsc::UnboundedSender<String>>,
-    /// Requests for Services seen, as `list` or `watch` and the version.
-    seen: Vec<String>,
-}
-
-impl World {
-    fn body(&self, path: &str) -> Value {
-        if path == IDENTITY {
-            return json!({"metadata": {"name": "kube-system", "uid": self.uid}});
-        }
-        let items = if path == SERVICES { self.services.clone() } else { Vec::new() };
-        json!({"metadata": {"resourceVersion": self.version.to_string()}, "items": items})
-    }
-
-    /// Sends a watch event to whoever watches Services.
-    fn send(&mut self, kind: &str, object: &Value) {
-        let line = json!({"type": kind, "object": object}).to_string();
-        self.watches.retain(|watch| watch.send(line.clone()).is_ok());
-    }
-}
-
-fn service(name: &str, version: u64) -> Value {
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name,
-        "resourceVersion": version.to_string()}})
-}
-
-fn bookmark(version: u64) -> Value {
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"resourceVersion": version.to_string()}})
-}
-
-struct Server {
-    address: SocketAddr,
-    world: Arc<Mutex<World>>,
-    task: JoinHandle<()>,
-}
-
-impl Server {
-    async fn start(world: World) -> Self {
-        Self::resume(Arc::new(Mutex::new(world)), "127.0.0.1:0".parse().unwrap()).await
-    }
-
-    async fn resume(world: Arc<Mutex<World>>, address: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let shared = Arc::clone(&world);
-        let task = tokio::spawn(async move {
-            // Dropped, and every connection closed, with this task.
-            let mut connections = JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(serve(stream, Arc::clone(&shared)));
-            }
-        });
-        Self { address, world, task }
-    }
-
-    /// Ends the server and its connections, and gives back what it held.
-    async fn stop(self) -> (Arc<Mutex<World>>, SocketAddr) {
-        self.task.abort();
-        let _ = self.task.await;
-        (self.world, self.address)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut World)) {
-        change(&mut self.world.lock().unwrap());
-    }
-}
-
-/// Serves one connection: HTTP/1.1, one answer after the other, until a watch takes it over.
-async fn serve(stream: TcpStream, world: Arc<Mutex<World>>) {
-    let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    while let Ok(Some(first)) = lines.next_line().await {
-        while lines.next_line().await.ok().flatten().is_some_and(|line| !line.is_empty()) {}
-        let target = first.split(' ').nth(1).unwrap().to_owned();
-        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        if query.contains("watch=true") {
-            return serve_watch(&mut write, path, query, &world).await;
-        }
-        let (status, body) = answer(path, &world);
-        let body = body.to_string();
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n");
-        let whole = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
-        if write.write_all(whole.as_bytes()).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn answer(path: &str, world: &Mutex<World>) -> (u16, Value) {
-    let mut world = world.lock().unwrap();
-    if path == SERVICES {
-        world.seen.push("list".into());
-    }
-    match world.fault {
-        Some((prefix, code)) if path.starts_with(prefix) => {
-            (code, json!({"kind": "Status", "status": "Failure", "message": "scripted", "code": code}))
-        }
-        _ => (200, world.body(path)),
-    }
-}
-
-async fn serve_watch(
-    write: &mut tokio::net::tcp::OwnedWriteHalf,
-    path: &str,
-    query: &str,
-    world: &Mutex<World>,
-) {
-    let (line, mut lines) = mpsc::unbounded_channel::<String>();
-    let code = {
-        let mut world = world.lock().unwrap();
-        if path == SERVICES {
-            let at = query.split("resourceVersion=").nth(1).unwrap_or_default();
-            world.seen.push(format!("watch {}", at.split('&').next().unwrap()));
-            world.watches.push(line.clone());
-        }
-        let gone = world.gone && path == SERVICES;
-        let fault = world.fault.filter(|(prefix, _)| path.starts_with(prefix)).map(|(_, code)| code);
-        if gone {
-            let status = json!({"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired"});
-            line.send(json!({"type": "ERROR", "object": status}).to_string()).unwrap();
-        }
-        fault.unwrap_or(200)
-    };
-    let head = format!("HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n");
-    if write.write_all(head.as_bytes()).await.is_err() || code != 200 {
-        return;
-    }
-    // `line` stays here, so that a watch nobody writes to stays open.
-    while let Some(line) = lines.recv().await {
-        if write.write_all(format!("{line}\n").as_bytes()).await.is_err() {
-            return;
-        }
-    }
-}
+#[path = "kube_test_server.rs"]
+mod server;
 
 /// A watcher on `server`, with short waits.
 struct Fixture {
@@ -176,6 +27,7 @@ fn timing() -> Timing {
         silence: Duration::from_millis(700),
         retry_first: Duration::from_millis(20),
         retry_longest: Duration::from_millis(100),
+        refused: Duration::from_millis(50),
         beat: Duration::from_millis(20),
     }
 }
@@ -184,12 +36,8 @@ fn follow(server: &Server, timing: Timing) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let kubeconfig = dir.path().join("kubeconfig");
     point(&kubeconfig, server.address);
-    let settings = Cluster {
-        kubeconfig: kubeconfig.clone(),
-        config_map: ObjectKey::new("default", "vip-configmap"),
-        stale_after: Duration::from_secs(300),
-        service_ranges: Vec::new(),
-    };
+    let settings =
+        Cluster { kubeconfig: kubeconfig.clone(), ..crate::config::Settings::standard(Vec::new()).cluster };
     Fixture { _dir: dir, kubeconfig, handles: spawn_with(settings, timing) }
 }
 
@@ -369,6 +217,28 @@ async fn refused_credentials_are_told_and_tried_again() {
 }
 
 #[tokio::test]
+async fn the_connection_is_shared_while_there_is_a_session() {
+    let server = Server::start(World { fault: Some(("/", 401)), ..world() }).await;
+    let mut fixture = follow(&server, timing());
+    fixture.problem("refuses the credentials").await;
+    assert!(fixture.handles.link.borrow().is_none());
+    server.change(|w| w.fault = None);
+    fixture.services(&["web"]).await;
+    let link = fixture.handles.link.borrow_and_update().clone().expect("a connection");
+    assert!(
+        Api::<k8s_openapi::api::core::v1::Service>::all(link.client)
+            .list(&::kube::api::ListParams::default())
+            .await
+            .is_ok()
+    );
+    fs::write(&fixture.kubeconfig, "half a fi").unwrap();
+    let gone = timeout(Duration::from_secs(10), fixture.handles.link.wait_for(Option::is_none)).await;
+    gone.expect("the end in time").unwrap();
+    point(&fixture.kubeconfig, server.address);
+    timeout(Duration::from_secs(10), fixture.handles.link.wait_for(Option::is_some)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_silent_watch_is_started_again_and_is_no_problem_when_the_server_answers() {
     let server = Server::start(world()).await;
     let mut fixture = follow(&server, Timing { silence: Duration::from_millis(60), ..timing() });
@@ -414,4 +284,123 @@ fn contact_is_as_old_as_its_oldest_part() {
         voices.heard(part, start + Duration::from_secs(n));
     }
     assert_eq!(voices.contact().last_ok, Some(start + Duration::from_secs(1)));
+}
+
+const NAMESPACES: &str = "/api/v1/namespaces";
+const SETTINGS: &str = "/api/v1/namespaces/kvip-system/configmaps";
+const SERVICE_CIDRS: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+const IP_ADDRESSES: &str = "/apis/networking.k8s.io/v1/ipaddresses";
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kvip-system/leases";
+
+/// A world that has something of each kind that kvip can do without.
+fn rich_world() -> World {
+    let users = r#"[{"service": "default/web", "uid": "u-1", "ports": [["tcp", 80]]}]"#;
+    let metadata = |name: &str| {
+        json!({"name": name, "namespace": "kvip-system", "annotations": {"kvip.io/services": users},
+            "labels": {"ipaddress.kubernetes.io/managed-by": "kvip"}})
+    };
+    let settings = json!({"metadata": {"namespace": "kvip-system", "name": "kvip"},
+        "data": {"config.toml": "[asking]"}});
+    let parent = json!({"parentRef": {"resource": "services", "namespace": "default", "name": "web"}});
+    let others = [
+        (NAMESPACES, json!({"metadata": {"name": "shop", "labels": {"team": "shop"}}})),
+        (SETTINGS, settings),
+        (SERVICE_CIDRS, json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}})),
+        (IP_ADDRESSES, json!({"metadata": metadata("10.87.2.50"), "spec": parent})),
+        (LEASES, json!({"metadata": metadata("kvip-0a570233")})),
+    ];
+    World { others: others.map(|(path, object)| (path, vec![object])).into(), ..world() }
+}
+
+/// How many of the parts that kvip can do without are there.
+fn extras(snapshot: &crate::snapshot::Snapshot) -> usize {
+    let settings = snapshot.cluster_settings.iter().count();
+    snapshot.namespaces.len() + settings + snapshot.service_cidrs.len() + snapshot.claims.len()
+}
+
+impl Fixture {
+    /// Waits until so many extras are there.
+    async fn extras(&mut self, count: usize) -> Update {
+        let is = |update: &Option<Update>| update.as_ref().is_some_and(|u| extras(&u.snapshot) == count);
+        let found = timeout(Duration::from_secs(10), self.handles.snapshots.wait_for(is)).await;
+        found.expect("the snapshot in time").unwrap().clone().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn all_parts_are_followed_and_the_claims_by_their_label() {
+    let server = Server::start(rich_world()).await;
+    let mut fixture = follow(&server, timing());
+    let update = fixture.extras(5).await;
+    assert!(update.snapshot.skipped.is_empty(), "{:?}", update.snapshot.skipped);
+    let asked = server.world.lock().unwrap().asked.clone();
+    let of = |path: &str| asked.iter().find(|target| target.starts_with(&format!("{path}?"))).unwrap();
+    for path in [IP_ADDRESSES, LEASES] {
+        assert!(
+            of(path).contains("labelSelector=ipaddress.kubernetes.io%2Fmanaged-by%3Dkvip"),
+            "{}",
+            of(path)
+        );
+    }
+    assert!(of(SETTINGS).contains("fieldSelector=metadata.name%3Dkvip"), "{}", of(SETTINGS));
+}
+
+#[tokio::test]
+async fn kinds_that_an_older_cluster_lacks_hold_nothing_back() {
+    let refused = vec![(SERVICE_CIDRS, 404), (IP_ADDRESSES, 404)];
+    let server = Server::start(World { refused, ..rich_world() }).await;
+    let mut fixture = follow(&server, timing());
+    let update = fixture.extras(3).await;
+    assert!(update.snapshot.skipped.is_empty());
+    fixture.problem("").await;
+    server.change(|w| w.refused.clear());
+    fixture.extras(5).await;
+}
+
+#[tokio::test]
+async fn kinds_that_an_older_identity_may_not_read_are_findings_with_rule_and_mend() {
+    let all = [NAMESPACES, SETTINGS, SERVICE_CIDRS, IP_ADDRESSES, LEASES];
+    let refused = all.map(|path| (path, 403)).to_vec();
+    let server = Server::start(World { refused, ..rich_world() }).await;
+    let mut fixture = follow(&server, timing());
+    let update = fixture.services(&["web"]).await;
+    assert_eq!((extras(&update.snapshot), update.snapshot.skipped.len()), (0, 5));
+    let finding = &update.snapshot.skipped["Namespace"][0];
+    assert_eq!(
+        finding.to_string(),
+        "cluster: its API does not let kvip read namespaces (403): the rule \"namespaces: get, list, watch\" is \
+         missing; pools and tenants that go by labels of namespaces match none"
+    );
+    assert!(finding.mend.as_ref().unwrap().contains("kubectl apply -f /usr/share/kvip/kvip.yaml"));
+    let contact = fixture.problem("").await;
+    assert!(contact.last_ok.is_some(), "an answer is contact");
+    server.change(|w| w.refused.clear());
+    assert!(fixture.extras(5).await.snapshot.skipped.is_empty());
+}
+
+#[tokio::test]
+async fn what_can_no_longer_be_read_keeps_its_last_state() {
+    let server = Server::start(rich_world()).await;
+    let mut fixture = follow(&server, timing());
+    fixture.extras(5).await;
+    let (world, address) = server.stop().await;
+    fixture.problem("cannot reach").await;
+    world.lock().unwrap().refused = vec![(IP_ADDRESSES, 403), (NAMESPACES, 404)];
+    let _server = Server::resume(world, address).await;
+    let refused = |update: &Option<Update>| {
+        update.as_ref().is_some_and(|update| update.snapshot.skipped.contains_key("IPAddress"))
+    };
+    let update = timeout(Duration::from_secs(10), fixture.handles.snapshots.wait_for(refused)).await;
+    assert_eq!(extras(&update.unwrap().unwrap().as_ref().unwrap().snapshot), 5);
+    fixture.problem("").await;
+}
+
+#[tokio::test]
+async fn other_faults_of_a_kind_that_kvip_can_do_without_are_waited_for() {
+    let server = Server::start(World { refused: vec![(IP_ADDRESSES, 500)], ..rich_world() }).await;
+    let mut fixture = follow(&server, timing());
+    fixture.problem("fails to list ipaddresses.networking.k8s.io").await;
+    assert!(fixture.handles.snapshots.borrow().is_none(), "that there are none is not known");
+    server.change(|w| w.refused.clear());
+    fixture.extras(5).await;
 }

@@ -2,6 +2,7 @@
 //!
 //! Reads files and runs the kubeconfig's credential plugin; speaks to no server.
 
+use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use kube::config::{ExecInteractiveMode, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-use super::problem::{self, Problem};
+use super::problem::{self, Problem, Request};
 
 /// How long a connection may take to be made, TLS included: a frozen server accepts and then says nothing.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,12 +20,32 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A kubeconfig is a few kilobytes; whatever is a thousand times as long is something else.
 const SIZE_LIMIT: u64 = 4 << 20;
 
-/// A client for the server of a kubeconfig.
-pub(super) struct Link {
-    pub(super) client: Client,
+/// A client for the server of a kubeconfig. A copy shares its connections.
+#[derive(Clone)]
+pub struct Link {
+    /// The client.
+    pub client: Client,
     /// The server's address, for people.
     pub(super) server: String,
     pub(super) path: PathBuf,
+}
+
+impl Link {
+    /// The connection of `client` to the API server at the address `server`, made from the kubeconfig at `path`.
+    pub fn new(client: Client, server: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self { client, server: server.into(), path: path.into() }
+    }
+
+    /// What ails a request that tried to `verb` the `resource`, both as in RBAC, told with its mend.
+    pub fn problem(&self, verb: &'static str, resource: &str, error: &kube::Error) -> Problem {
+        Request { server: &self.server, path: &self.path, verb, resource }.problem(error)
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 /// Reads the kubeconfig at `path`, which may run its credential plugin for as long as that takes. `files` becomes the
@@ -44,7 +65,7 @@ pub(super) async fn load(path: &Path, files: &mut Files) -> Result<Link, Problem
     // Building the client runs the plugin and waits for it, so it must not hold up this thread.
     let built = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
     let client = built.expect("building a client does not panic").map_err(|e| problem::client(path, &e))?;
-    Ok(Link { client, server, path: path.to_owned() })
+    Ok(Link::new(client, server, path))
 }
 
 /// A device, a pipe or a huge file in the kubeconfig's place would be read for ever.

@@ -86,6 +86,14 @@ pub enum Problem {
         /// Refused, timed out, or what the resolver said.
         reason: String,
     },
+    /// The folder of manifests cannot be read.
+    #[error("cannot read the folder of manifests {}: {reason}; the last state read stays", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The system's reason.
+        reason: String,
+    },
     /// The server answers, with an error.
     #[error("API server {server} fails to {verb} {resource}: {reason}")]
     ServerError {
@@ -111,6 +119,7 @@ impl Problem {
                 )
             }
             Self::Unreadable { file, .. } => format!("ls -l {}", file.display()),
+            Self::Folder { path, .. } => format!("ls -ld {}", path.display()),
             Self::KubeconfigInvalid { path, .. } => {
                 format!("kubectl --kubeconfig {} config view", path.display())
             }

@@ -2,14 +2,17 @@
 //!
 //! Owns the file's format and nothing of its content. Plain functions: when to save is the daemon's to decide.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use tokio::task::{JoinHandle, spawn_blocking};
+
 use super::Snapshot;
+use crate::files;
 
 /// Where the daemon keeps it.
 pub const PATH: &str = "/var/lib/kvip/snapshot.json";
@@ -65,7 +68,14 @@ struct Read {
 /// Writes `snapshot` to `path`: readable by root alone, whole or not at all, on the disk when this returns.
 pub fn save(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
     let text = serde_json::to_vec(&Written { format: FORMAT, snapshot })?;
-    replace(path, &text)
+    files::replace(path, text, files::PRIVATE).map_err(|error| error.source)
+}
+
+/// The same, off the caller's thread: to serialize a large cluster and to sync the disk may take a second. Needs a tokio
+/// runtime. The caller starts no second one for the same path before this one is done.
+pub fn save_aside(path: &Path, snapshot: Arc<Snapshot>) -> JoinHandle<io::Result<()>> {
+    let path = path.to_owned();
+    spawn_blocking(move || save(&path, &snapshot))
 }
 
 /// Reads the snapshot at `path`; `None` when there is none yet.
@@ -84,37 +94,20 @@ pub fn load(path: &Path) -> Result<Option<Snapshot>, Error> {
     Ok(Some(read.snapshot))
 }
 
-/// Replaces `path` by a file with `text`, mode 0600: a temporary file beside it, synced and renamed.
-pub(super) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    // One left by a crash may have another mode or be a link: it goes first.
-    match fs::remove_file(&temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    // The rename itself is on disk once the directory is.
-    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
-}
-
 #[cfg(test)]
 mod tests {
 
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::model::ObjectKey;
-    use crate::snapshot::Service;
+    use crate::ipam::{Claim, Kind, User, Version};
+    use crate::model::{Finding, ObjectKey};
+    use crate::snapshot::{Labels, Service};
 
     fn example() -> Snapshot {
         let mut snapshot = Snapshot { cluster: Some("uid-1".into()), ..Snapshot::default() };
-        snapshot.services.insert(ObjectKey::new("default", "nginx"), Service::default());
-        snapshot.vip_map = Some([("10.87.2.50".into(), "default/nginx".into())].into());
+        snapshot.services.insert(ObjectKey::new("default", "nginx"), Service::default().into());
+        snapshot.vip_map = Some(vec![("10.87.2.50", "default/nginx")].into());
         snapshot
     }
 
@@ -123,11 +116,59 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot.json");
         assert!(load(&path).unwrap().is_none());
-        fs::write(dir.path().join("snapshot.json.new"), "left by a crash").unwrap();
+        fs::write(files::draft(&path), "left by a crash").unwrap();
         save(&path, &example()).unwrap();
         assert_eq!(load(&path).unwrap(), Some(example()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn every_part_is_saved() {
+        let user = User { service: ObjectKey::new("default", "web"), uid: "u".into(), ports: [].into() };
+        let claim = |kind| Claim {
+            address: "fd00::50".parse().unwrap(),
+            kind,
+            users: vec![user.clone()],
+            pool: Some("lan".into()),
+            share_key: None,
+            released: None,
+            created: 7,
+            version: Version::default(),
+        };
+        let mut snapshot = example();
+        snapshot.claims = [claim(Kind::Lease), claim(Kind::IpAddress)].into_iter().collect();
+        snapshot
+            .namespaces
+            .insert("shop".into(), [("team".into(), "shop".into())].into_iter().collect::<Labels>().into());
+        snapshot.service_cidrs.insert("kubernetes".into(), vec!["10.96.0.0/16".parse().unwrap()].into());
+        snapshot.cluster_settings = Some("[asking]".into());
+        snapshot.skipped.insert("Lease kvip-0".into(), vec![Finding::new("Lease kvip-0", "odd")]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot.json");
+        save(&path, &snapshot).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(snapshot));
+    }
+
+    #[tokio::test]
+    async fn it_can_be_saved_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot.json");
+        save_aside(&path, Arc::new(example())).await.unwrap().unwrap();
+        assert_eq!(load(&path).unwrap(), Some(example()));
+        let nowhere = save_aside(Path::new("/proc/none/snapshot.json"), Arc::default()).await.unwrap();
+        assert!(nowhere.is_err());
+    }
+
+    #[test]
+    fn what_an_earlier_kvip_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot.json");
+        let text = r#"{"format":1,"snapshot":{"cluster":"uid-1","slices":{},"nodes":{},
+            "services":{"default/nginx":{"uid":"","kind":"Balanced","ports":[],"cluster_ips":[],"selector":null,
+            "local_policy":false,"affinity":null}},"vip_map":{"10.87.2.50":"default/nginx"}}}"#;
+        fs::write(&path, text).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(example()));
     }
 
     #[test]

@@ -3,15 +3,19 @@
 //! Pure: it reads no clock and does no IO. Owns the rules that nothing is published before every part is complete,
 //! that only a real change is, and how often.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tokio::time::Instant;
 
-use super::Snapshot;
 use super::admit::Update;
+use super::claims::claimed;
 use super::convert::{Change, Converted};
+use super::{Map, Snapshot};
+use crate::ipam::{Claim, Claims, Kind};
 use crate::model::Finding;
 
 /// The least time between two publications; the first change after a quiet time is published at once.
@@ -23,11 +27,46 @@ pub(super) enum Part {
     Services,
     EndpointSlices,
     Nodes,
-    ConfigMap,
+    VipMap,
+    Namespaces,
+    Settings,
+    ServiceCidrs,
+    IpAddresses,
+    Leases,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ConfigMap];
+    pub(super) const ALL: [Self; 9] = [
+        Self::Services,
+        Self::EndpointSlices,
+        Self::Nodes,
+        Self::VipMap,
+        Self::Namespaces,
+        Self::Settings,
+        Self::ServiceCidrs,
+        Self::IpAddresses,
+        Self::Leases,
+    ];
+
+    /// The kind of its objects, with which their keys in [`Snapshot::skipped`] begin.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Services => "Service",
+            Self::EndpointSlices => "EndpointSlice",
+            Self::Nodes => "Node",
+            Self::VipMap => "map of VIPs",
+            Self::Namespaces => "Namespace",
+            Self::Settings => "ConfigMap",
+            Self::ServiceCidrs => "ServiceCIDR",
+            Self::IpAddresses => "IPAddress",
+            Self::Leases => "Lease",
+        }
+    }
+
+    /// Whether `key` of [`Snapshot::skipped`] is of this part: an object of its kind, or the kind itself.
+    fn has(self, key: &str) -> bool {
+        key.strip_prefix(self.kind()).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    }
 }
 
 /// Applies `change` to `snapshot`; whether that changed anything.
@@ -36,26 +75,46 @@ pub(super) fn apply(snapshot: &mut Snapshot, change: Change) -> bool {
         Change::Service(c) => put(&mut snapshot.services, &mut snapshot.skipped, "Service", c),
         Change::Slice(c) => put(&mut snapshot.slices, &mut snapshot.skipped, "EndpointSlice", c),
         Change::Node(c) => put(&mut snapshot.nodes, &mut snapshot.skipped, "Node", c),
-        Change::VipMap(data) => {
-            let changed = snapshot.vip_map != data;
-            snapshot.vip_map = data;
-            changed
+        Change::VipMap(data) => adopt_map(&mut snapshot.vip_map, data.map(OrdMap::from).as_ref()),
+        Change::Namespace(c) => put(&mut snapshot.namespaces, &mut snapshot.skipped, "Namespace", c),
+        Change::ServiceCidr(c) => put(&mut snapshot.service_cidrs, &mut snapshot.skipped, "ServiceCIDR", c),
+        Change::IpAddress(c) => put_claim(snapshot, Kind::IpAddress, "IPAddress", c),
+        Change::Lease(c) => put_claim(snapshot, Kind::Lease, "Lease", c),
+        Change::Settings(c) => {
+            let said = set(&mut snapshot.skipped, format!("ConfigMap {}", c.key), some(c.skipped));
+            let text = c.value.as_deref().cloned();
+            let changed = snapshot.cluster_settings != text;
+            snapshot.cluster_settings = text;
+            said | changed
         }
     }
 }
 
-fn put<K: Ord + std::fmt::Display, T: PartialEq>(
-    values: &mut BTreeMap<K, T>,
-    skipped: &mut BTreeMap<String, Vec<Finding>>,
+fn put_claim(snapshot: &mut Snapshot, kind: Kind, name: &str, object: Converted<String, Claim>) -> bool {
+    let said = set(&mut snapshot.skipped, format!("{name} {}", object.key), some(object.skipped));
+    let changed = match object.value {
+        Some(claim) => snapshot.claims.insert(claim),
+        None => claimed(kind, &object.key).is_some_and(|address| snapshot.claims.remove(address, kind)),
+    };
+    said | changed
+}
+
+fn some(findings: Vec<Finding>) -> Option<Vec<Finding>> {
+    Some(findings).filter(|findings| !findings.is_empty())
+}
+
+fn put<K: Ord + Clone + std::fmt::Display, T: PartialEq>(
+    values: &mut Map<K, T>,
+    skipped: &mut OrdMap<String, Vec<Finding>>,
     kind: &str,
     object: Converted<K, T>,
 ) -> bool {
-    let findings = Some(object.skipped).filter(|findings| !findings.is_empty());
-    let said = set(skipped, format!("{kind} {}", object.key), findings);
-    set(values, object.key, object.value) || said
+    let said = set(skipped, format!("{kind} {}", object.key), some(object.skipped));
+    said | set(values, object.key, object.value)
 }
 
-fn set<K: Ord, T: PartialEq>(values: &mut BTreeMap<K, T>, key: K, value: Option<T>) -> bool {
+/// Makes `values` hold `value` at `key`; whether it did not before.
+fn set<K: Ord + Clone, T: PartialEq + Clone>(values: &mut OrdMap<K, T>, key: K, value: Option<T>) -> bool {
     if values.get(&key) == value.as_ref() {
         return false;
     }
@@ -64,6 +123,70 @@ fn set<K: Ord, T: PartialEq>(values: &mut BTreeMap<K, T>, key: K, value: Option<
         None => drop(values.remove(&key)),
     }
     true
+}
+
+/// Makes `have` hold what `fresh` does, by changing only what differs, so that it goes on sharing the rest with its
+/// copies; whether anything differed.
+fn adopt<K: Ord + Clone, T: PartialEq + Clone>(have: &mut OrdMap<K, T>, fresh: &OrdMap<K, T>) -> bool {
+    let differing: Vec<_> = have
+        .diff(fresh)
+        .map(|item| match item {
+            DiffItem::Add(key, value) | DiffItem::Update { new: (key, value), .. } => {
+                (key.clone(), Some(value.clone()))
+            }
+            DiffItem::Remove(key, _) => (key.clone(), None),
+        })
+        .collect();
+    let differs = !differing.is_empty();
+    for (key, value) in differing {
+        set(have, key, value);
+    }
+    differs
+}
+
+fn adopt_map(have: &mut Option<OrdMap<String, String>>, fresh: Option<&OrdMap<String, String>>) -> bool {
+    match (have.as_mut(), fresh) {
+        (Some(have), Some(fresh)) => adopt(have, fresh),
+        (None, None) => false,
+        _ => {
+            *have = fresh.cloned();
+            true
+        }
+    }
+}
+
+fn adopt_claims(have: &mut Claims, kind: Kind, fresh: &Claims) -> bool {
+    let of_kind = |claims: &Claims| {
+        let objects = claims.objects().filter(|claim| claim.kind == kind);
+        objects.map(|claim| claim.address).collect::<Vec<_>>()
+    };
+    let mut differ = false;
+    for address in of_kind(have) {
+        differ |= fresh.object(address, kind).is_none() && have.remove(address, kind);
+    }
+    for claim in of_kind(fresh).into_iter().filter_map(|address| fresh.object(address, kind)) {
+        differ |= have.object(claim.address, kind) != Some(claim) && have.insert(claim.clone());
+    }
+    differ
+}
+
+/// Makes `part` of `have` hold what it does in `fresh`; whether anything differed. Findings are not of it.
+fn adopt_part(have: &mut Snapshot, part: Part, fresh: &Snapshot) -> bool {
+    match part {
+        Part::Services => adopt(&mut have.services, &fresh.services),
+        Part::EndpointSlices => adopt(&mut have.slices, &fresh.slices),
+        Part::Nodes => adopt(&mut have.nodes, &fresh.nodes),
+        Part::VipMap => adopt_map(&mut have.vip_map, fresh.vip_map.as_ref()),
+        Part::Namespaces => adopt(&mut have.namespaces, &fresh.namespaces),
+        Part::ServiceCidrs => adopt(&mut have.service_cidrs, &fresh.service_cidrs),
+        Part::IpAddresses => adopt_claims(&mut have.claims, Kind::IpAddress, &fresh.claims),
+        Part::Leases => adopt_claims(&mut have.claims, Kind::Lease, &fresh.claims),
+        Part::Settings => {
+            let differs = have.cluster_settings != fresh.cluster_settings;
+            have.cluster_settings.clone_from(&fresh.cluster_settings);
+            differs
+        }
+    }
 }
 
 /// The snapshot as it grows, and what was published of it.
@@ -79,8 +202,11 @@ pub(super) struct Store {
 
 impl Store {
     /// Begins anew, with the cluster whose kube-system has this UID; what was published stays so until all is complete.
+    /// What is known of the same cluster stays too, until it is listed: a list changes what differs.
     pub(super) fn begin(&mut self, cluster: String) {
-        self.snapshot = Snapshot { cluster: Some(cluster), ..Snapshot::default() };
+        if self.snapshot.cluster.as_ref() != Some(&cluster) {
+            self.snapshot = Snapshot { cluster: Some(cluster), ..Snapshot::default() };
+        }
         self.complete.clear();
         self.changed = false;
     }
@@ -91,36 +217,43 @@ impl Store {
         for change in contents {
             apply(&mut fresh, change);
         }
+        let others = self.snapshot.skipped.iter().filter(|(key, _)| !part.has(key));
+        fresh.skipped.extend(others.map(|(key, findings)| (key.clone(), findings.clone())));
+        let said = adopt(&mut self.snapshot.skipped, &fresh.skipped);
+        let differs = said | adopt_part(&mut self.snapshot, part, &fresh);
+        self.filled(&[part], differs);
+    }
+
+    /// Takes that `part` cannot be had: it counts as complete with what is known of it, at first nothing. `finding`
+    /// says why, when a person is to mend it.
+    pub(super) fn refuse(&mut self, part: Part, finding: Option<Finding>) {
+        let finding = finding.map(|finding| vec![finding]);
+        let said = set(&mut self.snapshot.skipped, part.kind().to_owned(), finding);
+        self.filled(&[part], said);
+    }
+
+    /// Takes the contents of all parts at once, as a folder of manifests has them.
+    pub(super) fn take(&mut self, fresh: &Snapshot) {
+        let mut differs = self.snapshot.cluster != fresh.cluster;
+        self.snapshot.cluster.clone_from(&fresh.cluster);
+        differs |= adopt(&mut self.snapshot.skipped, &fresh.skipped);
+        for part in Part::ALL {
+            differs |= adopt_part(&mut self.snapshot, part, fresh);
+        }
+        self.filled(&Part::ALL, differs);
+    }
+
+    /// Notes that `parts` are complete, by lists that `differ` from what was known, or not.
+    fn filled(&mut self, parts: &[Part], differ: bool) {
         let was_complete = self.is_complete();
-        let differs = self.replace(part, fresh);
-        self.complete.insert(part);
+        self.complete.extend(parts);
         if !self.is_complete() {
             return;
         }
-        let news = if was_complete { differs } else { self.published.as_deref() != Some(&self.snapshot) };
+        let news = if was_complete { differ } else { self.published.as_deref() != Some(&self.snapshot) };
         if news {
             self.changed = true;
             self.lists += 1;
-        }
-    }
-
-    fn replace(&mut self, part: Part, fresh: Snapshot) -> bool {
-        let have = &mut self.snapshot;
-        let kind = match part {
-            Part::Services => "Service ",
-            Part::EndpointSlices => "EndpointSlice ",
-            Part::Nodes => "Node ",
-            Part::ConfigMap => return std::mem::replace(&mut have.vip_map, fresh.vip_map) != have.vip_map,
-        };
-        let mut skipped = fresh.skipped;
-        skipped.extend(
-            have.skipped.iter().filter(|(k, _)| !k.starts_with(kind)).map(|(k, f)| (k.clone(), f.clone())),
-        );
-        let said = std::mem::replace(&mut have.skipped, skipped) != have.skipped;
-        said | match part {
-            Part::Services => std::mem::replace(&mut have.services, fresh.services) != have.services,
-            Part::EndpointSlices => std::mem::replace(&mut have.slices, fresh.slices) != have.slices,
-            Part::Nodes | Part::ConfigMap => std::mem::replace(&mut have.nodes, fresh.nodes) != have.nodes,
         }
     }
 

@@ -17,6 +17,8 @@ pub(super) struct Timing {
     pub(super) retry_first: Duration,
     /// The longest wait after a failure.
     pub(super) retry_longest: Duration,
+    /// The wait before a kind that the server does not have, or does not let kvip read, is asked for again.
+    pub(super) refused: Duration,
     /// How often the files are looked at and the loop shows that it lives.
     pub(super) beat: Duration,
 }
@@ -28,6 +30,7 @@ impl Default for Timing {
             silence: Duration::from_secs(90),
             retry_first: Duration::from_millis(500),
             retry_longest: Duration::from_secs(30),
+            refused: Duration::from_secs(60),
             beat: Duration::from_secs(2),
         }
     }

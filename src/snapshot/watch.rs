@@ -7,7 +7,7 @@
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
-use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::api::{Api, ListParams, ObjectList, WatchEvent, WatchParams};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -16,7 +16,8 @@ use super::kubeconfig::Link;
 use super::problem::{Problem, Request};
 use super::store::Part;
 use super::timing::{Backoff, Timing};
-use super::watched::Watched;
+use super::watched::{Scope, Watched};
+use crate::model::Finding;
 
 /// Objects in one answer to a list, as client-go asks for.
 const PAGE: u32 = 500;
@@ -37,6 +38,9 @@ pub(super) enum Event {
     Changed(Part, Change),
     /// The server was heard about a part, without news.
     Confirmed(Part),
+    /// A part cannot be had and kvip can do without: the server does not serve it, or it does not let kvip read it, which
+    /// the finding says.
+    Refused(Part, Option<Finding>),
     /// The watch of a part, or the session (`None`), fails and will try again.
     Failed(Option<Part>, Problem),
 }
@@ -66,6 +70,10 @@ enum Remedy {
     Relist,
     /// The same, and in order: versions are kept for some minutes only.
     Expired,
+    /// The server does not have this (404): the same, where kvip cannot do without.
+    Absent,
+    /// The server does not allow this (403): go on from the same version, where kvip cannot do without.
+    Forbidden,
     /// The session is over.
     End(End),
 }
@@ -101,17 +109,20 @@ impl Session<'_> {
     async fn cluster(&self) -> Result<String, Fault> {
         let request = self.request("get", "namespaces");
         let api = Api::<Namespace>::all(self.link.client.clone());
-        let namespace = self.answer(request, api.get(IDENTITY)).await?;
+        let answer = self.answer(request, api.get(IDENTITY)).await;
+        // Whatever part is watched, this is not the part's own answer.
+        let namespace = answer.map_err(|fault| match fault.remedy {
+            Remedy::Absent | Remedy::Forbidden => Fault { remedy: Remedy::Resume, ..fault },
+            _ => fault,
+        })?;
         // A namespace without a UID is not to be had from an API server; an empty one is still the same each time.
         Ok(namespace.uid().unwrap_or_default())
     }
 
-    /// Follows `api`, reduced to `fields`, until the session ends.
-    pub(super) async fn follow<K: Watched>(&self, api: Api<K>, fields: Option<String>, uid: &str) -> End
-    where
-        K::DynamicType: Default,
-    {
-        let mut watch = Watch { session: self, api, fields, uid, version: None, doubt: false, outage: false };
+    /// Follows `api`, reduced to `scope`, until the session ends.
+    pub(super) async fn follow<W: Watched>(&self, api: Api<W::Object>, scope: Scope, uid: &str) -> End {
+        let mut watch =
+            Watch::<W> { session: self, api, scope, uid, version: None, doubt: false, outage: false };
         let mut backoff = Backoff::new(self.timing);
         loop {
             let began = Instant::now();
@@ -122,8 +133,14 @@ impl Session<'_> {
             match step {
                 Ok(Step::Listed | Step::Verified) => continue,
                 Ok(Step::Ended) | Err(Fault { remedy: Remedy::Expired, .. }) => {}
+                Err(fault) if W::WITHOUT.is_some() && fault.is_refusal() => {
+                    self.tell(Event::Refused(W::PART, forbidden::<W>(&fault))).await;
+                    watch.version = None;
+                    sleep(self.timing.refused).await;
+                    continue;
+                }
                 Err(Fault { problem, remedy }) => {
-                    self.tell(Event::Failed(Some(K::PART), problem)).await;
+                    self.tell(Event::Failed(Some(W::PART), problem)).await;
                     if let Remedy::End(end) = remedy {
                         return end;
                     }
@@ -174,10 +191,33 @@ fn fault(request: Request<'_>, error: &kube::Error) -> Fault {
 fn remedy(code: u16) -> Remedy {
     match code {
         401 => Remedy::End(End::Unauthorized),
-        403 | 429 | 502 | 503 => Remedy::Resume,
+        403 => Remedy::Forbidden,
+        404 => Remedy::Absent,
+        429 | 502 | 503 => Remedy::Resume,
         410 => Remedy::Expired,
         _ => Remedy::Relist,
     }
+}
+
+impl Fault {
+    /// Whether the server has no such kind or does not let kvip read it.
+    fn is_refusal(&self) -> bool {
+        matches!(self.remedy, Remedy::Absent | Remedy::Forbidden)
+    }
+}
+
+/// The finding on a kind that kvip may not read, as with permissions that an older kvip came with. That an older
+/// cluster does not have a kind is no one's to mend.
+fn forbidden<W: Watched>(fault: &Fault) -> Option<Finding> {
+    if fault.remedy != Remedy::Forbidden {
+        return None;
+    }
+    let text = format!(
+        "its API does not let kvip read {0} (403): the rule \"{0}: get, list, watch\" is missing; {1}",
+        W::RESOURCE,
+        W::WITHOUT?
+    );
+    Some(Finding { mend: fault.problem.mend(), ..Finding::new("cluster", text) })
 }
 
 /// How one step of a watch ended, when it went well.
@@ -188,10 +228,10 @@ enum Step {
     Verified,
 }
 
-struct Watch<'a, K> {
+struct Watch<'a, W: Watched> {
     session: &'a Session<'a>,
-    api: Api<K>,
-    fields: Option<String>,
+    api: Api<W::Object>,
+    scope: Scope,
     uid: &'a str,
     /// The version to go on from; `None` when it is to be listed.
     version: Option<String>,
@@ -201,10 +241,7 @@ struct Watch<'a, K> {
     outage: bool,
 }
 
-impl<'a, K: Watched> Watch<'a, K>
-where
-    K::DynamicType: Default,
-{
+impl<'a, W: Watched> Watch<'a, W> {
     /// Verifies, lists or watches, whichever is next.
     async fn step(&mut self) -> Result<Step, Fault> {
         let verifying = self.doubt;
@@ -220,8 +257,8 @@ where
                 self.outage |= verifying;
                 self.doubt = true;
             }
-            Some(Remedy::Relist | Remedy::Expired) => self.version = None,
-            Some(Remedy::Resume | Remedy::End(_)) | None => {}
+            Some(Remedy::Relist | Remedy::Expired | Remedy::Absent) => self.version = None,
+            Some(Remedy::Resume | Remedy::Forbidden | Remedy::End(_)) | None => {}
         }
         step
     }
@@ -254,7 +291,7 @@ where
         let mut next = None;
         loop {
             let page = self.page(PAGE, next).await?;
-            contents.extend(page.items.iter().map(Watched::change));
+            contents.extend(page.items.iter().map(W::change));
             next = page.metadata.continue_.filter(|token| !token.is_empty());
             if next.is_none() {
                 let version = page.metadata.resource_version.filter(|version| !version.is_empty());
@@ -264,28 +301,36 @@ where
                     return Err(Fault { problem, remedy: Remedy::Relist });
                 };
                 self.version = Some(version);
-                self.session.tell(Event::Listed(K::PART, contents)).await;
+                self.session.tell(Event::Listed(W::PART, contents)).await;
                 return Ok(Step::Listed);
             }
-            self.session.tell(Event::Confirmed(K::PART)).await;
+            self.session.tell(Event::Confirmed(W::PART)).await;
         }
     }
 
-    async fn page(&self, limit: u32, next: Option<String>) -> Result<kube::core::ObjectList<K>, Fault> {
-        let field_selector = self.fields.clone();
+    async fn page(&self, limit: u32, next: Option<String>) -> Result<ObjectList<W::Object>, Fault> {
         // No resourceVersion: the newest state, never that of a cache behind what was already seen.
-        let parameters =
-            ListParams { field_selector, limit: Some(limit), continue_token: next, ..ListParams::default() };
+        let parameters = ListParams {
+            field_selector: self.scope.fields.clone(),
+            label_selector: self.scope.labels.clone(),
+            limit: Some(limit),
+            continue_token: next,
+            ..ListParams::default()
+        };
         self.session.answer(self.request("list"), self.api.list(&parameters)).await
     }
 
     /// Follows from `version`, and keeps the last one seen.
     async fn watch(&mut self, version: String) -> Result<Step, Fault> {
         let request = self.request("watch");
-        let parameters = WatchParams { field_selector: self.fields.clone(), ..WatchParams::default() };
+        let parameters = WatchParams {
+            field_selector: self.scope.fields.clone(),
+            label_selector: self.scope.labels.clone(),
+            ..WatchParams::default()
+        };
         let events = self.session.answer(request, self.api.watch(&parameters, &version)).await?;
         let mut events = std::pin::pin!(events);
-        self.session.tell(Event::Confirmed(K::PART)).await;
+        self.session.tell(Event::Confirmed(W::PART)).await;
         loop {
             let Ok(event) = timeout(self.session.timing.silence, events.try_next()).await else {
                 self.doubt = true;
@@ -294,13 +339,13 @@ where
             let (at, told) = match event.map_err(|error| fault(request, &error))? {
                 None => return Ok(Step::Ended),
                 Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    (object.resource_version(), Event::Changed(K::PART, object.change()))
+                    (object.resource_version(), Event::Changed(W::PART, W::change(&object)))
                 }
                 Some(WatchEvent::Deleted(object)) => {
-                    (object.resource_version(), Event::Changed(K::PART, object.removal()))
+                    (object.resource_version(), Event::Changed(W::PART, W::removal(&object)))
                 }
                 Some(WatchEvent::Bookmark(mark)) => {
-                    (Some(mark.metadata.resource_version), Event::Confirmed(K::PART))
+                    (Some(mark.metadata.resource_version), Event::Confirmed(W::PART))
                 }
                 Some(WatchEvent::Error(status)) => {
                     let problem = request.status(status.code, &status.message, &status.reason);
@@ -315,7 +360,7 @@ where
     }
 
     fn request(&self, verb: &'static str) -> Request<'a> {
-        self.session.request(verb, K::RESOURCE)
+        self.session.request(verb, W::RESOURCE)
     }
 }
 

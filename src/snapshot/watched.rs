@@ -1,71 +1,114 @@
 //! The kinds of objects that are watched, and which part of the snapshot each fills.
 //!
-//! Pure.
+//! Pure. A type of its own for each watch and not for each kind of object, as two of them watch ConfigMaps.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::fmt::Debug;
+
+use k8s_openapi::api::coordination::v1 as coordination;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use kube::Resource;
 use serde::de::DeserializeOwned;
 
+use super::claims;
 use super::convert::{self, Change, Converted};
 use super::store::Part;
 
-/// A kind of object that is watched.
-pub(super) trait Watched:
-    Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static
-{
+/// Which objects of a kind are watched; by default all.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scope {
+    pub(super) fields: Option<String>,
+    pub(super) labels: Option<String>,
+}
+
+impl Scope {
+    /// The one object called `name`.
+    pub(super) fn named(name: &str) -> Self {
+        Self { fields: Some(format!("metadata.name={name}")), labels: None }
+    }
+
+    /// Those that the label selector `labels` selects.
+    pub(super) fn labelled(labels: String) -> Self {
+        Self { fields: None, labels: Some(labels) }
+    }
+}
+
+/// What one watch follows.
+pub(super) trait Watched {
+    type Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static;
     const PART: Part;
     /// As RBAC names it.
     const RESOURCE: &'static str;
-    fn change(&self) -> Change;
-    /// The change that takes this object away.
-    fn removal(&self) -> Change;
+    /// What holds where the cluster does not serve it or does not let kvip read it; `None` when kvip cannot do
+    /// without it.
+    const WITHOUT: Option<&'static str> = None;
+    fn change(object: &Self::Object) -> Change;
+    /// The change that takes `object` away.
+    fn removal(object: &Self::Object) -> Change;
 }
 
 fn gone<K, T>(object: Converted<K, T>) -> Converted<K, T> {
     Converted { value: None, skipped: Vec::new(), ..object }
 }
 
-impl Watched for Service {
-    const PART: Part = Part::Services;
-    const RESOURCE: &'static str = "services";
-    fn change(&self) -> Change {
-        Change::Service(convert::service(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Service(gone(convert::service(self)))
-    }
+/// A watch of `$object`s that fills `Part::$name` with `Change::$change`, by `$function`.
+macro_rules! watched {
+    ($name:ident, $object:ty, $resource:literal, $change:ident, $function:path $(, without $without:literal)?) => {
+        #[derive(Debug)]
+        pub(super) struct $name;
+
+        impl Watched for $name {
+            type Object = $object;
+            const PART: Part = Part::$name;
+            const RESOURCE: &'static str = $resource;
+            $(const WITHOUT: Option<&'static str> = Some($without);)?
+            fn change(object: &$object) -> Change {
+                Change::$change($function(object))
+            }
+            fn removal(object: &$object) -> Change {
+                Change::$change(gone($function(object)))
+            }
+        }
+    };
 }
 
-impl Watched for EndpointSlice {
-    const PART: Part = Part::EndpointSlices;
-    const RESOURCE: &'static str = "endpointslices.discovery.k8s.io";
-    fn change(&self) -> Change {
-        Change::Slice(convert::slice(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Slice(gone(convert::slice(self)))
-    }
-}
+watched!(Services, core::Service, "services", Service, convert::service);
+watched!(EndpointSlices, discovery::EndpointSlice, "endpointslices.discovery.k8s.io", Slice, convert::slice);
+watched!(Nodes, core::Node, "nodes", Node, convert::node);
+watched!(
+    Namespaces, core::Namespace, "namespaces", Namespace, convert::namespace,
+    without "pools and tenants that go by labels of namespaces match none"
+);
+watched!(
+    Settings, core::ConfigMap, "configmaps", Settings, convert::settings,
+    without "this node knows no settings but those of config.toml"
+);
+watched!(
+    ServiceCidrs, networking::ServiceCIDR, "servicecidrs.networking.k8s.io", ServiceCidr, convert::service_cidr,
+    without "the cluster's Service ranges are known from service_ranges in [cluster] and the ClusterIPs alone"
+);
+watched!(
+    IpAddresses, networking::IPAddress, "ipaddresses.networking.k8s.io", IpAddress, claims::ip_address,
+    without "kvip knows no addresses that Services got from pools"
+);
+watched!(
+    Leases, coordination::Lease, "leases.coordination.k8s.io", Lease, claims::lease,
+    without "kvip knows no addresses that Services got from pools as long as the cluster had no IPAddresses"
+);
 
-impl Watched for Node {
-    const PART: Part = Part::Nodes;
-    const RESOURCE: &'static str = "nodes";
-    fn change(&self) -> Change {
-        Change::Node(convert::node(self))
-    }
-    fn removal(&self) -> Change {
-        Change::Node(gone(convert::node(self)))
-    }
-}
+/// The ConfigMap that maps VIPs to Services.
+#[derive(Debug)]
+pub(super) struct VipMap;
 
-impl Watched for ConfigMap {
-    const PART: Part = Part::ConfigMap;
+impl Watched for VipMap {
+    type Object = core::ConfigMap;
+    const PART: Part = Part::VipMap;
     const RESOURCE: &'static str = "configmaps";
-    fn change(&self) -> Change {
-        Change::VipMap(Some(convert::vip_map(self)))
+    fn change(object: &core::ConfigMap) -> Change {
+        Change::VipMap(Some(convert::vip_map(object)))
     }
-    fn removal(&self) -> Change {
+    fn removal(_: &core::ConfigMap) -> Change {
         Change::VipMap(None)
     }
 }

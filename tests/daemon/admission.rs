@@ -23,7 +23,7 @@ fn check_held(mut world: World, state: Snapshot, why: &str) {
 
     // A later watch event does not smuggle it in.
     let mut more = state.clone();
-    more.nodes.insert("node-d".into(), kvip::snapshot::Node::default());
+    more.nodes.insert("node-d".into(), kvip::snapshot::Node::default().into());
     world.event(more);
     world.tick(2);
     assert_eq!(world.acts(), [""; 0]);
@@ -45,7 +45,8 @@ fn check_held(mut world: World, state: Snapshot, why: &str) {
 
 #[test]
 fn a_list_without_anything_waits_for_an_admin() {
-    let empty = Snapshot { cluster: Some("uid-1".into()), vip_map: Some([].into()), ..Snapshot::default() };
+    let empty =
+        Snapshot { cluster: Some("uid-1".into()), vip_map: Some(imbl::OrdMap::new()), ..Snapshot::default() };
     check_held(World::serving(), empty, "2");
 }
 
@@ -53,7 +54,7 @@ fn a_list_without_anything_waits_for_an_admin() {
 fn another_cluster_waits_for_an_admin() {
     let mut other = snapshot();
     other.cluster = Some("uid-2".into());
-    other.vip_map = Some([].into());
+    other.vip_map = Some(imbl::OrdMap::new());
     check_held(World::serving(), other, "uid-2");
 }
 
@@ -64,7 +65,7 @@ fn another_cluster_waits_after_a_restart_too() {
     let mut world = world.restart(settings());
     let mut other = snapshot();
     other.cluster = Some("uid-2".into());
-    other.vip_map = Some([].into());
+    other.vip_map = Some(imbl::OrdMap::new());
     world.list(other);
     world.tick(10);
     assert!(world.status().cluster.held.is_some());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use kvip::host::Host;
 use kvip::ipvs::{Command, Table};
 use kvip::keepalived::Config;
-use kvip::model::Finding;
+use kvip::model::{Finding, Frontend};
 use kvip::net::{Address, HostFacts};
 use kvip::nft::{self, Ruleset};
 use tokio::sync::watch;
@@ -81,6 +81,16 @@ impl Host for Simulated {
         }
         let ours = kernel.table.iter().filter(|(frontend, _)| vips.contains(&frontend.vip));
         Ok(ours.map(|(frontend, server)| (*frontend, server.clone())).collect())
+    }
+
+    async fn servers(&mut self, frontends: &BTreeSet<Frontend>, _known: &Table) -> Result<Table, Finding> {
+        let mut kernel = self.kernel();
+        kernel.reads += 1;
+        if kernel.ipvs_is_gone {
+            return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
+        }
+        let those = kernel.table.iter().filter(|(frontend, _)| frontends.contains(frontend));
+        Ok(those.map(|(frontend, server)| (*frontend, server.clone())).collect())
     }
 
     async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {

@@ -5,9 +5,13 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod admission;
+mod asking;
 mod failures;
+mod groups;
 mod host;
 mod membership;
+mod orders;
 mod serving;
+mod statics;
 mod weights;
 mod world;

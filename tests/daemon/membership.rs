@@ -1,5 +1,7 @@
 //! Nodes that join and leave the group.
 
+use std::sync::Arc;
+
 use kvip::config::{Settings, Transport};
 use kvip::snapshot::Snapshot;
 
@@ -21,7 +23,7 @@ fn labelled() -> Settings {
 fn with_members(members: &[&str]) -> Snapshot {
     let mut snapshot = snapshot();
     for name in members {
-        let node = snapshot.nodes.get_mut(*name).unwrap();
+        let node = Arc::make_mut(snapshot.nodes.get_mut(*name).unwrap());
         node.labels.insert("vip".into(), "yes".into());
     }
     snapshot

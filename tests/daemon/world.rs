@@ -1,18 +1,21 @@
 //! A daemon with everything around it: the simulated host, temporary files, and both ends of every channel.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::executor::block_on;
-use kvip::config::{Balancing, Cluster, Mode, Scheduler, Settings, Transport, Vrrp};
+use kvip::config::Settings;
 use kvip::daemon::core::Core;
+use kvip::daemon::status::View;
+use kvip::daemon::writers::{Allocation, Answers, Orders};
 use kvip::daemon::{Admitted, Daemon, Inputs, Ledger, Outputs};
 use kvip::health::{Dead, Targets};
+use kvip::ipam::Outcomes;
 use kvip::keepalived::{self, Config, Paths, weight};
-use kvip::model::{Backend, Family, Frontend, ObjectKey, Protocol, Vrid};
+use kvip::model::{Backend, Family, Finding, Frontend, ObjectKey, Protocol, Vrid};
 use kvip::net::{Address, HostFacts, Link};
+use kvip::report::objects::agreement::Own;
+use kvip::report::objects::{State, Wanted};
 use kvip::report::status::Status;
 use kvip::snapshot::admit::Update;
 use kvip::snapshot::kube::Contact;
@@ -34,29 +37,7 @@ pub fn vrid() -> Vrid {
 }
 
 pub fn settings() -> Settings {
-    Settings {
-        cluster: Cluster {
-            kubeconfig: "/etc/kvip/kubeconfig".into(),
-            config_map: ObjectKey::new("default", "vip-configmap"),
-            stale_after: Duration::from_secs(300),
-            service_ranges: Vec::new(),
-        },
-        node: kvip::config::Node::default(),
-        allowed: vec!["10.87.2.0/24".parse().unwrap()],
-        vrrp: Vrrp {
-            vrid: vrid(),
-            advert: Duration::from_millis(250),
-            transport: Transport::Multicast,
-            members: BTreeMap::new(),
-            gone_after: Duration::from_secs(60),
-        },
-        balancing: Balancing {
-            mode: Mode::Nat,
-            scheduler: Scheduler::Wlc,
-            drain_limit: Duration::from_secs(60),
-            probe_port: 10250,
-        },
-    }
+    Settings::standard(vec!["10.87.2.0/24".parse().unwrap()])
 }
 
 /// `10.87.2.50` is the tutorial's nginx with a pod on each of two nodes; `10.87.2.51` is dns over UDP.
@@ -64,34 +45,34 @@ pub fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot { cluster: Some("uid-1".into()), ..Snapshot::default() };
     for (name, address) in NODES {
         let node = Node { addresses: vec![ip(address)], ..Node::default() };
-        snapshot.nodes.insert(name.into(), node);
+        snapshot.nodes.insert(name.into(), node.into());
     }
     add_service(&mut snapshot, "nginx", Protocol::Tcp, 80, &["10.2.4.10", "10.2.6.10"]);
     add_service(&mut snapshot, "dns", Protocol::Udp, 53, &["10.2.6.53", "10.2.8.53"]);
     let map = [("10.87.2.50", "default/nginx"), ("10.87.2.51", "default/dns")];
-    snapshot.vip_map = Some(map.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    snapshot.vip_map = Some(map.as_slice().into());
     snapshot
 }
 
 fn add_service(snapshot: &mut Snapshot, name: &str, protocol: Protocol, port: u16, pods: &[&str]) {
     let key = ObjectKey::new("default", name);
     let ports = vec![ServicePort { name: "main".into(), protocol, port }];
-    snapshot.services.insert(key.clone(), Service { ports: ports.clone(), ..Service::default() });
+    snapshot.services.insert(key.clone(), Service { ports: ports.clone(), ..Service::default() }.into());
     let endpoints = pods.iter().map(|pod| endpoint(pod)).collect();
     let slice = EndpointSlice { service: key.clone(), family: Family::V4, ports, endpoints };
-    snapshot.slices.insert(key, slice);
+    snapshot.slices.insert(key, slice.into());
 }
 
 /// A ready pod; the third octet of its address is the last of its node's.
 pub fn endpoint(address: &str) -> Endpoint {
     let last = address.split('.').nth(2).unwrap();
     let node = NODES.iter().find(|(_, node)| node.ends_with(&format!(".{last}"))).unwrap().0;
-    Endpoint { address: ip(address), ready: true, serving: true, terminating: false, node: Some(node.into()) }
+    Endpoint::ready(ip(address), node)
 }
 
 /// The endpoints of a Service.
 pub fn pods<'a>(snapshot: &'a mut Snapshot, name: &str) -> &'a mut Vec<Endpoint> {
-    &mut snapshot.slices.get_mut(&ObjectKey::new("default", name)).unwrap().endpoints
+    &mut Arc::make_mut(snapshot.slices.get_mut(&ObjectKey::new("default", name)).unwrap()).endpoints
 }
 
 pub fn end(endpoint: &mut Endpoint) {
@@ -130,13 +111,40 @@ struct Ends {
     updates: watch::Sender<Option<Update>>,
     contact: watch::Sender<Contact>,
     dead: watch::Sender<Dead>,
+    unhealthy: watch::Sender<std::collections::BTreeSet<std::net::SocketAddr>>,
     keepalived: watch::Sender<keepalived::Status>,
+    writers: Writers,
     wanted: watch::Receiver<Option<Config>>,
     targets: watch::Receiver<Targets>,
-    status: watch::Receiver<Status>,
+    status: watch::Receiver<Arc<View>>,
+}
+
+/// The other ends of those who write to the cluster.
+struct Writers {
+    _outcomes: watch::Sender<Arc<Outcomes>>,
+    _said: watch::Sender<Vec<Finding>>,
+    _agreed: watch::Sender<Vec<Finding>>,
+    allocate: watch::Receiver<Option<Allocation>>,
+    say: watch::Receiver<State>,
+    own: watch::Receiver<Option<Own>>,
+}
+
+fn writers() -> (Orders, Answers, Writers) {
+    let (allocate_out, allocate) = watch::channel(None);
+    let (say_out, say) = watch::channel(State::default());
+    let (own_out, own) = watch::channel(None);
+    let (outcomes, outcomes_in) = watch::channel(Arc::default());
+    let (said, said_in) = watch::channel(Vec::new());
+    let (agreed, agreed_in) = watch::channel(Vec::new());
+    (
+        Orders { allocate: allocate_out, say: say_out, own: own_out },
+        Answers { outcomes: outcomes_in, said: said_in, agreed: agreed_in },
+        Writers { _outcomes: outcomes, _said: said, _agreed: agreed, allocate, say, own },
+    )
 }
 
 pub struct World {
+    runtime: tokio::runtime::Runtime,
     root: TempDir,
     pub paths: Paths,
     pub now: Instant,
@@ -183,31 +191,46 @@ impl World {
         let (contact, contact_in) = watch::channel(Contact::default());
         let (facts_out, facts_in) = watch::channel(facts_then.unwrap_or_else(facts));
         let (dead, dead_in) = watch::channel(Dead::default());
-        let waiting = keepalived::Status::waiting("for kvip", [].into());
+        let waiting = keepalived::Status::waiting("for kvip", keepalived::Carried::new());
         let (keepalived, keepalived_in) = watch::channel(waiting);
         let (wants, wanted) = watch::channel(None);
         let (targets_out, targets) = watch::channel(Targets::new());
-        let (status_out, status) = watch::channel(Status::default());
+        let (status_out, status) = watch::channel(Arc::new(View::default()));
+        let (orders, answers, writers) = writers();
         let host = Simulated::new(facts_out, wanted.clone());
         let ledger = Ledger::new(&paths.state);
         let core = Core::new(settings, facts_in.borrow().clone(), ledger.load().unwrap());
         let file = paths.state.join("snapshot.json");
         let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
+        let (unhealthy, unhealthy_in) = watch::channel(std::collections::BTreeSet::new());
         let inputs = Inputs {
+            unhealthy: unhealthy_in,
             updates: updates_in,
             contact: contact_in,
             facts: facts_in,
             dead: dead_in,
             keepalived: keepalived_in,
+            answers,
         };
-        let outputs = Outputs { keepalived: wants, targets: targets_out, status: status_out };
+        let outputs = Outputs {
+            keepalived: wants,
+            targets: targets_out,
+            local: watch::Sender::new(None),
+            orders,
+            status: status_out,
+        };
         let daemon = Daemon::new(core, host.clone(), ledger, paths.clone(), file, admitted, inputs, outputs);
-        let ends = Ends { updates, contact, dead, keepalived, wanted, targets, status };
-        Self { root, paths, now: Instant::now(), daemon, host, ends, lists: 0 }
+        let ends = Ends { updates, contact, dead, unhealthy, keepalived, writers, wanted, targets, status };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        Self { runtime, root, paths, now: Instant::now(), daemon, host, ends, lists: 0 }
     }
 
     pub fn turn(&mut self) {
-        block_on(self.daemon.turn(self.now));
+        let daemon = &mut self.daemon;
+        self.runtime.block_on(async {
+            daemon.turn(self.now).await;
+            daemon.saved().await;
+        });
     }
 
     /// Lets `seconds` pass, then turns once.
@@ -248,6 +271,12 @@ impl World {
         self.ends.contact.send_replace(Contact { last_ok: Some(now), problem: None });
     }
 
+    /// What allocators are told, and what is told of this node's settings.
+    pub fn ordered(&self) -> (Option<Allocation>, Option<Own>) {
+        let writers = &self.ends.writers;
+        (writers.allocate.borrow().clone(), writers.own.borrow().clone())
+    }
+
     pub fn lose_contact(&mut self, problem: kvip::snapshot::problem::Problem) {
         self.ends.contact.send_modify(|contact| contact.problem = Some(problem));
     }
@@ -257,13 +286,16 @@ impl World {
         self.ends.dead.send_replace(Dead { nodes, suspended: false });
     }
 
+    /// These backends of static VIPs do not answer.
+    pub fn unhealthy(&mut self, backends: &[&str]) {
+        self.ends.unhealthy.send_replace(backends.iter().map(|backend| backend.parse().unwrap()).collect());
+    }
+
     /// keepalived has read what it was given.
     pub fn keepalived_reads(&mut self) {
         let config = self.wanted().unwrap();
-        self.keepalived_runs(config.instances.iter().flat_map(|instance| instance.vips.clone()).collect());
-    }
-
-    pub fn keepalived_runs(&mut self, vips: std::collections::BTreeSet<IpAddr>) {
+        let instances = config.instances.iter();
+        let vips = instances.map(|instance| (instance.vrid, instance.vips.clone())).collect();
         self.ends.keepalived.send_modify(|status| {
             status.state = keepalived::State::Active;
             status.vips = vips;
@@ -272,9 +304,27 @@ impl World {
 
     /// VRRP moves the anchor and the VIPs that keepalived runs here.
     pub fn become_holder(&mut self) {
-        let vips = self.ends.keepalived.borrow().vips.clone();
-        let all = vips.iter().map(ToString::to_string).chain(["169.254.255.50".to_owned()]);
-        all.for_each(|address| self.add_address(marked(&address)));
+        self.become_holder_of(vrid());
+    }
+
+    /// VRRP moves the anchors and the VIPs of one group.
+    pub fn become_holder_of(&mut self, vrid: Vrid) {
+        let config = self.wanted().unwrap();
+        for instance in config.instances.iter().filter(|instance| instance.vrid == vrid) {
+            let anchor = keepalived::anchor(vrid, instance.family);
+            let all = instance.vips.iter().chain([&anchor]);
+            all.for_each(|address| self.add_address(marked(&address.to_string())));
+        }
+    }
+
+    /// VRRP moves them away again.
+    pub fn lose(&mut self, vrid: Vrid) {
+        let config = self.wanted().unwrap();
+        for instance in config.instances.iter().filter(|instance| instance.vrid == vrid) {
+            let anchor = keepalived::anchor(vrid, instance.family);
+            let all = instance.vips.iter().chain([&anchor]);
+            all.for_each(|address| self.remove_address(&address.to_string()));
+        }
     }
 
     pub fn add_address(&mut self, address: Address) {
@@ -302,7 +352,27 @@ impl World {
     }
 
     pub fn status(&self) -> Status {
-        self.ends.status.borrow().clone()
+        self.ends.status.borrow().document(self.now)
+    }
+
+    /// What the allocator was told last.
+    pub fn allocation(&self) -> Option<Allocation> {
+        self.ends.writers.allocate.borrow().clone()
+    }
+
+    /// What is to be said of a Service.
+    pub fn said(&self, service: &ObjectKey) -> Option<Wanted> {
+        self.ends.writers.say.borrow().services.get(service).map(|wanted| (**wanted).clone())
+    }
+
+    /// Whether those who write to the cluster were told anything since the last time this was asked.
+    pub fn orders(&mut self) -> bool {
+        let Writers { allocate, say, own, .. } = &mut self.ends.writers;
+        let told = [allocate.has_changed(), say.has_changed(), own.has_changed()];
+        allocate.mark_unchanged();
+        say.mark_unchanged();
+        own.mark_unchanged();
+        told.into_iter().any(Result::unwrap)
     }
 
     pub fn findings(&self) -> Vec<String> {
@@ -310,7 +380,11 @@ impl World {
     }
 
     pub fn weight(&self) -> Option<i16> {
-        weight::read(&self.paths, vrid()).unwrap()
+        self.weight_of(vrid())
+    }
+
+    pub fn weight_of(&self, vrid: Vrid) -> Option<i16> {
+        weight::read(&self.paths, vrid).unwrap()
     }
 
     /// The VIPs on the list on disk.

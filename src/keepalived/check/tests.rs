@@ -37,6 +37,7 @@ fn instance() -> Instance {
         interface: "eth0".into(),
         priority: 190,
         advert: Duration::from_millis(250),
+        gone_after: Duration::from_secs(60),
         unicast: Some(Unicast { source: ip("10.0.0.1"), peers: [ip("10.0.0.2"), ip("10.0.0.3")].into() }),
         vips: [ip("10.0.0.50"), ip("10.0.0.51")].into(),
     }

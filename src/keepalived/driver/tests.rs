@@ -49,7 +49,7 @@ impl Fake {
             inner.bus.clone()?;
             inner.asked.push(act.to_owned());
             let text = files::read(&inner.paths.keepalived_conf).unwrap().unwrap_or_default();
-            inner.read.push(vips_in(&text).len());
+            inner.read.push(carried_in(&text).len());
             let falls = inner.falls_over.is_some_and(|word| text.contains(word));
             inner.unit.active = if falls { "failed" } else { "active" }.to_owned();
             inner.unit.main_pid = if falls { 0 } else { 7 };
@@ -107,6 +107,7 @@ fn config(vips: u32) -> Config {
         interface: "eth0".into(),
         priority: 190,
         advert: Duration::from_secs(1),
+        gone_after: Duration::from_secs(60),
         unicast: None,
         vips: (0..vips).map(vip).collect(),
     };
@@ -207,8 +208,8 @@ async fn vips_join_in_chunks() {
 async fn a_restart_of_kvip_reloads_nothing() {
     let mut bench = Bench::with_files("active", |paths| {
         let text = render(&config(3), paths, Build { dbus: true });
-        files::replace(&paths.keepalived_conf, &text).unwrap();
-        files::replace(&paths.loaded(), &text).unwrap();
+        files::replace(&paths.keepalived_conf, &text, files::PUBLIC).unwrap();
+        files::replace(&paths.loaded(), &text, files::PUBLIC).unwrap();
     });
     assert_eq!(bench.status.borrow().vips.len(), 3);
     sleep(LOOK_AGAIN * 3).await;
@@ -318,14 +319,15 @@ async fn no_bus_no_unit_no_permission_to_run() {
 async fn a_foreign_file_stays_and_its_owner_is_told_what_to_add() {
     let foreign = "vrrp_instance A {\n}\n";
     let mut bench = Bench::with_files("active", |paths| {
-        files::replace(&paths.keepalived_conf, foreign).unwrap();
+        files::replace(&paths.keepalived_conf, foreign, files::PUBLIC).unwrap();
     });
     bench.want(config(1));
     let status = bench.until(|status| matches!(status.state, State::Foreign { .. })).await;
     let State::Foreign { include_line } = status.state else { unreachable!() };
     assert_eq!(bench.text().as_deref(), Some(foreign));
     assert_eq!(bench.fake.asked(), [""; 0]);
-    files::replace(&bench.paths.keepalived_conf, &format!("{foreign}{include_line}\n")).unwrap();
+    files::replace(&bench.paths.keepalived_conf, format!("{foreign}{include_line}\n"), files::PUBLIC)
+        .unwrap();
     bench.until_active(1).await;
     assert_eq!(bench.fake.asked(), ["reload"]);
 }

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 
-use super::super::files;
 use super::*;
+use crate::files;
 use crate::net::Address;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ async fn the_holder_leaves_softly() {
     assert!(after >= Duration::from_secs(3) && after < Duration::from_secs(4), "{after:?}");
     assert_eq!(weights_of(&paths), [Some(weight::OUT); 2]);
     assert!(hold::stopping(&paths));
-    before_start(&paths).unwrap();
+    before_start(&paths, []).unwrap();
     assert!(!hold::held(&paths));
     assert_eq!(weights_of(&paths), [Some(weight::OUT); 2]);
 }
@@ -91,7 +91,7 @@ async fn a_drain_that_nobody_answers_changes_nothing() {
 async fn the_wait_lasts_four_adverts_at_least() {
     let (_root, paths) = host([64, 0]);
     let slow = format!("{}\n    advert_int 10\n", super::super::MARKER);
-    files::replace(&paths.keepalived_conf, &slow).unwrap();
+    files::replace(&paths.keepalived_conf, &slow, files::PUBLIC).unwrap();
     let start = Instant::now();
     let read = leaving_after(&paths, Duration::from_secs(38));
     let outcome = before_stop(&paths, LIMIT, read).await.unwrap();
@@ -112,12 +112,39 @@ fn missing_weights_are_made_for_every_vrid_of_the_file() {
     let root = tempfile::tempdir().unwrap();
     let paths = Paths::under(root.path());
     let text = format!("{}\n    virtual_router_id 50\n    virtual_router_id 51\n", super::super::MARKER);
-    files::replace(&paths.fragment(), &text).unwrap();
-    files::replace(&paths.weight(vrid(51)), "64\n").unwrap();
-    files::replace(&paths.weight(vrid(52)), "junk").unwrap();
+    files::replace(&paths.fragment(), &text, files::PUBLIC).unwrap();
+    files::replace(&paths.weight(vrid(51)), "64\n", files::PUBLIC).unwrap();
+    files::replace(&paths.weight(vrid(52)), "junk", files::PUBLIC).unwrap();
     hold::set_stopping(&paths).unwrap();
-    before_start(&paths).unwrap();
+    before_start(&paths, []).unwrap();
     assert_eq!(vrids_here(&paths).unwrap(), [50, 51, 52].map(vrid).into());
     assert_eq!(weights_of(&paths), [Some(weight::OUT), Some(64)]);
     assert_eq!(weight::read(&paths, vrid(52)).unwrap(), Some(weight::OUT));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_groups_one_may_find_a_taker_and_the_other_not() {
+    let (_root, paths) = host([64, 64]);
+    let both = [50, 51].map(|n| anchor(vrid(n), Family::V4));
+    let start = Instant::now();
+    let read = async || {
+        let left = start.elapsed() >= Duration::from_secs(2);
+        let here = both.iter().filter(|ip| !left || **ip == both[1]);
+        let address = |ip: &IpAddr| Address { ip: *ip, ..holding(true).addresses.pop_first().unwrap() };
+        Ok::<_, Infallible>(HostFacts { addresses: here.map(address).collect(), ..HostFacts::default() })
+    };
+    let outcome = drain(&paths, LIMIT, WhenAlone::KeepServing, read).await.unwrap();
+    let told = outcome.to_string();
+    assert!(told.starts_with("no other node took over VRID 51 within 10."), "{told}");
+    assert_eq!(weights_of(&paths), [Some(0), Some(64)], "what was taken over is not taken back");
+    assert!(!hold::drained(&paths));
+}
+
+#[test]
+fn groups_of_the_settings_are_closed_before_any_file_names_them() {
+    let root = tempfile::tempdir().unwrap();
+    let paths = Paths::under(root.path());
+    weight::write(&paths, vrid(50), 64).unwrap();
+    before_start(&paths, [vrid(50), vrid(51)]).unwrap();
+    assert_eq!(weights_of(&paths), [Some(64), Some(weight::OUT)]);
 }

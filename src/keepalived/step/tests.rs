@@ -16,6 +16,7 @@ fn config(vips: u32) -> Config {
         interface: "eth0".into(),
         priority: 190,
         advert: Duration::from_secs(1),
+        gone_after: Duration::from_secs(60),
         unicast: None,
         vips,
     };
@@ -76,6 +77,22 @@ fn vips_join_a_running_keepalived_in_chunks_and_leave_at_once() {
     check(&running(&config(100)), &config(250), &write(&config(200), Some(Act::Reload)));
     check(&running(&config(200)), &config(250), &write(&config(250), Some(Act::Reload)));
     check(&running(&config(250)), &config(0), &write(&config(0), Some(Act::Reload)));
+}
+
+#[test]
+fn a_vip_leaves_one_group_before_it_joins_another() {
+    let with = |of_50: u32, of_60: &[u32]| {
+        let mut config = config(of_50);
+        let mut other = config.instances[0].clone();
+        other.vrid = Vrid::new(60).unwrap();
+        other.vips = of_60.iter().map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes())).collect();
+        config.instances.push(other);
+        config
+    };
+    check(&running(&with(2, &[7])), &with(1, &[1, 7]), &write(&with(1, &[7]), Some(Act::Reload)));
+    check(&running(&with(1, &[7])), &with(1, &[1, 7]), &write(&with(1, &[1, 7]), Some(Act::Reload)));
+    check(&running(&with(1, &[1, 7])), &with(2, &[7]), &write(&with(1, &[7]), Some(Act::Reload)));
+    check(&running(&with(1, &[7])), &with(2, &[7]), &write(&with(2, &[7]), Some(Act::Reload)));
 }
 
 #[test]

@@ -1,0 +1,156 @@
+//! Reads all settings from merged layers, section by section.
+//!
+//! Pure. Problems are noted in the layers; what is wrong is left out.
+
+use super::entries::{self, Row};
+use super::keys;
+use super::raw::Merged;
+use super::values::{self, NETWORKS_WANTED};
+use super::{Asking, Balancing, Cluster, Group, Node, Pool, Settings, Static, Tenant, Vrrp, cross};
+use ipnet::IpNet;
+
+/// What is wrong with an empty `vips.allowed`.
+const NONE_ALLOWED: &str = "no VIP could be served; name at least one network";
+
+/// Reads everything. `whole` says that all layers are there, so that what is named and not there is a mistake.
+pub(super) fn settings(merged: &mut Merged, whole: bool) -> Settings {
+    let cluster = cluster(merged);
+    let node = node(merged);
+    let allowed = allowed(merged, &cluster.service_ranges);
+    let asking = asking(merged);
+    let vrrp = vrrp(merged);
+    let balancing = balancing(merged);
+    let pools = pools(merged, &allowed);
+    let tenants = tenants(merged, whole);
+    let groups = groups(merged, &vrrp);
+    let statics = statics(merged, &allowed);
+    Settings { cluster, node, allowed, vrrp, balancing, asking, pools, tenants, groups, statics }
+}
+
+fn cluster(merged: &mut Merged) -> Cluster {
+    let from_files = merged.read("cluster.source", values::from_files);
+    let manifests = merged.read_optional("cluster.manifests", values::path);
+    if from_files && !merged.contains("cluster.manifests") {
+        let text = "needs the folder to read, as in manifests = \"/etc/kvip/manifests\"".to_owned();
+        merged.complain(&"cluster.source".into(), text);
+    }
+    if manifests.is_some() && !from_files {
+        let text = "read with source = \"files\" only; set that too, or take this out".to_owned();
+        merged.complain(&"cluster.manifests".into(), text);
+    }
+    Cluster {
+        kubeconfig: merged.read("cluster.kubeconfig", values::path),
+        config_map: merged.read("cluster.config_map", values::object_key),
+        stale_after: merged.read("cluster.stale_after", values::stale_after),
+        service_ranges: merged.read_list("cluster.service_ranges", NETWORKS_WANTED, values::network),
+        manifests: manifests.filter(|_| from_files),
+        settings_map: merged.read("cluster.settings_map", values::object_key),
+    }
+}
+
+fn node(merged: &mut Merged) -> Node {
+    Node {
+        name: merged.read_optional("node.name", values::node_name),
+        interface: merged.read_optional("node.interface", values::interface),
+        address: merged.read_optional("node.address", values::unicast_address),
+    }
+}
+
+/// A network that lies in a Service range could never give a VIP; one that only overlaps is cut by the range.
+fn allowed(merged: &mut Merged, service_ranges: &[IpNet]) -> Vec<IpNet> {
+    let before = merged.problems.len();
+    let allowed = merged.read_list("vips.allowed", NETWORKS_WANTED, |raw| {
+        let network = values::vip_network(raw)?;
+        match service_ranges.iter().find(|range| range.contains(&network)) {
+            Some(range) => {
+                Err(format!("no VIP can lie in the Service range {range} of cluster.service_ranges"))
+            }
+            None => Ok(network),
+        }
+    });
+    if allowed.is_empty() && merged.problems.len() == before {
+        merged.complain_if_set("vips.allowed", NONE_ALLOWED);
+    }
+    allowed
+}
+
+fn asking(merged: &mut Merged) -> Asking {
+    Asking {
+        annotations: merged.read("asking.annotations", values::truth),
+        load_balancers: merged.read("asking.load_balancers", values::load_balancers),
+        external_ips: merged.read("asking.external_ips", values::truth),
+        allocators: merged.read("asking.allocators", values::selector),
+        takeover_after: merged.read("asking.takeover_after", values::takeover_after),
+    }
+}
+
+fn vrrp(merged: &mut Merged) -> Vrrp {
+    Vrrp {
+        vrid: merged.read("vrrp.vrid", values::vrid),
+        advert: merged.read("vrrp.advert", values::advert),
+        transport: merged.read("vrrp.transport", values::transport),
+        members: merged.read("vrrp.members", values::selector),
+        excluded_too: merged.read("vrrp.excluded_too", values::truth),
+        gone_after: merged.read("vrrp.gone_after", values::gone_after),
+    }
+}
+
+fn balancing(merged: &mut Merged) -> Balancing {
+    Balancing {
+        mode: merged.read("balancing.mode", values::mode),
+        scheduler: merged.read("balancing.scheduler", values::scheduler),
+        drain_limit: merged.read("balancing.drain_limit", values::drain_limit),
+        probe_port: merged.read("balancing.probe_port", values::port),
+        health_check_node_port: merged.read("balancing.health_check_node_port", values::truth),
+    }
+}
+
+fn pools(merged: &mut Merged, allowed: &[IpNet]) -> Vec<Pool> {
+    let rows = entries::pools(merged);
+    let rows = cross::pools(merged, rows, allowed);
+    plain(merged, "pools", rows)
+}
+
+fn tenants(merged: &mut Merged, whole: bool) -> Vec<Tenant> {
+    let (rows, nobody) = entries::tenants(merged);
+    if whole || merged.contains("pools") {
+        let pools = merged.names("pools");
+        cross::tenants(merged, &rows, &pools);
+    }
+    let mut tenants = plain(merged, "tenants", rows);
+    tenants.extend(nobody);
+    tenants
+}
+
+fn groups(merged: &mut Merged, vrrp: &Vrrp) -> Vec<Group> {
+    let rows = entries::groups(merged, vrrp);
+    let rows = cross::groups(merged, rows, vrrp);
+    let inherited = keys::table("groups").into_iter().flat_map(|table| table.keys);
+    let inherited: Vec<&str> = inherited
+        .map(|key| key.path)
+        .filter(|key| *key != "vrid" && keys::is_key(&format!("vrrp.{key}")))
+        .collect();
+    for (position, row) in rows.iter().enumerate() {
+        for key in inherited.iter().filter(|key| !row.origins.iter().any(|(set, _)| set == *key)) {
+            merged.origins.insert(format!("groups.{position}.{key}"), "as in [vrrp]".to_owned());
+        }
+    }
+    plain(merged, "groups", rows)
+}
+
+fn statics(merged: &mut Merged, allowed: &[IpNet]) -> Vec<Static> {
+    let rows = entries::statics(merged);
+    let rows = cross::statics(merged, rows, allowed);
+    plain(merged, "static", rows)
+}
+
+/// The values alone; where each key came from is noted under its number among them.
+fn plain<T>(merged: &mut Merged, name: &str, rows: Vec<Row<T>>) -> Vec<T> {
+    let mut values = Vec::new();
+    for (position, row) in rows.into_iter().enumerate() {
+        let origins = row.origins.into_iter();
+        merged.origins.extend(origins.map(|(key, place)| (format!("{name}.{position}.{key}"), place)));
+        values.push(row.value);
+    }
+    values
+}

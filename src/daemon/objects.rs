@@ -1,0 +1,255 @@
+//! What is said to the cluster: from what is served to what allocators shall do and Services shall show.
+//!
+//! Pure. Nothing here depends on endpoints: a change of them alone makes nothing of this anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::Settings;
+use crate::derive::{self, Assignment, Owner, Source, Task};
+use crate::ipam;
+use crate::model::{Frontend, ObjectKey};
+use crate::report::objects::{self, Address, Held, IpMode, Kind, Port, Shown, State, Verdict};
+use crate::snapshot::{Map, Service, Snapshot};
+
+/// The reason of a condition when no address is given.
+const NO_ADDRESS: &str = "NoAddress";
+/// The reason of a condition when the Service cannot be served.
+const NOT_SERVED: &str = "NotServed";
+
+/// What all of this is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The settings.
+    pub settings: &'a Settings,
+    /// The cluster's state.
+    pub snapshot: &'a Snapshot,
+    /// What is served.
+    pub assignment: &'a Assignment,
+    /// What the allocator found, by Service.
+    pub outcomes: &'a ipam::Outcomes,
+    /// The VIPs on this host.
+    pub here: &'a BTreeSet<IpAddr>,
+}
+
+/// The nodes that allocate, by name.
+pub fn allocators(settings: &Settings, snapshot: &Snapshot) -> BTreeSet<String> {
+    let selector = &settings.asking.allocators;
+    let chosen = |labels: &BTreeMap<String, String>| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
+    let nodes = snapshot.nodes.iter().filter(|(_, node)| chosen(&node.labels));
+    nodes.map(|(name, _)| name.clone()).collect()
+}
+
+/// What allocators go by.
+pub fn to_allocate(inputs: &Inputs) -> ipam::Wanted {
+    let Inputs { settings, snapshot, assignment, .. } = inputs;
+    let requests = &assignment.requests;
+    ipam::Wanted {
+        requests: requests.of.iter().map(|(key, request)| (key.clone(), Arc::clone(request))).collect(),
+        claims: snapshot.claims.clone(),
+        reserved: Arc::new(requests.reserved.clone()),
+        allocators: allocators(settings, snapshot),
+        ip_addresses_served: derive::serves_ip_addresses(snapshot),
+        rest: settings.cluster.stale_after,
+        takeover_after: settings.asking.takeover_after,
+    }
+}
+
+/// What Services shall show, and what this node holds of them; a change of what was said `before`, so that what is the same
+/// is shared.
+pub fn to_say(inputs: &Inputs, before: &State) -> State {
+    let Inputs { settings, snapshot, assignment, .. } = inputs;
+    let allocators = allocators(settings, snapshot);
+    let mut services = before.services.clone();
+    for key in before.services.keys().filter(|key| !snapshot.services.contains_key(*key)) {
+        services.remove(key);
+    }
+    for (key, service) in &snapshot.services {
+        let shown = Shown::of(service);
+        let Some(said) = said(inputs, key, service, shown.is_ours()) else {
+            services.remove(key);
+            continue;
+        };
+        let place = assignment
+            .node
+            .as_deref()
+            .and_then(|own| objects::place(&service.uid, allocators.iter().map(String::as_str), own));
+        let wanted = objects::Wanted {
+            uid: service.uid.clone(),
+            kind: Kind::of(service),
+            addresses: said.addresses,
+            ingress: assignment.requests.of.contains_key(key),
+            verdict: said.verdict,
+            place,
+            shown,
+        };
+        if services.get(key).is_none_or(|known| **known != wanted) {
+            services.insert(key.clone(), Arc::new(wanted));
+        }
+    }
+    State {
+        node: assignment.node.clone(),
+        takeover_after: settings.asking.takeover_after,
+        services,
+        held: Some(held(inputs)),
+    }
+}
+
+/// What is to be said of one Service.
+struct Said {
+    verdict: Verdict,
+    addresses: Vec<Address>,
+}
+
+/// What is to be said of a Service that asks by itself, or that shows something of kvip's; `None`: nothing, or not yet.
+fn said(inputs: &Inputs, key: &ObjectKey, service: &Service, shows: bool) -> Option<Said> {
+    let frontends = own_frontends(inputs.assignment, key);
+    let addresses = addresses(service, &frontends);
+    if let Some(verdict) = missing(inputs, key, service, !frontends.is_empty(), shows) {
+        return Some(Said { verdict, addresses });
+    }
+    if !frontends.is_empty() {
+        return Some(Said { verdict: Verdict::Allocated, addresses });
+    }
+    // What asks the pools has an answer soon; whatever else is not served asks for nothing any more.
+    let waits = inputs.assignment.requests.of.contains_key(key);
+    (shows && !waits).then_some(Said { verdict: Verdict::NotOurs, addresses })
+}
+
+/// What a Service asks for by itself and does not get; `None`: it gets all, or asks for nothing.
+fn missing(
+    inputs: &Inputs,
+    key: &ObjectKey,
+    service: &Service,
+    served: bool,
+    shows: bool,
+) -> Option<Verdict> {
+    let refused = |reason: &str, text: String| Verdict::Refused { reason: reason.into(), text };
+    let asks = asks(inputs, key, service);
+    // Of a Service that has an address the allocator may know less than the claims do.
+    let by_claims = inputs.assignment.requests.refusals.get(key).and_then(|all| all.first());
+    let refusal = if served { by_claims } else { refusals(inputs, key, service).first() };
+    if let Some(refusal) = refusal.filter(|_| asks) {
+        return Some(refused(NO_ADDRESS, refusal.to_string()));
+    }
+    let subject = key.to_string();
+    let of_service = inputs.assignment.findings.iter().filter(|finding| finding.subject == subject);
+    let mut all = of_service.filter(|finding| !served || finding.text.starts_with(derive::NOT_SERVED_AT));
+    all.next().filter(|_| asks || shows).map(|finding| refused(NOT_SERVED, finding.text.clone()))
+}
+
+/// Whether a Service asks for addresses by what it says itself, given or not.
+fn asks(inputs: &Inputs, key: &ObjectKey, service: &Service) -> bool {
+    let asking = &inputs.settings.asking;
+    inputs.assignment.requests.of.contains_key(key)
+        || (asking.annotations && service.annotations.contains_key(derive::VIPS))
+        || (asking.external_ips && !service.external_ips.is_empty())
+}
+
+/// Why a Service gets no address: what the allocator ran into, else what follows from the claims.
+fn refusals<'a>(inputs: &Inputs<'a>, key: &ObjectKey, service: &Service) -> &'a [ipam::Refusal] {
+    let outcome = inputs.outcomes.get(key).filter(|outcome| outcome.uid == service.uid);
+    let found = outcome.map(|outcome| outcome.refusals.as_slice()).filter(|found| !found.is_empty());
+    found.or_else(|| inputs.assignment.requests.refusals.get(key).map(Vec::as_slice)).unwrap_or_default()
+}
+
+/// The frontends that a Service has by what it says itself. What the ConfigMap gives it is the admin's, and its status is
+/// left alone.
+fn own_frontends(assignment: &Assignment, key: &ObjectKey) -> BTreeSet<Frontend> {
+    match assignment.tasks.get(&Owner::Service(key.clone())).map(|task| &**task) {
+        Some(Task::Service { frontends, .. }) => frontends
+            .iter()
+            .filter(|(_, (_, source))| *source != Source::ConfigMap)
+            .map(|(frontend, _)| *frontend)
+            .collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+/// The addresses of `frontends`, each with all ports of the Service and which of them are not served there.
+fn addresses(service: &Service, frontends: &BTreeSet<Frontend>) -> Vec<Address> {
+    let vips: BTreeSet<IpAddr> = frontends.iter().map(|frontend| frontend.vip).collect();
+    let port = |vip: IpAddr, port: &crate::snapshot::ServicePort| {
+        let served = frontends.contains(&Frontend { vip, protocol: port.protocol, port: port.port });
+        let error = (!served).then(|| "kvip.io/PortTaken".to_owned());
+        Port { protocol: port.protocol, port: port.port, error }
+    };
+    let address = |vip: IpAddr| Address {
+        ip: vip,
+        mode: IpMode::Proxy,
+        ports: service.ports.iter().map(|one| port(vip, one)).collect(),
+    };
+    vips.into_iter().map(address).collect()
+}
+
+/// The VIPs on this host, by the Services that they are for.
+fn held(inputs: &Inputs) -> Map<ObjectKey, Held> {
+    let mut held = Map::new();
+    for (owner, task) in &inputs.assignment.tasks {
+        let (Owner::Service(key), Task::Service { uid, .. }) = (owner, &**task) else { continue };
+        let vips: BTreeSet<IpAddr> =
+            task.frontends().map(|frontend| frontend.vip).filter(|vip| inputs.here.contains(vip)).collect();
+        if !vips.is_empty() {
+            held.insert(key.clone(), Arc::new(Held { uid: uid.clone(), vips }));
+        }
+    }
+    held
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::derive::{Leaving, VIPS};
+    use crate::model::Protocol;
+    use crate::net::HostFacts;
+    use crate::snapshot::ServicePort;
+
+    /// What is said of a Service that asks for these VIPs by annotation, where no other than 10.0.0.50 may be one.
+    fn check(annotation: &str, addresses: &[&str], verdict: Option<Verdict>) {
+        let key = ObjectKey::new("default", "web");
+        let service = Service {
+            uid: "u1".into(),
+            cluster_ips: vec!["10.96.0.9".parse().unwrap()],
+            ports: vec![ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 }],
+            annotations: [(VIPS.to_owned(), annotation.to_owned())].into(),
+            ..Service::default()
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.services.insert(key.clone(), service.into());
+        let settings = Settings::standard(vec!["10.0.0.50/32".parse().unwrap()]);
+        let (facts, nobody) = (HostFacts::default(), BTreeSet::new());
+        let desired = derive::derive(&derive::Inputs {
+            settings: &settings,
+            snapshot: &snapshot,
+            facts: &facts,
+            dead: &nobody,
+            leaving: &Leaving::new(),
+            unhealthy: &BTreeSet::new(),
+        });
+        let (outcomes, here) = (ipam::Outcomes::default(), BTreeSet::new());
+        let assignment = &desired.assignment;
+        let inputs =
+            Inputs { settings: &settings, snapshot: &snapshot, assignment, outcomes: &outcomes, here: &here };
+        let state = to_say(&inputs, &State::default());
+        let wanted = state.services.get(&key);
+        let said: Vec<String> =
+            wanted.iter().flat_map(|wanted| &wanted.addresses).map(|one| one.ip.to_string()).collect();
+        assert_eq!(
+            (said.iter().map(String::as_str).collect::<Vec<_>>(), wanted.map(|w| &w.verdict)),
+            (addresses.to_vec(), verdict.as_ref())
+        );
+    }
+
+    #[test]
+    fn a_refused_annotation_is_said_beside_what_is_served() {
+        let outside = || {
+            let text = "not served at 10.9.0.1 (kvip.io/vips): outside the allowed ranges (10.0.0.50/32)";
+            Some(Verdict::Refused { reason: NOT_SERVED.into(), text: text.into() })
+        };
+        check("10.0.0.50", &["10.0.0.50"], Some(Verdict::Allocated));
+        check("10.9.0.1", &[], outside());
+        check("10.0.0.50, 10.9.0.1", &["10.0.0.50"], outside());
+        check("", &[], None);
+    }
+}

@@ -1,0 +1,57 @@
+//! The accepted state on disk: written beside the loop, so that a large cluster holds nobody up.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+use crate::snapshot::{Snapshot, saved};
+
+/// The snapshot on disk is at most this much older than the accepted one.
+const SAVE: Duration = Duration::from_secs(5);
+
+/// When the accepted state is written to disk: beside the loop, one writing at a time.
+#[derive(Debug)]
+pub(super) struct Saving {
+    path: PathBuf,
+    last: Option<Instant>,
+    /// There is something to save.
+    pub pending: bool,
+    running: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Saving {
+    /// Saves to the file `path`.
+    pub fn to(path: PathBuf) -> Self {
+        Self { path, last: None, pending: false, running: None }
+    }
+
+    /// Saves `snapshot` when there is something new to save and the last time is long enough ago.
+    pub async fn save_when_due(&mut self, snapshot: Option<Arc<Snapshot>>, now: Instant) {
+        let Some(snapshot) = snapshot else { return };
+        if !self.pending || self.last.is_some_and(|last| now.duration_since(last) < SAVE) {
+            return;
+        }
+        if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
+            return;
+        }
+        self.finish().await;
+        self.last = Some(now);
+        self.pending = false;
+        self.running = Some(saved::save_aside(&self.path, snapshot));
+    }
+
+    /// Waits for the writing that runs; what failed is tried again.
+    pub async fn finish(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        let failed = match running.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        warn!("cannot save the cluster's state to {}: {failed}", self.path.display());
+        self.pending = true;
+    }
+}

@@ -1,0 +1,163 @@
+//! The settings in force: this host's over the cluster's ConfigMap, and the last good text of it on disk.
+//!
+//! A mistake in the ConfigMap reaches all nodes at once, so a text that cannot be used leaves the last good one in force,
+//! over restarts too.
+
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use crate::config::{self, HostLayers, Loaded, Settings, Tenant};
+use crate::files;
+use crate::model::Finding;
+use crate::snapshot::Unknown;
+
+/// The last good text, in the state folder.
+const FILE: &str = "cluster-settings.toml";
+
+/// Host and cluster, joined.
+#[derive(Debug)]
+pub struct Joined {
+    host: HostLayers,
+    good: PathBuf,
+    /// What the cluster said last; `None` before the first.
+    said: Option<Result<Option<String>, Unknown>>,
+    /// What is wrong in either, and where they disagree.
+    pub findings: Vec<Finding>,
+}
+
+impl Joined {
+    /// What the host says, with the last good text of the cluster kept in the folder `state`.
+    pub fn new(host: HostLayers, state: &Path) -> Self {
+        Self { host, good: state.join(FILE), said: None, findings: Vec::new() }
+    }
+
+    /// The settings before anything is heard of the cluster: by the last good text, if there is one.
+    pub fn first(&mut self) -> Settings {
+        let loaded = by_last_good(&self.host, read(&self.good).as_deref());
+        self.take_loaded(loaded)
+    }
+
+    /// Takes what the host says anew; what the cluster says next is joined whatever it is.
+    pub fn reload(&mut self, host: HostLayers) {
+        self.host = host;
+        self.said = None;
+    }
+
+    /// Takes what the cluster says; the settings, where they may be others than before.
+    pub fn take(&mut self, said: Result<Option<&str>, Unknown>) -> Option<Settings> {
+        let said = said.map(|text| text.map(str::to_owned));
+        if self.said.as_ref() == Some(&said) {
+            return None;
+        }
+        self.said = Some(said.clone());
+        let said = said.as_ref().map(Option::as_deref).map_err(|unknown| *unknown);
+        let (loaded, good) = in_force(&self.host, said, read(&self.good).as_deref());
+        if let (true, Ok(text)) = (good, said) {
+            info!("settings of host and cluster joined");
+            self.keep_good(text);
+        }
+        Some(self.take_loaded(loaded))
+    }
+
+    fn take_loaded(&mut self, loaded: Loaded) -> Settings {
+        self.findings = loaded.findings;
+        loaded.settings
+    }
+
+    fn keep_good(&self, text: Option<&str>) {
+        let kept = match text {
+            Some(text) => files::replace(&self.good, text, files::PRIVATE),
+            None => files::remove(&self.good),
+        };
+        if let Err(error) = kept {
+            warn!("the cluster's last good settings: {error}");
+        }
+    }
+}
+
+/// The settings by what the cluster says, and true; or by the last good text where that cannot be used, and false.
+///
+/// Where there never was a good text nobody knows what tenants may do, so they may do nothing.
+pub fn in_force(
+    host: &HostLayers,
+    said: Result<Option<&str>, Unknown>,
+    good: Option<&str>,
+) -> (Loaded, bool) {
+    let wrong = match said.map(|text| config::with_cluster(host, text)) {
+        Ok(Ok(loaded)) => return (loaded, true),
+        Ok(Err(unusable)) => unusable.findings,
+        Err(Unknown) => Vec::new(),
+    };
+    let mut loaded = by_last_good(host, good);
+    if good.is_none() && loaded.settings.tenants.is_empty() {
+        loaded.settings.tenants.push(Tenant::nobody());
+    }
+    loaded.findings.extend(wrong);
+    (loaded, false)
+}
+
+/// The settings as far as they are known without asking the cluster: by its last good text in the folder `state`.
+pub fn known(host: &HostLayers, state: &Path) -> Loaded {
+    by_last_good(host, last_good(state).as_deref())
+}
+
+fn by_last_good(host: &HostLayers, good: Option<&str>) -> Loaded {
+    config::with_cluster(host, good).unwrap_or_else(|_| host.alone())
+}
+
+/// The last good text of the cluster in the folder `state`.
+pub fn last_good(state: &Path) -> Option<String> {
+    read(&state.join(FILE))
+}
+
+fn read(path: &Path) -> Option<String> {
+    files::read(path).unwrap_or_else(|error| {
+        warn!("the cluster's last good settings: {error}");
+        None
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    const GOOD: &str = "[vips]\nallowed = [\"10.87.3.0/24\"]\n";
+
+    fn joined() -> (tempfile::TempDir, Joined) {
+        let folder = tempfile::TempDir::new().unwrap();
+        std::fs::write(folder.path().join("config.toml"), "[vrrp]\nvrid = 51\n").unwrap();
+        let mut sources = Sources::of_file(folder.path().join("config.toml"));
+        sources.env.clear();
+        let joined = Joined::new(config::read_host(&sources).unwrap(), folder.path());
+        (folder, joined)
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_used_leaves_the_last_good_one_over_a_restart_too() {
+        let (folder, mut joined) = joined();
+        assert_eq!(joined.take(Ok(Some(GOOD))).unwrap().allowed.len(), 1);
+        assert_eq!(joined.take(Ok(Some(GOOD))), None, "nothing new");
+        let kept = joined.take(Ok(Some("allowed = ["))).unwrap();
+        assert_eq!((kept.allowed.len(), kept.vrrp.vrid.get(), kept.tenants.len()), (1, 51, 0));
+        assert!(
+            joined.findings.iter().any(|finding| finding.text.contains("last good")),
+            "{:?}",
+            joined.findings
+        );
+        let mut again = Joined::new(joined.host.clone(), folder.path());
+        assert_eq!(again.first().allowed.len(), 1);
+        assert_eq!(again.take(Err(Unknown)).unwrap().allowed.len(), 1);
+        assert_eq!(again.take(Ok(None)).unwrap().allowed.len(), 0, "the admin deleted it");
+        assert_eq!(last_good(folder.path()), None);
+    }
+
+    #[test]
+    fn without_any_good_text_tenants_may_do_nothing() {
+        let (_folder, mut joined) = joined();
+        for said in [Err(Unknown), Ok(Some("= nonsense"))] {
+            assert_eq!(joined.take(said).unwrap().tenants, [Tenant::nobody()]);
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Derives anew only what changed: an endpoint that comes or goes costs the work of its own Service.
+//!
+//! [`Deriver`] remembers the inputs of last time. What they were made of is compared: whole maps by whether they are the
+//! very same, slices by what differs between two versions that share the rest. [`super::derive`] is a deriver that
+//! remembers nothing, and a property test holds the two against each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use ipnet::IpNet;
+
+use super::assign::{Assignment, assign};
+use super::counted::Counted;
+use super::endpoints::Surroundings;
+use super::serve::{Context, Part, serve};
+use super::{Desired, Inputs, Leaving, Owner};
+use crate::config::Settings;
+use crate::model::{Frontend, ObjectKey, host_network};
+use crate::net::HostFacts;
+use crate::nft;
+use crate::snapshot::{EndpointSlice, Map, Snapshot};
+
+/// The label of a Node that names its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// What differs from what was derived before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// VIPs, rules or members may differ: everything is to be looked at.
+    Everything,
+    /// Only real servers of these frontends.
+    Servers(BTreeSet<Frontend>),
+}
+
+/// Derives, and remembers.
+#[derive(Debug, Default)]
+pub struct Deriver {
+    before: Option<Before>,
+    assignment: Arc<Assignment>,
+    context: Context,
+    slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    parts: BTreeMap<Owner, Part>,
+    /// This node's pod ranges, and the addresses of pods on it that lie outside of them.
+    pod_ranges: Vec<IpNet>,
+    local: Counted<IpAddr>,
+    nodes: Counted<String>,
+    desired: Desired,
+}
+
+/// The inputs of the last time, other than slices by what they were copied from.
+#[derive(Debug)]
+struct Before {
+    settings: Settings,
+    snapshot: Snapshot,
+    facts: HostFacts,
+    dead: BTreeSet<String>,
+    leaving: Leaving,
+    unhealthy: BTreeSet<SocketAddr>,
+}
+
+impl Before {
+    fn of(inputs: &Inputs) -> Self {
+        Self {
+            settings: inputs.settings.clone(),
+            snapshot: inputs.snapshot.clone(),
+            facts: inputs.facts.clone(),
+            dead: inputs.dead.clone(),
+            leaving: inputs.leaving.clone(),
+            unhealthy: inputs.unhealthy.clone(),
+        }
+    }
+
+    /// Whether all that an assignment is made of is as it was.
+    fn same_assignment(&self, inputs: &Inputs) -> bool {
+        let (before, now) = (&self.snapshot, inputs.snapshot);
+        before.services.ptr_eq(&now.services)
+            && before.claims.is_copy_of(&now.claims)
+            && before.nodes.ptr_eq(&now.nodes)
+            && before.namespaces.ptr_eq(&now.namespaces)
+            && before.service_cidrs.ptr_eq(&now.service_cidrs)
+            && same_map(before.vip_map.as_ref(), now.vip_map.as_ref())
+            && self.settings == *inputs.settings
+            && self.facts == *inputs.facts
+            && self.leaving == *inputs.leaving
+    }
+
+    /// Whether all that the endpoints of every Service are looked at with is as it was.
+    fn same_context(&self, inputs: &Inputs) -> bool {
+        self.snapshot.nodes.ptr_eq(&inputs.snapshot.nodes)
+            && self.settings == *inputs.settings
+            && self.dead == *inputs.dead
+            && self.unhealthy == *inputs.unhealthy
+    }
+}
+
+fn same_map(before: Option<&OrdMap<String, String>>, now: Option<&OrdMap<String, String>>) -> bool {
+    match (before, now) {
+        (Some(before), Some(now)) => before.ptr_eq(now) || before == now,
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+impl Deriver {
+    /// Derives what this host should do, and tells what differs from last time.
+    pub fn derive(&mut self, inputs: &Inputs) -> (Desired, Changed) {
+        let first = self.before.is_none();
+        let same_assignment = self.before.as_ref().is_some_and(|before| before.same_assignment(inputs));
+        let same_context = self.before.as_ref().is_some_and(|before| before.same_context(inputs));
+        let mut dirty = BTreeSet::new();
+        let reassigned = !same_assignment && self.assign(inputs, &mut dirty);
+        let anew = reassigned || !same_context;
+        let ranges = anew && self.surround(inputs, &mut dirty);
+        let local = self.take_slices(inputs, anew, &mut dirty) || ranges;
+        let (touched, nodes) = self.remake(&dirty, inputs);
+        if first || reassigned || local {
+            self.desired.ruleset = Arc::new(self.ruleset());
+        }
+        if first || !same_assignment || nodes {
+            self.desired.probed = Arc::new(self.probed(inputs));
+        }
+        match &mut self.before {
+            Some(before) if same_assignment && same_context => before.snapshot = inputs.snapshot.clone(),
+            before => *before = Some(Before::of(inputs)),
+        }
+        let changed =
+            if first || reassigned || local { Changed::Everything } else { Changed::Servers(touched) };
+        (self.desired.clone(), changed)
+    }
+
+    /// Assigns anew; true when something came out differently, and those whose tasks did are `dirty`.
+    fn assign(&mut self, inputs: &Inputs, dirty: &mut BTreeSet<Owner>) -> bool {
+        let fresh = assign(inputs);
+        if fresh == *self.assignment {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.assignment, Arc::new(fresh));
+        let now = &self.assignment;
+        let owners = before.tasks.keys().chain(now.tasks.keys());
+        dirty.extend(owners.filter(|owner| before.tasks.get(owner) != now.tasks.get(owner)).cloned());
+        for finding in &before.findings {
+            self.desired.findings.remove(finding);
+        }
+        self.desired.findings.extend(now.findings.iter().cloned());
+        self.desired.node.clone_from(&now.node);
+        self.desired.groups = Arc::clone(&now.groups);
+        self.desired.vips = Arc::clone(&now.vips);
+        self.desired.keepalived = Arc::clone(&now.keepalived);
+        self.desired.assignment = Arc::clone(now);
+        true
+    }
+
+    /// Looks at what surrounds endpoints; where that changed, all parts are `dirty`. True when this node's pod ranges are
+    /// others.
+    fn surround(&mut self, inputs: &Inputs, dirty: &mut BTreeSet<Owner>) -> bool {
+        let node = self.assignment.node.clone();
+        let own = node.as_ref().and_then(|name| inputs.snapshot.nodes.get(name));
+        let zone = own.and_then(|node| node.labels.get(ZONE)).cloned();
+        let ranges = own.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+        let others = ranges != self.pod_ranges;
+        self.pod_ranges = ranges;
+        let context = Context {
+            around: Surroundings { dead: inputs.dead.clone(), node, zone },
+            scheduler: inputs.settings.balancing.scheduler.name().to_owned(),
+            unhealthy: inputs.unhealthy.clone(),
+        };
+        if context != self.context {
+            self.context = context;
+            dirty.extend(self.assignment.tasks.keys().cloned());
+        }
+        others
+    }
+
+    /// Takes in what differs between the slices of last time and now; true when the local pods' addresses did.
+    ///
+    /// `anew`: this node may be another one, so that all slices are looked at for pods on it.
+    fn take_slices(&mut self, inputs: &Inputs, anew: bool, dirty: &mut BTreeSet<Owner>) -> bool {
+        let nothing = Map::new();
+        let before = self.before.as_ref().map_or(&nothing, |before| &before.snapshot.slices).clone();
+        let now = &inputs.snapshot.slices;
+        // An address that one slice loses and another gains is no news.
+        let mut was_local = BTreeMap::new();
+        for item in before.diff(now) {
+            let (gone, here) = match item {
+                DiffItem::Add(key, here) => (None, Some((key, here))),
+                DiffItem::Remove(key, gone) => (Some((key, gone)), None),
+                DiffItem::Update { old, new } => (Some(old), Some(new)),
+            };
+            if let Some((key, slice)) = gone {
+                self.forget(key, slice);
+                if !anew {
+                    self.count_local(slice, false, &mut was_local);
+                }
+                dirty.insert(Owner::Service(slice.service.clone()));
+            }
+            if let Some((key, slice)) = here {
+                self.slices_of.entry(slice.service.clone()).or_default().insert(key.clone());
+                if !anew {
+                    self.count_local(slice, true, &mut was_local);
+                }
+                dirty.insert(Owner::Service(slice.service.clone()));
+            }
+        }
+        if !anew {
+            return was_local.iter().any(|(address, was)| self.local.contains(address) != *was);
+        }
+        let before = std::mem::take(&mut self.local);
+        for slice in now.values() {
+            self.count_local(slice, true, &mut BTreeMap::new());
+        }
+        !before.iter().eq(self.local.iter())
+    }
+
+    fn forget(&mut self, key: &ObjectKey, slice: &EndpointSlice) {
+        if let Some(slices) = self.slices_of.get_mut(&slice.service) {
+            slices.remove(key);
+            if slices.is_empty() {
+                self.slices_of.remove(&slice.service);
+            }
+        }
+    }
+
+    /// Counts the endpoints of `slice` that are on this node and outside of its pod ranges, in or out; `was` keeps
+    /// which of them were there at first.
+    fn count_local(&mut self, slice: &EndpointSlice, add: bool, was: &mut BTreeMap<IpAddr, bool>) {
+        let own = self.context.around.node.as_deref();
+        for endpoint in &slice.endpoints {
+            let address = endpoint.address;
+            let here = own.is_some() && endpoint.node.as_deref() == own;
+            if here && !self.pod_ranges.iter().any(|range| range.contains(&address)) {
+                was.entry(address).or_insert(self.local.contains(&address));
+                if add {
+                    self.local.add(address);
+                } else {
+                    self.local.remove(&address);
+                }
+            }
+        }
+    }
+
+    /// Makes the parts of `dirty` anew: the frontends that differ, and whether the nodes with backends do.
+    fn remake(&mut self, dirty: &BTreeSet<Owner>, inputs: &Inputs) -> (BTreeSet<Frontend>, bool) {
+        let mut touched = BTreeSet::new();
+        let mut nodes = false;
+        for owner in dirty {
+            let task = self.assignment.tasks.get(owner);
+            let fresh =
+                task.map(|task| serve(&self.context, owner, task, &self.slices(owner, inputs.snapshot)));
+            let before = self.parts.remove(owner).unwrap_or_default();
+            let now = fresh.clone().unwrap_or_default();
+            nodes |= self.swap(&before, &now, &mut touched);
+            if let Some(part) = fresh {
+                self.parts.insert(owner.clone(), part);
+            }
+        }
+        self.desired.owners = self.parts.len();
+        (touched, nodes)
+    }
+
+    fn slices<'a>(&self, owner: &Owner, snapshot: &'a Snapshot) -> Vec<&'a Arc<EndpointSlice>> {
+        let Owner::Service(service) = owner else { return Vec::new() };
+        let keys = self.slices_of.get(service).into_iter().flatten();
+        keys.filter_map(|key| snapshot.slices.get(key)).collect()
+    }
+
+    /// Puts `now` in the place of `before` in all that is counted over parts.
+    fn swap(&mut self, before: &Part, now: &Part, touched: &mut BTreeSet<Frontend>) -> bool {
+        for frontend in before.frontends.keys().filter(|frontend| !now.frontends.contains_key(frontend)) {
+            // Another owner may have taken it over already.
+            if self.desired.frontends.get(frontend) == before.frontends.get(frontend) {
+                self.desired.frontends.remove(frontend);
+            }
+            touched.insert(*frontend);
+        }
+        for (frontend, served) in &now.frontends {
+            if self.desired.frontends.get(frontend) != Some(served) {
+                self.desired.frontends.insert(*frontend, Arc::clone(served));
+                touched.insert(*frontend);
+            }
+        }
+        for finding in before.findings.difference(&now.findings) {
+            self.desired.findings.remove(finding);
+        }
+        self.desired.findings.extend(now.findings.difference(&before.findings).cloned());
+        let mut news = false;
+        for node in before.nodes.difference(&now.nodes) {
+            news |= self.nodes.remove(node);
+        }
+        for node in now.nodes.difference(&before.nodes) {
+            news |= self.nodes.add(node.clone());
+        }
+        news
+    }
+
+    /// What the nftables table must do.
+    fn ruleset(&self) -> nft::Ruleset {
+        let vips = self.assignment.vips.iter();
+        nft::Ruleset {
+            frontends: self.assignment.tasks.values().flat_map(|task| task.frontends()).collect(),
+            closed: vips.filter(|(_, vip)| !vip.floats_only).map(|(vip, _)| *vip).collect(),
+            // Where replies come back by themselves.
+            sources: self.assignment.source_ranges.clone(),
+            host: self.assignment.host.clone(),
+            local_pods: self
+                .pod_ranges
+                .iter()
+                .copied()
+                .chain(self.local.iter().copied().map(host_network))
+                .collect(),
+        }
+    }
+
+    /// The nodes to watch for signs of life: all that run backends, but this one.
+    fn probed(&self, inputs: &Inputs) -> BTreeMap<String, Vec<IpAddr>> {
+        let others = self.nodes.iter().filter(|name| Some(*name) != self.assignment.node.as_ref());
+        others
+            .filter_map(|name| {
+                inputs.snapshot.nodes.get(name).map(|node| (name.clone(), node.addresses.clone()))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,214 @@
+//! healthCheckNodePort, where no kube-proxy answers on it: whether this node has ready endpoints of a Service, told over HTTP
+//! to load balancers outside of the cluster.
+//!
+//! The answer is kube-proxy's (pkg/proxy/healthcheck in Kubernetes): 200 with endpoints, 503 without, whatever was asked, with
+//! the number in `localEndpoints` and the header `X-Load-Balancing-Endpoint-Weight`. It is made when somebody asks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::model::ObjectKey;
+use crate::report::beats;
+use crate::snapshot::Snapshot;
+
+/// How long one asker may take.
+const ASKER_LIMIT: Duration = Duration::from_secs(5);
+/// What is read of a request at most; nothing of it matters.
+const REQUEST_MAX: u64 = 8192;
+/// Before a port that somebody else has is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What the answers are made of.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// This node.
+    pub node: String,
+    /// The cluster's state.
+    pub snapshot: Arc<Snapshot>,
+}
+
+impl Local {
+    /// The ports to answer on, with the Service of each.
+    pub fn ports(&self) -> BTreeMap<u16, ObjectKey> {
+        let services = self.snapshot.services.iter();
+        services.filter_map(|(key, service)| Some((service.health_check_node_port?, key.clone()))).collect()
+    }
+
+    /// How many ready endpoints of `service` this node has.
+    pub fn endpoints(&self, service: &ObjectKey) -> usize {
+        let from = ObjectKey::new(service.namespace.clone(), "");
+        let slices = self.snapshot.slices.range(from..);
+        let slices = slices.take_while(|(key, _)| key.namespace == service.namespace);
+        let own = slices.filter(|(_, slice)| slice.service == *service);
+        let endpoints = own.flat_map(|(_, slice)| &slice.endpoints);
+        let here = endpoints.filter(|one| one.ready && one.node.as_deref() == Some(self.node.as_str()));
+        here.map(|endpoint| endpoint.address).collect::<BTreeSet<IpAddr>>().len()
+    }
+}
+
+/// Answers for as long as `local` has a sender; while it is `None` on no port at all.
+pub fn spawn(local: watch::Receiver<Option<Local>>) {
+    tokio::spawn(run(local));
+}
+
+async fn run(mut local: watch::Receiver<Option<Local>>) {
+    let mut listeners = JoinSet::new();
+    let mut running: BTreeMap<(u16, ObjectKey), AbortHandle> = BTreeMap::new();
+    loop {
+        beats::beat("node ports", beats::PROMPT);
+        let wanted: BTreeSet<(u16, ObjectKey)> =
+            local.borrow_and_update().iter().flat_map(Local::ports).collect();
+        running.retain(|what, task| {
+            let stays = wanted.contains(what);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (port, service) in wanted {
+            running
+                .entry((port, service.clone()))
+                .or_insert_with(|| listeners.spawn(listen(port, service, local.clone())));
+        }
+        tokio::select! {
+            changed = local.changed() => if changed.is_err() { return },
+            _ = listeners.join_next(), if !listeners.is_empty() => {}
+            () = sleep(beats::EVERY) => {}
+        }
+    }
+}
+
+/// Answers on one port for ever. A port that another program has is left to it and tried again.
+async fn listen(port: u16, service: ObjectKey, local: watch::Receiver<Option<Local>>) {
+    let mut told = false;
+    let listener = loop {
+        match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+            Ok(listener) => break listener,
+            Err(error) if !told => {
+                warn!(port, "{service}: healthCheckNodePort {port} cannot be answered on: {error}");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        sleep(RETRY).await;
+    };
+    info!(port, "{service}: answering on healthCheckNodePort {port}");
+    let mut askers = JoinSet::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, say: others may give some back.
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let count = local.borrow().as_ref().map_or(0, |local| local.endpoints(&service));
+        let text = response(&service, count);
+        askers.spawn(async move { timeout(ASKER_LIMIT, answer(stream, text)).await });
+        while askers.try_join_next().is_some() {}
+    }
+}
+
+async fn answer(mut stream: TcpStream, text: String) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut request = Vec::new();
+    let mut reader = reader.take(REQUEST_MAX);
+    while !request.ends_with(b"\r\n\r\n") {
+        if reader.read_buf(&mut request).await? == 0 {
+            break;
+        }
+    }
+    writer.write_all(text.as_bytes()).await?;
+    writer.shutdown().await
+}
+
+fn response(service: &ObjectKey, count: usize) -> String {
+    let status = if count == 0 { "503 Service Unavailable" } else { "200 OK" };
+    let body = json!({
+        "service": {"namespace": service.namespace, "name": service.name},
+        "localEndpoints": count,
+        "serviceProxyHealthy": true,
+    });
+    let body = body.to_string();
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n\
+         X-Load-Balancing-Endpoint-Weight: {count}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Family;
+    use crate::snapshot::{Endpoint, EndpointSlice, Service};
+
+    fn cluster(port: u16, ready: [bool; 3]) -> Local {
+        let key = ObjectKey::new("default", "web");
+        let mut snapshot = Snapshot::default();
+        let service = Service { health_check_node_port: Some(port), ..Service::default() };
+        snapshot.services.insert(key.clone(), Arc::new(service));
+        let nodes = ["node-a", "node-a", "node-b"];
+        let endpoints = (1_u8..).zip(ready).zip(nodes).map(|((last, ready), node)| Endpoint {
+            ready,
+            ..Endpoint::ready([10, 2, 4, last].into(), node)
+        });
+        let slice = EndpointSlice {
+            service: key,
+            family: Family::V4,
+            ports: Vec::new(),
+            endpoints: endpoints.collect(),
+        };
+        snapshot.slices.insert(ObjectKey::new("default", "web-1"), Arc::new(slice));
+        Local { node: "node-a".into(), snapshot: Arc::new(snapshot) }
+    }
+
+    #[test]
+    fn only_ready_endpoints_on_this_node_count() {
+        let count = |ready| cluster(30_000, ready).endpoints(&ObjectKey::new("default", "web"));
+        assert_eq!([count([true; 3]), count([true, false, true]), count([false, false, true])], [2, 1, 0]);
+    }
+
+    async fn ask(port: u16) -> Option<String> {
+        let mut stream = TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.ok()?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        Some(text)
+    }
+
+    #[tokio::test]
+    async fn the_answer_follows_the_endpoints_and_ends_with_the_service() {
+        let free = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let (local, answers) = watch::channel(Some(cluster(port, [true; 3])));
+        spawn(answers);
+        let until = async |good: fn(&Option<String>) -> bool| {
+            timeout(Duration::from_secs(60), async {
+                while !good(&ask(port).await) {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .expect("the answer comes");
+        };
+        until(|text| {
+            text.as_ref()
+                .is_some_and(|text| text.starts_with("HTTP/1.1 200") && text.contains("\"localEndpoints\":2"))
+        })
+        .await;
+        local.send_replace(Some(cluster(port, [false; 3])));
+        until(|text| text.as_ref().is_some_and(|text| text.starts_with("HTTP/1.1 503"))).await;
+        local.send_replace(None);
+        until(Option::is_none).await;
+    }
+}
