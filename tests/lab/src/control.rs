@@ -91,6 +91,17 @@ pub fn start_all(layout: &Layout) -> anyhow::Result<()> {
     step("waiting for the nodes to register", || wait_for("three Nodes", READY_LIMIT, || registered(layout)))
 }
 
+/// Starts etcd and the API server alone: there are no controllers then, and no nodes.
+pub fn start_api(layout: &Layout) -> anyhow::Result<()> {
+    prepare(layout)?;
+    [Role::Etcd, Role::ApiServer].into_iter().try_for_each(|role| start(layout, role))
+}
+
+/// Where an API server of another version stands in, if it is there.
+pub fn other_api_server(layout: &Layout) -> PathBuf {
+    layout.control_plane_state().join("other-api-server")
+}
+
 /// Ends everything, forgets all objects, and starts anew: another cluster at the same address, with the same keys.
 pub fn reset(layout: &Layout) -> anyhow::Result<()> {
     let running: Vec<(Role, Pid)> = Role::all().filter_map(|role| Some((role, alive(role)?))).collect();
@@ -216,7 +227,8 @@ pub fn pki(layout: &Layout) -> anyhow::Result<Pki> {
 
 fn program(layout: &Layout, role: Role) -> anyhow::Result<Command> {
     let own = std::env::current_exe()?;
-    let kube = layout.control_plane_cache().join("kube");
+    let other = Some(other_api_server(layout)).filter(|other| role == Role::ApiServer && other.exists());
+    let kube = other.unwrap_or_else(|| layout.control_plane_cache().join("kube"));
     let mut process = Command::new(if matches!(role, Role::Kubelet(_)) { own } else { kube });
     process.args(match role {
         Role::Kubelet(node) => vec!["kubelet".to_owned(), node.to_owned()],

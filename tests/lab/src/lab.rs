@@ -213,6 +213,11 @@ pub struct Node<'a> {
 }
 
 impl Node<'_> {
+    /// The lab that it is in.
+    pub fn lab(&self) -> &Lab {
+        self.lab
+    }
+
     /// Its name and addresses.
     pub fn spec(&self) -> &'static NodeSpec {
         self.spec
@@ -244,7 +249,12 @@ impl Node<'_> {
     /// Writes a file on the node.
     pub fn write(&self, destination: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let script = format!("cat > '{destination}'");
-        let output = self.run_within(Duration::from_secs(120), &script, bytes)?;
+        let attempt = || self.run_within(Duration::from_secs(120), &script, bytes);
+        let mut output = attempt()?;
+        // ssh lost its connection: to write once more does no harm.
+        if output.status == 255 {
+            output = attempt()?;
+        }
         if output.ok() { Ok(()) } else { bail!("{}: cannot write {destination}: {output}", self.spec.name) }
     }
 

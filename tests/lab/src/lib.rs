@@ -7,18 +7,23 @@
 //! outside the namespaces                      inside them
 //! lab        what tests call                  serve    process 1, raises everything
 //! kvip       the package on the nodes             
+//! alone      the API server without machines
 //! probe      a client's view, measured        network  bridge, taps, client
 //! namespace  start, find, enter, end          vm       one QEMU a node
 //! image      disk image and snapshot          prober   the asking itself
 //! kubeconfig, pki   who may do what            control  etcd, API server, controllers, kubelets
 //!                                             api      short questions to the API server
 //!                                             kubelet  what makes Pods of namespaces in a node
+//!                                             peer     asks over UDP and SCTP too, and answers in pods
 //! demo       the story of `make demo`
 //! stage      how it is printed
 //!            layout, command, progress, machine, qmp, ssh: used by both
 //! ```
 
+pub mod alone;
 pub mod api;
+pub mod asking;
+pub mod batch;
 pub mod command;
 pub mod control;
 pub mod demo;
@@ -31,6 +36,7 @@ pub mod layout;
 pub mod machine;
 pub mod namespace;
 pub mod network;
+pub mod peer;
 pub mod pki;
 pub mod probe;
 pub mod prober;

@@ -69,21 +69,34 @@ impl Accelerator {
     }
 }
 
+/// One processor, and room for a second that never comes: for a machine that can only ever have one QEMU before 8.1 leaves
+/// out the memory barriers between it and the thread of its devices, and once in a while a network card stops sending for
+/// good ("NETDEV WATCHDOG: transmit queue 0 timed out").
+const PROCESSORS: &str = "1,maxcpus=2";
+
 /// The QEMU command line that every machine of the lab has in common. `extra` is put behind the kernel's
 /// own arguments.
 pub fn qemu(image: &Image, accelerator: Accelerator, disk: &Path, extra: &str) -> Command {
     let mut qemu = command(&["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]);
-    qemu.args(["-M", "pc,usb=off,vmport=off,hpet=off", "-cpu", "max,la57=off", "-smp", "1", "-no-reboot"])
-        .args(["-accel", accelerator.argument(), "-m", &MEMORY_MIB.to_string(), "-rtc", "base=utc"])
-        .arg("-drive")
-        .arg(format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display()))
-        .args(["-device", "virtio-blk-pci,drive=disk"])
-        .arg("-kernel")
-        .arg(image.kernel())
-        .arg("-initrd")
-        .arg(image.initrd())
-        .arg("-append")
-        .arg(format!("{KERNEL_ARGUMENTS} {extra}").trim_end());
+    qemu.args([
+        "-M",
+        "pc,usb=off,vmport=off,hpet=off",
+        "-cpu",
+        "max,la57=off",
+        "-smp",
+        PROCESSORS,
+        "-no-reboot",
+    ])
+    .args(["-accel", accelerator.argument(), "-m", &MEMORY_MIB.to_string(), "-rtc", "base=utc"])
+    .arg("-drive")
+    .arg(format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display()))
+    .args(["-device", "virtio-blk-pci,drive=disk"])
+    .arg("-kernel")
+    .arg(image.kernel())
+    .arg("-initrd")
+    .arg(image.initrd())
+    .arg("-append")
+    .arg(format!("{KERNEL_ARGUMENTS} {extra}").trim_end());
     qemu
 }
 
@@ -93,7 +106,8 @@ pub fn fingerprint(accelerator: Accelerator) -> anyhow::Result<String> {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = processors.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
     let model = if accelerator == Accelerator::Kvm { model } else { "" };
-    Ok(format!("{}|{}|{MEMORY_MIB}|{KERNEL_ARGUMENTS}|{model}", version.stdout, accelerator.argument()))
+    let accelerator = accelerator.argument();
+    Ok(format!("{}|{accelerator}|{PROCESSORS}|{MEMORY_MIB}|{KERNEL_ARGUMENTS}|{model}", version.stdout))
 }
 
 /// Boots the smallest guest with KVM and believes only the word that the guest itself prints.

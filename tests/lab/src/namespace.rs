@@ -122,15 +122,17 @@ impl Running {
 
 /// The `lab` program: `$KVIP_LAB_BIN`, else this program or one beside it (tests lie one folder deeper).
 pub fn lab_binary() -> anyhow::Result<PathBuf> {
-    if let Some(path) = env::var_os("KVIP_LAB_BIN") {
-        return Ok(path.into());
+    match env::var_os("KVIP_LAB_BIN") {
+        Some(path) => Ok(path.into()),
+        None => beside("lab").context("or set KVIP_LAB_BIN"),
     }
+}
+
+/// This program or one beside it, by its name (tests lie one folder deeper).
+pub fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let this = env::current_exe()?;
-    let beside = this.ancestors().skip(1).take(2).map(|folder| folder.join("lab"));
-    beside
-        .into_iter()
-        .find(|path| path.is_file())
-        .context("no `lab` program here: cargo build -p kvip-lab, or set KVIP_LAB_BIN")
+    let found = this.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("no `{name}` program here: cargo build -p kvip-lab"))
 }
 
 fn spawn(layout: &Layout, options: ServeOptions, log: &PathBuf) -> anyhow::Result<Child> {

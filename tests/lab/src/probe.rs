@@ -46,7 +46,7 @@ impl Probe {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks no more, waits for the last answers (about a second) and reports.
+    /// Asks no more, waits for the last answers (a second at most) and reports.
     pub fn stop(mut self) -> anyhow::Result<Report> {
         self.end()?;
         Ok(Report::new(self.so_far()))
@@ -117,6 +117,12 @@ impl Report {
         self.only(|sample| sample.start_us < to)
     }
 
+    /// The answers from `node`.
+    #[must_use]
+    pub fn from_node(&self, node: &str) -> Self {
+        self.only(|sample| matches!(&sample.outcome, Outcome::Answered { node: from, .. } if from == node))
+    }
+
     /// How many requests were made.
     pub fn asked(&self) -> usize {
         self.samples.len()
@@ -143,6 +149,14 @@ impl Report {
     /// How many answers came from each pod.
     pub fn pods(&self) -> BTreeMap<String, usize> {
         self.count_answers(|_, pod| pod.to_owned())
+    }
+
+    /// How many answers say which address their pod saw.
+    pub fn sources(&self) -> BTreeMap<String, usize> {
+        count(self.samples.iter().filter_map(|sample| match &sample.outcome {
+            Outcome::Answered { body, .. } => body.rsplit_once(" saw ").map(|(_, source)| source.to_owned()),
+            Outcome::Failed(_) => None,
+        }))
     }
 
     /// The longest time without an answer, the probe's start and end included; none without a request.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,6 +28,8 @@ pub enum Failure {
     Timeout,
     /// No route, no such host.
     Unreachable,
+    /// This host's own firewall dropped it.
+    Denied,
     /// An answer that is no HTTP 200.
     BadAnswer,
     /// Anything else.
@@ -64,49 +66,83 @@ pub struct Sample {
 
 /// Asks until stdin ends, then waits for the last answers.
 pub fn run(address: IpAddr, port: u16, interval: Duration) {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while io::stdin().read(&mut buffer).is_ok_and(|count| count > 0) {}
-        flag.store(true, Ordering::Relaxed);
-    });
     let target = SocketAddr::new(address, port);
+    each(interval, None, move |_| ask(target));
+}
+
+/// Makes a request every `interval`, each in a thread of its own, and waits for the last answers.
+pub fn each(interval: Duration, count: Option<u64>, ask: impl Fn(u64) -> Sample + Send + Sync + 'static) {
+    let (ask, open) = (Arc::new(ask), Arc::new(AtomicUsize::new(0)));
+    tick(interval, count, |number| {
+        let (ask, open) = (Arc::clone(&ask), Arc::clone(&open));
+        open.fetch_add(1, Ordering::SeqCst);
+        thread::spawn(move || {
+            report(&ask(number));
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+    });
+    settle(|| open.load(Ordering::SeqCst) == 0);
+}
+
+/// Waits until all is answered, or has had the time to be.
+pub fn settle(is_settled: impl Fn() -> bool) {
+    // Every request has a limit, so after that much all are through.
+    let limit = Instant::now() + ANSWER_LIMIT + Duration::from_millis(200);
+    while !is_settled() && Instant::now() < limit {
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Calls `act` with 0, 1, 2 and so on, once every `interval`, `count` times or until stdin ends.
+pub fn tick(interval: Duration, count: Option<u64>, act: impl Fn(u64)) {
+    let stop = Arc::new(AtomicBool::new(false));
+    if count.is_none() {
+        let flag = Arc::clone(&stop);
+        thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while io::stdin().read(&mut buffer).is_ok_and(|count| count > 0) {}
+            flag.store(true, Ordering::Relaxed);
+        });
+    }
     let begin = Instant::now();
     let mut due = Duration::ZERO;
-    while !stop.load(Ordering::Relaxed) {
-        // The last answers are waited for below, by number.
-        thread::spawn(move || report(&ask(target)));
+    for number in 0..count.unwrap_or(u64::MAX) {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        act(number);
         due += interval;
         thread::sleep(due.saturating_sub(begin.elapsed()));
     }
-    // Every request has a limit, so after that much all are through.
-    thread::sleep(ANSWER_LIMIT + Duration::from_millis(200));
 }
 
 /// Makes one request.
 pub fn ask(target: SocketAddr) -> Sample {
     let start_us = now_us();
-    let outcome = match get(target) {
+    let begin = Instant::now();
+    let answer =
+        TcpStream::connect_timeout(&target, ANSWER_LIMIT).and_then(|stream| get(stream, target, begin));
+    let outcome = match answer {
         Ok(text) => judge(&text),
         Err(error) => Outcome::Failed(failure(&error)),
     };
     Sample { start_us, end_us: now_us(), outcome }
 }
 
-fn get(target: SocketAddr) -> io::Result<String> {
-    let begin = Instant::now();
-    let left = || {
-        let left = ANSWER_LIMIT.saturating_sub(begin.elapsed());
-        if left.is_zero() { Err(io::Error::from(ErrorKind::TimedOut)) } else { Ok(left) }
-    };
-    let mut stream = TcpStream::connect_timeout(&target, left()?)?;
+/// What is left of the time for an answer to a request that began then.
+pub(crate) fn left(begin: Instant) -> io::Result<Duration> {
+    let left = ANSWER_LIMIT.saturating_sub(begin.elapsed());
+    if left.is_zero() { Err(io::Error::from(ErrorKind::TimedOut)) } else { Ok(left) }
+}
+
+/// The whole answer to a GET on a connection that was begun then.
+pub(crate) fn get(mut stream: TcpStream, target: SocketAddr, begin: Instant) -> io::Result<String> {
     // HTTP/1.0: the server closes, so the end of the answer is the end of the stream.
     write!(stream, "GET / HTTP/1.0\r\nHost: {target}\r\nUser-Agent: lab-probe\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        stream.set_read_timeout(Some(left()?))?;
+        stream.set_read_timeout(Some(left(begin)?))?;
         match stream.read(&mut buffer)? {
             0 => return Ok(String::from_utf8_lossy(&answer).into_owned()),
             count => answer.extend_from_slice(&buffer[..count]),
@@ -114,7 +150,7 @@ fn get(target: SocketAddr) -> io::Result<String> {
     }
 }
 
-fn judge(answer: &str) -> Outcome {
+pub(crate) fn judge(answer: &str) -> Outcome {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let mut lines = head.lines();
     if lines.next().and_then(|line| line.split(' ').nth(1)) != Some("200") {
@@ -131,24 +167,25 @@ fn judge(answer: &str) -> Outcome {
     }
 }
 
-fn failure(error: &io::Error) -> Failure {
+pub(crate) fn failure(error: &io::Error) -> Failure {
     match error.kind() {
         ErrorKind::ConnectionRefused => Failure::Refused,
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted => Failure::Reset,
         // A read that runs into its limit is told as WouldBlock.
         ErrorKind::TimedOut | ErrorKind::WouldBlock => Failure::Timeout,
+        ErrorKind::PermissionDenied => Failure::Denied,
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Failure::Unreachable,
         _ => Failure::Other,
     }
 }
 
-fn report(sample: &Sample) {
+pub(crate) fn report(sample: &Sample) {
     let line = serde_json::to_string(sample).expect("a sample is plain data");
     // Whoever listens may be gone; then nobody misses the line.
     let _ = writeln!(io::stdout().lock(), "{line}");
 }
 
-fn now_us() -> u64 {
+pub(crate) fn now_us() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_micros()).expect("microseconds fit for 500,000 years")
 }

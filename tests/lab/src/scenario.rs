@@ -166,7 +166,12 @@ pub fn explained<T>(lab: &Lab, result: Result<T>) -> Result<T> {
 
 /// Runs `act` while a client asks the VIP ten times a second; every request must be answered.
 pub fn without_a_lost_request(lab: &Lab, act: impl FnOnce() -> Result<()>) -> Result<()> {
-    let probe = lab.probe(VIP, 80, Duration::from_millis(100))?;
+    without_a_lost_request_at(lab, VIP, act)
+}
+
+/// As [`without_a_lost_request`], at another VIP.
+pub fn without_a_lost_request_at(lab: &Lab, vip: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    let probe = lab.probe(vip, 80, Duration::from_millis(100))?;
     lab.wait_for("the first answers", SOON, || (probe.so_far().len() > 5).then_some(()))?;
     let acted = act();
     let report = probe.stop()?;

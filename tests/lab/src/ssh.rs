@@ -35,7 +35,7 @@ pub fn write_config(layout: &Layout, image: &Image) -> anyhow::Result<()> {
     ControlPath {RUN_DIR}/ssh-%n
     ControlPersist 600
     ServerAliveInterval 5
-    ServerAliveCountMax 2",
+    ServerAliveCountMax 4",
         image.ssh_key().display()
     )?;
     fs::write(layout.ssh_config(), text)?;

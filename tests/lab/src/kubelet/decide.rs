@@ -35,6 +35,17 @@ pub struct Local {
     pub told: Option<(PodStatus, PodStatus)>,
 }
 
+/// Ports on which a Pod listens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// Of nginx.
+    pub tcp: BTreeSet<u16>,
+    /// Of `lab-peer`.
+    pub udp: BTreeSet<u16>,
+    /// Of `lab-peer`.
+    pub sctp: BTreeSet<u16>,
+}
+
 /// The next thing to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
@@ -42,8 +53,8 @@ pub enum Step {
     Add {
         /// The Pod's UID.
         uid: String,
-        /// TCP ports on which it listens.
-        ports: Vec<u16>,
+        /// Ports on which it listens.
+        ports: Ports,
     },
     /// Tell the API.
     Publish(Box<PodStatus>),
@@ -151,12 +162,21 @@ fn pre_stop(pod: &Pod) -> i64 {
     annotated.unwrap_or_else(|| sleeps.max().unwrap_or(0)).max(0)
 }
 
-/// The TCP ports of its containers; 80 when none is named.
-fn ports(pod: &Pod) -> Vec<u16> {
-    let ports = containers(pod).flat_map(|container| container.ports.iter().flatten());
-    let tcp = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
-    let found: BTreeSet<u16> = tcp.filter_map(|port| u16::try_from(port.container_port).ok()).collect();
-    if found.is_empty() { vec![80] } else { found.into_iter().collect() }
+/// The ports of its containers; nginx listens on 80 when no TCP port is named.
+fn ports(pod: &Pod) -> Ports {
+    let mut found = Ports::default();
+    for port in containers(pod).flat_map(|container| container.ports.iter().flatten()) {
+        let ports = match port.protocol.as_deref() {
+            Some("UDP") => &mut found.udp,
+            Some("SCTP") => &mut found.sctp,
+            _ => &mut found.tcp,
+        };
+        ports.extend(u16::try_from(port.container_port));
+    }
+    if found.tcp.is_empty() {
+        found.tcp.insert(80);
+    }
+    found
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {

@@ -30,6 +30,10 @@ fn plain() -> Pod {
     pod(&json!({}), &json!({}))
 }
 
+fn tcp(ports: &[u16]) -> Ports {
+    Ports { tcp: ports.iter().copied().collect(), ..Ports::default() }
+}
+
 /// Deleted at NOW with thirty seconds of grace.
 fn deleted(mut pod: Pod) -> Pod {
     pod.metadata.deletion_timestamp =
@@ -60,7 +64,7 @@ fn remove(seconds: u64) -> Step {
 
 #[test]
 fn a_pod_is_made_published_and_left_alone() {
-    let add = Step::Add { uid: "u".into(), ports: vec![8080] };
+    let add = Step::Add { uid: "u".into(), ports: tcp(&[8080]) };
     assert_eq!(check(&plain(), &Local::default(), NOW), (add, false));
     assert_eq!(check(&plain(), &serving(), NOW), (Step::Wait(None), true));
 }
@@ -112,7 +116,7 @@ fn a_pod_that_its_machine_lost_is_made_again() {
     local.lost();
     local.lost();
     assert_eq!(local.restarts, 1);
-    let add = Step::Add { uid: "u".into(), ports: vec![8080] };
+    let add = Step::Add { uid: "u".into(), ports: tcp(&[8080]) };
     assert_eq!(check(&plain(), &local, NOW), (add, false));
 }
 
@@ -150,13 +154,13 @@ fn what_the_api_adds_is_not_argued_about() {
 }
 
 #[test]
-fn ports_are_tcp_sorted_and_eighty_by_default() {
+fn ports_are_by_protocol_and_nginx_has_eighty_by_default() {
     let ports_of =
         |list: Value| ports(&pod(&json!({}), &json!({"containers": [{"name": "c", "ports": list}]})));
-    assert_eq!(ports_of(json!([])), [80]);
-    assert_eq!(ports_of(json!([{"containerPort": 53, "protocol": "UDP"}])), [80]);
-    assert_eq!(
-        ports_of(json!([{"containerPort": 443}, {"containerPort": 80, "protocol": "TCP"}])),
-        [80, 443]
-    );
+    assert_eq!(ports_of(json!([])), tcp(&[80]));
+    let other =
+        json!([{"containerPort": 53, "protocol": "UDP"}, {"containerPort": 3868, "protocol": "SCTP"}]);
+    assert_eq!(ports_of(other), Ports { udp: [53].into(), sctp: [3868].into(), ..tcp(&[80]) });
+    let two = json!([{"containerPort": 443}, {"containerPort": 80, "protocol": "TCP"}]);
+    assert_eq!(ports_of(two), tcp(&[80, 443]));
 }

@@ -2,15 +2,20 @@
 //!
 //! Owns the scripts and how long each may take. Never decides what is to run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::time::Instant;
 
+use super::decide::Ports;
 use crate::layout::{Layout, NodeSpec};
+use crate::peer::{install, serve};
 use crate::ssh;
 
 /// A look at the machine; one that takes longer counts as no answer.
@@ -49,13 +54,29 @@ impl Guest {
 
     /// Makes a pod; one that is there stays. What a failure leaves behind is removed, or the next try would
     /// stumble over it.
-    pub async fn add(&self, name: &str, (v4, v6): (&str, &str), ports: &[u16]) -> anyhow::Result<()> {
-        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-        let ports = ports.join(" ");
+    pub async fn add(&self, name: &str, addresses: (&str, &str), ports: &Ports) -> anyhow::Result<()> {
+        let (v4, v6) = addresses;
+        let tcp: Vec<String> = ports.tcp.iter().map(u16::to_string).collect();
+        let listeners = listeners(addresses, ports);
+        let mut peer = "true".to_owned();
+        if !listeners.is_empty() {
+            self.install_peer().await?;
+            peer = start_peer(self.node, name, &listeners);
+        }
         let script = format!(
-            "lab-pod add {name} {v4} {v6} {ports} || {{ lab-pod del {name} 0; ip netns del {name} 2>/dev/null; exit 1; }}"
+            "{{ lab-pod add {name} {v4} {v6} {} && {peer}; }} || \
+             {{ lab-pod del {name} 0; ip netns del {name} 2>/dev/null; exit 1; }}",
+            tcp.join(" ")
         );
         self.run(&script, WORK).await.map(drop)
+    }
+
+    async fn install_peer(&self) -> anyhow::Result<()> {
+        if self.run(install::CHECK, LOOK).await.is_ok() {
+            return Ok(());
+        }
+        let bytes = install::bytes(&self.layout)?;
+        self.run_with(install::INSTALL, WORK, &bytes).await.context("cannot install lab-peer").map(drop)
     }
 
     /// Ends a pod within its grace; one that is gone already is fine.
@@ -65,13 +86,17 @@ impl Guest {
     }
 
     async fn run(&self, script: &str, limit: Duration) -> anyhow::Result<String> {
+        self.run_with(script, limit, b"").await
+    }
+
+    async fn run_with(&self, script: &str, limit: Duration, input: &[u8]) -> anyhow::Result<String> {
         // Errors come with the output: the connection that the first ssh leaves behind keeps our stderr open, so
         // that reading it from a pipe would not end.
         let argv = ssh::argv(&self.layout, self.node, &format!("exec 2>&1; {script}"));
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).kill_on_drop(true);
-        command.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        let output = tokio::time::timeout(limit, command.output())
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let output = tokio::time::timeout(limit, feed(command, input))
             .await
             .with_context(|| format!("no answer within {limit:?} to: {script}"))?
             .context("cannot run ssh")?;
@@ -81,6 +106,37 @@ impl Guest {
         }
         Ok(said)
     }
+}
+
+/// Runs it to its end with that input; one that ends before it has read all is judged by its status.
+async fn feed(mut command: Command, input: &[u8]) -> std::io::Result<Output> {
+    let mut child = command.spawn()?;
+    let mut stdin = child.stdin.take().expect("stdin was asked to be a pipe");
+    match stdin.write_all(input).await {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
+        _ => drop(stdin),
+    }
+    child.wait_with_output().await
+}
+
+/// What `lab-peer` listens on in a pod with these addresses and ports.
+fn listeners((v4, v6): (&str, &str), ports: &Ports) -> Vec<String> {
+    let of = |transport: &'static str, ports: &BTreeSet<u16>| {
+        let both = |port: &u16| [format!("{transport}:{v4}:{port}"), format!("{transport}:[{v6}]:{port}")];
+        ports.iter().flat_map(both).collect::<Vec<_>>()
+    };
+    [of("udp", &ports.udp), of("sctp", &ports.sctp)].concat()
+}
+
+/// A script that starts `lab-peer` in a pod and succeeds when it listens. It ends with the pod: `lab-pod del` kills what
+/// is in the namespace, and removes the log.
+fn start_peer(node: &str, name: &str, listeners: &[String]) -> String {
+    let log = format!("/run/lab-pod/{name}.log");
+    let (program, ready, listeners) = (install::PROGRAM, serve::READY, listeners.join(" "));
+    format!(
+        "{{ ip netns exec {name} {program} serve {node} {name} {listeners} </dev/null >>{log} 2>&1 & }} && \
+         {{ for _ in $(seq 50); do grep -q '{ready}' {log} && exit 0; sleep 0.2; done; cat {log}; false; }}"
+    )
 }
 
 /// Lines of a name and an address, as `lab-pod list` writes them.
@@ -95,6 +151,16 @@ fn parse(text: &str) -> BTreeMap<String, Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_addresses_listen_on_udp_and_sctp_ports() {
+        let ports = Ports { tcp: [80].into(), udp: [53].into(), sctp: [3868].into() };
+        let found = listeners(("10.2.4.10", "fd00:2:4::10"), &ports);
+        let both = |transport: &str, port: &str| {
+            ["10.2.4.10", "[fd00:2:4::10]"].map(|address| format!("{transport}:{address}:{port}"))
+        };
+        assert_eq!(found, [both("udp", "53"), both("sctp", "3868")].concat());
+    }
 
     #[test]
     fn a_list_is_names_and_addresses() {

@@ -1,7 +1,7 @@
 //! A stand-in for the kubelet: one process a node, beside the node's virtual machine and truly tied to it.
 //!
 //! Registers the Node and renews its Lease while the machine answers over ssh; runs each Pod that is bound to the node as
-//! a network namespace with nginx in the machine, keeps the Pod's status, and ends it gracefully. Runs no containers,
+//! a network namespace with nginx on its TCP ports and `lab-peer` on its UDP and SCTP ports in the machine, keeps the Pod's status, and ends it gracefully. Runs no containers,
 //! whatever their image. It has the rights of a kubelet of this very node, no more.
 //!
 //! ```text

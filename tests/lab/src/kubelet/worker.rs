@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::LIMIT;
-use super::decide::{self, Local, Step};
+use super::decide::{self, Local, Ports, Step};
 use super::guest::{Guest, Look};
 use super::status::Place;
 
@@ -113,7 +113,7 @@ impl Worker {
         }
     }
 
-    async fn add(&mut self, uid: String, ports: &[u16]) -> anyhow::Result<()> {
+    async fn add(&mut self, uid: String, ports: &Ports) -> anyhow::Result<()> {
         tracing::info!("{}: making it at {} on {ports:?}", self.name, self.place.v4);
         self.local.holds = Some(uid);
         let made = self.guest.add(&self.name, (&self.place.v4, &self.place.v6), ports).await;

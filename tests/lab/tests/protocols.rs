@@ -1,0 +1,174 @@
+//! UDP and SCTP through a VIP, in the default mode: who is answered by whom, who is seen, and what a fixed port does.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use kvip_lab::kvip::Settings;
+use kvip_lab::lab::Lab;
+use kvip_lab::layout::{self, CLIENT_V4, CLIENT_V6, NODES};
+use kvip_lab::peer::Transport;
+use kvip_lab::peer::ask::Question;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::probe::Report;
+use kvip_lab::scenario::{self, SOON, Turn, ask_for, bare, diagnosis, explained, set_up};
+
+const VIP: &str = "10.87.2.51";
+const VIP6: &str = "fd00:87:2::51";
+const DNS: u16 = 53;
+const DIAMETER: u16 = 3868;
+
+/// Its pods end at once when they are told to.
+const ECHO: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: echo}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: echo}}
+  template:
+    metadata: {labels: {app: echo}}
+    spec:
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: echo}}}
+      containers:
+      - name: echo
+        image: echo
+        ports: [{containerPort: 5353, protocol: UDP}, {containerPort: 3868, protocol: SCTP}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  ports:
+  - {name: dns, port: 53, targetPort: 5353, protocol: UDP}
+  - {name: diameter, port: 3868, protocol: SCTP}
+  selector: {app: echo}
+";
+
+fn target(vip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(vip.parse().expect("a constant address"), port)
+}
+
+fn udp(vip: &str) -> Question {
+    Question::new(Transport::Udp, target(vip, DNS))
+}
+
+fn sctp(vip: &str) -> Question {
+    Question::new(Transport::Sctp, target(vip, DIAMETER))
+}
+
+/// A lab in which each node has a pod that answers, behind both VIPs.
+fn echoing() -> Result<Turn> {
+    let lab = bare()?;
+    if lab.curl(scenario::VIP).is_none() {
+        set_up(&lab, &Settings::default())?;
+    }
+    lab.kubectl_with(&["apply", "-f", "-"], ECHO)?;
+    ask_for(&lab, VIP, Some("default/echo"))?;
+    ask_for(&lab, &VIP6.replace(':', "-"), Some("default/echo"))?;
+    let all = lab.wait_for("three pods to answer at both VIPs", Duration::from_secs(120), || {
+        [VIP, VIP6]
+            .iter()
+            .all(|vip| answering_pods(&lab, vip).is_ok_and(|pods| pods.len() == 3))
+            .then_some(())
+    });
+    explained(&lab, all)?;
+    Ok(lab)
+}
+
+fn answering_pods(lab: &Lab, vip: &str) -> Result<BTreeSet<String>> {
+    let report = lab.ask(Asker::Client, &udp(vip), 6)?;
+    Ok(report.pods().into_keys().collect())
+}
+
+/// Asks a few times; all must be answered.
+fn check_answered(lab: &Lab, asker: Asker, question: &Question) -> Result<Report> {
+    let report = lab.ask(asker, question, 6)?;
+    ensure!(report.answered() == 6, "{asker:?} {}: {report}\n{}", question.arguments(), diagnosis(lab));
+    Ok(report)
+}
+
+/// The name of a pod on that node.
+fn pod_on(lab: &Lab, node: &str) -> Result<String> {
+    let list = lab.node(node).must("lab-pod list")?;
+    let names = list.lines().filter_map(|line| line.split(' ').next());
+    let mut echoes = names.filter(|name| name.starts_with("echo-"));
+    Ok(echoes.next().context("an echo pod on each node")?.to_owned())
+}
+
+#[test]
+fn client_nodes_and_pods_are_answered_over_udp() -> Result<()> {
+    let lab = echoing()?;
+    for vip in [VIP, VIP6] {
+        check_answered(&lab, Asker::Client, &udp(vip))?;
+        for node in &NODES {
+            check_answered(&lab, Asker::Node(node.name), &udp(vip))?;
+            check_answered(&lab, Asker::Pod(node.name, &pod_on(&lab, node.name)?), &udp(vip))?;
+        }
+    }
+    Ok(())
+}
+
+/// Nodes and pods ask, since their kernel is the lab's and knows SCTP. What comes from a pod of another node comes to the
+/// holder from outside.
+#[test]
+fn nodes_and_pods_are_answered_over_sctp() -> Result<()> {
+    let lab = echoing()?;
+    for vip in [VIP, VIP6] {
+        for node in &NODES {
+            check_answered(&lab, Asker::Node(node.name), &sctp(vip))?;
+            check_answered(&lab, Asker::Pod(node.name, &pod_on(&lab, node.name)?), &sctp(vip))?;
+        }
+    }
+    Ok(())
+}
+
+/// The holder masquerades what it sends to another node, and nothing else.
+#[test]
+fn pods_on_the_holder_see_the_client_and_others_see_the_holder() -> Result<()> {
+    let lab = echoing()?;
+    let holder = lab.wait_for_holder()?;
+    let spec = layout::node(holder).context("the holder is a node")?;
+    for (vip, client, own) in [(VIP, CLIENT_V4, spec.v4), (VIP6, CLIENT_V6, spec.v6)] {
+        let report = check_answered(&lab, Asker::Client, &udp(vip))?;
+        ensure!(report.nodes().len() == 3, "not all nodes were asked: {report}");
+        for node in report.nodes().keys() {
+            let expected = if node == holder { client } else { own };
+            let seen: Vec<String> = report.from_node(node).sources().into_keys().collect();
+            ensure!(
+                seen == [expected],
+                "on {node} the pod sees {seen:?}, not {expected}, for a client of {holder}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
+    let lab = echoing()?;
+    for (vip, port) in [(VIP, 40_053), (VIP6, 40_054)] {
+        let probe = lab.asking(Asker::Client, &udp(vip).from_port(port))?;
+        let first = lab.wait_for("answers from one pod", SOON, || {
+            let pods = Report::new(probe.so_far()).pods();
+            (pods.values().sum::<usize>() > 5).then(|| pods.into_keys().collect::<Vec<_>>())
+        });
+        let first = explained(&lab, first)?;
+        ensure!(first.len() == 1, "one flow was answered by {first:?}");
+        lab.kubectl(&["delete", "pod", &first[0], "--wait=false"])?;
+        let moved = lab.wait_for("30 answers from other pods", SOON, || {
+            let mut pods = Report::new(probe.so_far()).pods();
+            pods.remove(&first[0]);
+            (pods.values().sum::<usize>() >= 30).then_some(())
+        });
+        let report = probe.stop()?;
+        explained(&lab, moved).with_context(|| format!("{report}"))?;
+        eprintln!("udp {vip} from one port, its pod deleted: {report}");
+        let gap = report.longest_gap().context("a report has a longest gap")?.length();
+        ensure!(gap < Duration::from_secs(3), "no answer for {gap:?}: {report}\n{}", diagnosis(&lab));
+    }
+    Ok(())
+}
