@@ -17,10 +17,11 @@ use kvip::config::Settings;
 use kvip::daemon::core::Core;
 use kvip::daemon::pass::{self, Applied, Outcome};
 use kvip::host::Host;
-use kvip::ipvs::{Command, Table};
-use kvip::model::{Family, Finding, Frontend, ObjectKey, Protocol};
-use kvip::net::{Address, HostFacts, Link};
+use kvip::ipvs::{Command, Key, Table};
+use kvip::model::{Family, Finding, ObjectKey, Protocol};
+use kvip::net::{Address, HostFacts, Link, PolicyRoute};
 use kvip::nft::{self, Ruleset};
+use kvip::owned::Owned;
 use kvip::snapshot::{Endpoint, EndpointSlice, Node, Service, ServicePort, Snapshot};
 
 /// Pods of each Service.
@@ -51,7 +52,7 @@ fn main() {
 fn measure(services: usize) -> (Duration, Duration) {
     let mut snapshot = cluster(services);
     let settings = Settings::standard(vec!["10.87.0.0/16".parse().expect("a network")]);
-    let mut core = Core::new(settings, facts(), BTreeSet::new());
+    let mut core = Core::new(settings, facts(), Owned::default());
     let (mut applied, mut host) = (Applied::default(), Memory::default());
     let mut outcome = None;
     let started = Instant::now();
@@ -131,9 +132,10 @@ fn facts() -> HostFacts {
     };
     HostFacts {
         hostname: "node-a".into(),
-        links: [("eth0".to_owned(), Link { index: 2, up: true, loopback: false })].into(),
+        links: [("eth0".to_owned(), Link { index: 2, up: true, loopback: false, tunnel: false })].into(),
         addresses: [own].into(),
         gateways: BTreeSet::new(),
+        policy_routes: BTreeSet::new(),
     }
 }
 
@@ -145,13 +147,13 @@ struct Memory {
 }
 
 impl Host for Memory {
-    async fn table(&mut self, _vips: &BTreeSet<IpAddr>) -> Result<Table, Finding> {
+    async fn table(&mut self, _owned: &Owned) -> Result<Table, Finding> {
         Ok(self.table.clone())
     }
 
-    async fn servers(&mut self, frontends: &BTreeSet<Frontend>, _known: &Table) -> Result<Table, Finding> {
-        let those = frontends.iter().filter_map(|frontend| self.table.get_key_value(frontend));
-        Ok(those.map(|(frontend, server)| (*frontend, server.clone())).collect())
+    async fn servers(&mut self, keys: &BTreeSet<Key>, _known: &Table) -> Result<Table, Finding> {
+        let those = keys.iter().filter_map(|key| self.table.get_key_value(key));
+        Ok(those.map(|(key, server)| (*key, server.clone())).collect())
     }
 
     async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {
@@ -174,13 +176,21 @@ impl Host for Memory {
     async fn remove_address(&mut self, _address: &Address) -> Result<(), Finding> {
         Ok(())
     }
+
+    async fn add_policy_route(&mut self, _route: &PolicyRoute) -> Result<(), Finding> {
+        Ok(())
+    }
+
+    async fn remove_policy_route(&mut self, _route: &PolicyRoute) -> Result<(), Finding> {
+        Ok(())
+    }
 }
 
 /// Nothing is kept.
 struct NoDisk;
 
 impl pass::Ledger for NoDisk {
-    fn save(&self, _owned: &BTreeSet<IpAddr>) -> Result<(), Finding> {
+    fn save(&self, _owned: &Owned) -> Result<(), Finding> {
         Ok(())
     }
 }

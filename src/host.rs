@@ -2,22 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::IpAddr;
 
-use crate::ipvs::{Client, Command, Table};
-use crate::model::{Finding, Frontend};
-use crate::net::{self, Address};
+use crate::ipvs::{Client, Command, Key, Table};
+use crate::model::Finding;
+use crate::net::{self, Address, PolicyRoute};
 use crate::nft::{self, Ruleset};
+use crate::owned::Owned;
 
 /// What the daemon does to its host beside keepalived. Each error is a finding: what failed and how to mend it.
 pub trait Host: Send {
-    /// Reads the virtual servers of `vips`.
-    fn table(&mut self, vips: &BTreeSet<IpAddr>) -> impl Future<Output = Result<Table, Finding>> + Send;
+    /// Reads the virtual servers that are `owned`.
+    fn table(&mut self, owned: &Owned) -> impl Future<Output = Result<Table, Finding>> + Send;
 
     /// Reads some virtual servers again; one that is gone is missing.
     fn servers(
         &mut self,
-        frontends: &BTreeSet<Frontend>,
+        keys: &BTreeSet<Key>,
         known: &Table,
     ) -> impl Future<Output = Result<Table, Finding>> + Send;
 
@@ -32,6 +32,15 @@ pub trait Host: Send {
 
     /// Takes an address off its interface.
     fn remove_address(&mut self, address: &Address) -> impl Future<Output = Result<(), Finding>> + Send;
+
+    /// Adds a policy rule or route.
+    fn add_policy_route(&mut self, route: &PolicyRoute) -> impl Future<Output = Result<(), Finding>> + Send;
+
+    /// Removes a policy rule or route of kvip's.
+    fn remove_policy_route(
+        &mut self,
+        route: &PolicyRoute,
+    ) -> impl Future<Output = Result<(), Finding>> + Send;
 }
 
 /// The kernel that this process runs on.
@@ -53,16 +62,16 @@ impl Kernel {
 }
 
 impl Host for Kernel {
-    async fn table(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Table, Finding> {
-        let read = self.ipvs()?.table(&|frontend| vips.contains(&frontend.vip));
+    async fn table(&mut self, owned: &Owned) -> Result<Table, Finding> {
+        let read = self.ipvs()?.table(&|key| owned.has(key));
         read.map_err(|error| {
             self.ipvs = None;
             problem("IPVS", &error)
         })
     }
 
-    async fn servers(&mut self, frontends: &BTreeSet<Frontend>, known: &Table) -> Result<Table, Finding> {
-        let read = self.ipvs()?.servers(frontends, known);
+    async fn servers(&mut self, keys: &BTreeSet<Key>, known: &Table) -> Result<Table, Finding> {
+        let read = self.ipvs()?.servers(keys, known);
         read.map_err(|error| {
             self.ipvs = None;
             problem("IPVS", &error)
@@ -102,6 +111,14 @@ impl Host for Kernel {
 
     async fn remove_address(&mut self, address: &Address) -> Result<(), Finding> {
         net::remove_address(address).await.map_err(|error| problem(&address.link, &error))
+    }
+
+    async fn add_policy_route(&mut self, route: &PolicyRoute) -> Result<(), Finding> {
+        net::add_policy_route(route).await.map_err(|error| problem("routing", &error))
+    }
+
+    async fn remove_policy_route(&mut self, route: &PolicyRoute) -> Result<(), Finding> {
+        net::remove_policy_route(route).await.map_err(|error| problem("routing", &error))
     }
 }
 

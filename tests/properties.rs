@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use kvip::config::{Mode, Settings};
 use kvip::derive::{self, Changed, Deriver, Desired, Inputs};
-use kvip::ipvs::model::Forward;
-use kvip::ipvs::{Command, RealServer, Service as IpvsService, Table, VirtualServer};
+use kvip::ipvs::model::{Forward, Thresholds};
+use kvip::ipvs::{Command, Key, RealServer, Service as IpvsService, Table, VirtualServer};
 use kvip::keepalived::Carried;
 use kvip::model::{Backend, Family, Frontend, ObjectKey, Protocol, Vrid};
 use kvip::net::{Address, HostFacts, Link};
@@ -26,7 +26,7 @@ fn settings() -> Settings {
 }
 
 fn facts() -> HostFacts {
-    let link = Link { index: 2, up: true, loopback: false };
+    let link = Link { index: 2, up: true, loopback: false, tunnel: false };
     let own = Address {
         ip: "10.87.2.4".parse().unwrap(),
         prefix_len: 24,
@@ -38,6 +38,7 @@ fn facts() -> HostFacts {
         links: [("eth0".to_owned(), link)].into(),
         addresses: [own].into(),
         gateways: ["10.87.2.1".parse().unwrap()].into(),
+        policy_routes: BTreeSet::new(),
     }
 }
 
@@ -123,6 +124,7 @@ fn derived(deriver: &mut Deriver, snapshot: &Snapshot, dead: &BTreeSet<String>) 
         dead,
         leaving: &leaving,
         unhealthy: &unhealthy,
+        macs: &std::collections::BTreeMap::new(),
     })
 }
 
@@ -163,10 +165,10 @@ fn edit(snapshot: &mut Snapshot, which: u8, from: &Snapshot) {
 /// The host with what it holds: kvip's table, the VIPs that keepalived has, the addresses.
 fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, drained: bool) -> Plan {
     let facts = facts();
-    let all = table
-        .iter()
-        .flat_map(|(frontend, server)| server.real_servers.keys().map(|backend| (*frontend, *backend)));
-    let drained = if drained { all.collect() } else { BTreeSet::new() };
+    let servers = desired.frontends.values().flat_map(|served| {
+        served.virtual_servers.iter().flat_map(|one| served.servers.keys().map(|backend| (one.key, *backend)))
+    });
+    let drained = if drained { servers.collect() } else { BTreeSet::new() };
     let carried: Carried = [(Vrid::new(50).unwrap(), keepalived.clone())].into_iter().collect();
     plan::plan(
         desired,
@@ -196,10 +198,10 @@ fn settle(desired: &Desired, table: &Table) -> Table {
     table
 }
 
-fn foreign() -> (Frontend, VirtualServer) {
+fn foreign() -> (Key, VirtualServer) {
     let frontend = Frontend { vip: "10.99.0.1".parse().unwrap(), protocol: Protocol::Tcp, port: 443 };
     let service = IpvsService { scheduler: "rr".into(), persistence: None, flags: 0 };
-    (frontend, VirtualServer { service, real_servers: BTreeMap::new() })
+    (frontend.into(), VirtualServer::new(service))
 }
 
 /// Real servers that may get a connection: those with a weight.
@@ -212,7 +214,7 @@ proptest! {
     fn planning_again_is_empty(snapshot in snapshot()) {
         let desired = desired(&snapshot);
         let table = settle(&desired, &Table::new());
-        let again = planned(&desired, &table, &BTreeSet::new(), false);
+        let again = planned(&desired, &table, &BTreeSet::new(), true);
         prop_assert_eq!((again.prepare, again.retire), (vec![], vec![]));
     }
 
@@ -220,11 +222,13 @@ proptest! {
     fn applying_reaches_what_is_desired(before in snapshot(), after in snapshot()) {
         let desired_after = desired(&after);
         let table = settle(&desired_after, &settle(&desired(&before), &Table::new()));
-        let frontends: Vec<_> = table.keys().collect();
-        prop_assert_eq!(frontends, desired_after.frontends.keys().collect::<Vec<_>>());
-        for (frontend, served) in &desired_after.frontends {
-            prop_assert_eq!(serving(table.get(frontend)), served.active());
-            prop_assert_eq!(&table[frontend].service, &served.virtual_server);
+        let wanted = || desired_after.frontends.values().flat_map(|served| served.virtual_servers.iter().map(move |one| (served, one)));
+        let keys: BTreeSet<Key> = wanted().map(|(_, one)| one.key).collect();
+        prop_assert_eq!(table.keys().copied().collect::<BTreeSet<_>>(), keys);
+        for (served, one) in wanted() {
+            let active = served.real_servers(one).filter(|(_, wanted, _)| *wanted == derive::WantedServer::Active);
+            prop_assert_eq!(serving(table.get(&one.key)), active.count());
+            prop_assert_eq!(&table[&one.key].service, &one.service);
         }
     }
 
@@ -240,13 +244,19 @@ proptest! {
         let table = settle(&desired(&before), &Table::new());
         let desired_after = desired(&after);
         let plan = planned(&desired_after, &table, &BTreeSet::new(), false);
-        let both = |frontend: &&Frontend| serving(table.get(frontend)) > 0 && desired_after.frontends[*frontend].active() > 0;
-        let kept: Vec<&Frontend> = desired_after.frontends.keys().filter(both).collect();
+        let both = |frontend: &Frontend| {
+            serving(table.get(&Key::from(*frontend))) > 0 && desired_after.frontends[frontend].active() > 0
+        };
+        let kept: Vec<Key> = desired_after.frontends.keys().filter(|frontend| both(frontend)).map(|frontend| (*frontend).into()).collect();
         let mut step = table.clone();
-        for command in plan.prepare.iter().chain(&plan.retire) {
+        let commands: Vec<&Command> = plan.prepare.iter().chain(&plan.retire).collect();
+        for (index, command) in commands.iter().enumerate() {
             command.apply(&mut step);
-            for frontend in &kept {
-                prop_assert!(serving(step.get(frontend)) > 0, "{} has no backend after {:?}", frontend, command);
+            // One that is taken out and put in again at once, for the order, is as good as there.
+            let moved = matches!((command, commands.get(index + 1)),
+                (Command::DelDest(a, x), Some(Command::NewDest(b, y, _))) if (a, x) == (b, y));
+            for key in kept.iter().filter(|key| !moved || *key != command.key()) {
+                prop_assert!(serving(step.get(key)) > 0, "{} has no backend after {:?}", key, command);
             }
         }
     }
@@ -257,22 +267,24 @@ proptest! {
         let table = settle(&before, &Table::new());
         let here: BTreeSet<IpAddr> = before.vips.keys().copied().collect();
         let plan = planned(&after, &table, &here, false);
-        for frontend in table.keys().filter(|frontend| !after.vips.contains_key(&frontend.vip)) {
+        let frontends = table.keys().filter_map(Key::frontend);
+        for frontend in frontends.filter(|frontend| !after.vips.contains_key(&frontend.vip)) {
             prop_assert!(plan.ruleset.as_ref().unwrap().frontends.contains(frontend));
-            prop_assert!(!plan.retire.contains(&Command::DelService(*frontend)));
+            prop_assert!(!plan.retire.contains(&Command::DelService((*frontend).into())));
         }
     }
 
     #[test]
     fn foreign_virtual_servers_are_not_named(snapshot in snapshot()) {
         // The host reads only what kvip owns; what it does not read it cannot name.
-        let (frontend, server) = foreign();
+        let (key, server) = foreign();
         let desired = desired(&snapshot);
         let mut table = settle(&desired, &Table::new());
-        table.insert(frontend, server);
-        let owned: Table = table.iter().filter(|(f, _)| desired.vips.contains_key(&f.vip)).map(|(f, s)| (*f, s.clone())).collect();
+        table.insert(key, server);
+        let ours = |key: &Key| key.frontend().is_none_or(|frontend| desired.vips.contains_key(&frontend.vip));
+        let owned: Table = table.iter().filter(|(key, _)| ours(key)).map(|(key, server)| (*key, server.clone())).collect();
         let plan = planned(&desired, &owned, &BTreeSet::new(), false);
-        prop_assert!(plan.prepare.iter().chain(&plan.retire).all(|command| *command.frontend() != frontend));
+        prop_assert!(plan.prepare.iter().chain(&plan.retire).all(|command| *command.key() != key));
     }
 
     #[test]
@@ -337,22 +349,33 @@ fn only_tcp_drains() {
     for (protocol, gone) in [(Protocol::Tcp, false), (Protocol::Udp, true)] {
         let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol, port: 80 };
         let backend = Backend { address: "10.2.0.10".parse().unwrap(), port: 8080 };
-        let busy = RealServer { forward: Forward::Masquerade, weight: 1, connections: 5 };
+        let busy = RealServer { connections: 5, ..RealServer::new(Forward::Masquerade, 1) };
         let service = IpvsService { scheduler: "wlc".into(), persistence: None, flags: 0 };
+        let wanted = derive::WantedServer::Draining;
+        let draining = derive::Server { wanted, weight: 1, local: false };
         let served = derive::Served {
             owner: derive::Owner::Service(ObjectKey::new("default", "a")),
             source: derive::Source::ConfigMap,
             mode: Mode::Nat,
-            virtual_server: service.clone(),
-            servers: [(backend, derive::WantedServer::Draining)].into(),
+            virtual_servers: vec![derive::Balanced {
+                key: frontend.into(),
+                service: service.clone(),
+                forwarding: derive::Forwarding::All(Forward::Masquerade),
+            }],
+            servers: [(backend, draining)].into(),
+            thresholds: Thresholds::default(),
             total: 1,
         };
         let desired =
             Desired { frontends: [(frontend, Arc::new(served))].into_iter().collect(), ..Desired::default() };
-        let table: Table =
-            [(frontend, VirtualServer { service, real_servers: [(backend, busy)].into() })].into();
+        let table: Table = [(
+            frontend.into(),
+            VirtualServer { real_servers: [(backend, busy)].into(), ..VirtualServer::new(service) },
+        )]
+        .into();
         let plan = planned(&desired, &table, &BTreeSet::new(), false);
-        let drained = Command::SetDest(frontend, backend, RealServer { weight: 0, connections: 0, ..busy });
-        assert_eq!(plan.retire, [if gone { Command::DelDest(frontend, backend) } else { drained }]);
+        let key = Key::from(frontend);
+        let drained = Command::SetDest(key, backend, RealServer { weight: 0, connections: 0, ..busy });
+        assert_eq!(plan.retire, [if gone { Command::DelDest(key, backend) } else { drained }]);
     }
 }

@@ -2,9 +2,6 @@
 //!
 //! Only while kvip.service is not active: the daemon would put everything back.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
 use anyhow::Context as _;
 
 use super::done::Done;
@@ -14,6 +11,7 @@ use crate::ipvs::{Client, Command};
 use crate::keepalived::{self, Paths};
 use crate::net;
 use crate::nft;
+use crate::owned::Owned;
 use crate::report::status;
 use crate::report::systemd::command;
 
@@ -41,6 +39,7 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     report("addresses", addresses(&owned).await);
     report("IPVS virtual servers", virtual_servers(&owned));
     report("nftables table inet kvip", table());
+    report("policy rules and routes", policy_routes().await);
     report("state files", files(&paths));
     done.print(global)
 }
@@ -54,10 +53,10 @@ async fn service_is_active() -> bool {
 }
 
 /// Removes the VIPs that are on this host. keepalived has let go of them already, unless it was killed.
-async fn addresses(owned: &BTreeSet<IpAddr>) -> anyhow::Result<usize> {
+async fn addresses(owned: &Owned) -> anyhow::Result<usize> {
     let facts = net::read().await.context("read this host's addresses")?;
     let ours =
-        facts.addresses.iter().filter(|address| address.marked_as_vip() && owned.contains(&address.ip));
+        facts.addresses.iter().filter(|address| address.marked_as_vip() && owned.vips.contains(&address.ip));
     let mut count = 0;
     for address in ours {
         net::remove_address(address).await.with_context(|| format!("remove {}", address.ip))?;
@@ -66,17 +65,25 @@ async fn addresses(owned: &BTreeSet<IpAddr>) -> anyhow::Result<usize> {
     Ok(count)
 }
 
-fn virtual_servers(owned: &BTreeSet<IpAddr>) -> anyhow::Result<usize> {
+fn virtual_servers(owned: &Owned) -> anyhow::Result<usize> {
     if owned.is_empty() {
         return Ok(0);
     }
     let mut client = Client::open()?;
-    let table = client.table(&|frontend| owned.contains(&frontend.vip))?;
-    let commands: Vec<Command> = table.keys().map(|frontend| Command::DelService(*frontend)).collect();
+    let table = client.table(&|key| owned.has(key))?;
+    let commands: Vec<Command> = table.keys().map(|key| Command::DelService(*key)).collect();
     match client.apply(&commands).into_iter().next() {
         Some((index, error)) => Err(error).with_context(|| commands[index].to_string()),
         None => Ok(commands.len()),
     }
+}
+
+async fn policy_routes() -> anyhow::Result<usize> {
+    let facts = net::read().await.context("read this host's rules and routes")?;
+    for route in &facts.policy_routes {
+        net::remove_policy_route(route).await?;
+    }
+    Ok(facts.policy_routes.len())
 }
 
 fn table() -> anyhow::Result<usize> {

@@ -82,6 +82,6 @@ async fn end_drain(done: &mut Done) -> anyhow::Result<()> {
 /// Whether the kernel still has what kvip programmed: its end changes nothing, a reboot does.
 fn programmed(paths: &Paths) -> bool {
     let owned = Ledger::new(&paths.state).load().unwrap_or_default();
-    let table = Client::open().and_then(|mut client| client.table(&|frontend| owned.contains(&frontend.vip)));
+    let table = Client::open().and_then(|mut client| client.table(&|key| owned.has(key)));
     table.is_ok_and(|table| !table.is_empty())
 }

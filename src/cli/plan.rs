@@ -18,10 +18,11 @@ use crate::config::{self, Settings, Sources};
 use crate::daemon::{Ledger, settings};
 use crate::derive::{self, Desired, Inputs, Requests, Served, Source};
 use crate::ipam::{Claim, Claims, Step, Wish};
-use crate::ipvs::{Client, Command, Table};
+use crate::ipvs::{Client, Command, Key, Table};
 use crate::keepalived::{self, Carried, Paths};
 use crate::model::{Backend, Family, Finding, Frontend, Vrid};
-use crate::net::{self, HostFacts};
+use crate::net::peers::{self, Macs};
+use crate::net::{self, HostFacts, PolicyRoute};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
 use crate::snapshot::{Snapshot, feed, files};
@@ -115,7 +116,8 @@ async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
         format!("from {} to host {}, as if nothing were there yet:", folder.display(), facts.hostname);
     let build = keepalived::Build { dbus: true };
     let loaded = settings::in_force(&host, snapshot.settings_text(), None).0;
-    let mut view = view(heading, &loaded.settings, &snapshot, &facts, Table::new(), None, build);
+    let mut view =
+        view(heading, &loaded.settings, &snapshot, (&facts, &Macs::new()), Table::new(), None, build);
     view.findings.splice(..0, unread.into_iter().chain(loaded.findings));
     Ok(view)
 }
@@ -136,15 +138,19 @@ async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let wanted = derive::vips_asked_for(&snapshot);
     let table = Client::open()
         .and_then(|mut client| {
-            client.table(&|frontend| owned.contains(&frontend.vip) || wanted.contains(&frontend.vip))
+            client.table(&|key| {
+                owned.has(key) || key.frontend().is_some_and(|frontend| wanted.contains(&frontend.vip))
+            })
         })
         .context("read the kernel's IPVS table (as root)")?;
+    let macs = peers::now().await.context("read this host's neighbours")?;
     let build = keepalived::binary::build().await.unwrap_or_default();
     let current = current_configuration(&paths)?;
     let heading = format!("from the cluster to this host ({}):", facts.hostname);
     let loaded =
         settings::in_force(&host, snapshot.settings_text(), settings::last_good(&paths.state).as_deref()).0;
-    let mut view = view(heading, &loaded.settings, &snapshot, &facts, table, current.as_deref(), build);
+    let mut view =
+        view(heading, &loaded.settings, &snapshot, (&facts, &macs), table, current.as_deref(), build);
     view.findings.splice(..0, loaded.findings);
     Ok(view)
 }
@@ -174,13 +180,14 @@ fn view(
     heading: String,
     settings: &Settings,
     snapshot: &Snapshot,
-    facts: &HostFacts,
+    (facts, macs): (&HostFacts, &Macs),
     table: Table,
     current: Option<&str>,
     build: keepalived::Build,
 ) -> View {
     let (dead, leaving, unhealthy) = (BTreeSet::new(), derive::Leaving::new(), BTreeSet::new());
-    let inputs = Inputs { settings, snapshot, facts, dead: &dead, leaving: &leaving, unhealthy: &unhealthy };
+    let inputs =
+        Inputs { settings, snapshot, facts, dead: &dead, leaving: &leaving, unhealthy: &unhealthy, macs };
     let desired = derive::derive(&inputs);
     let keepalived = current.map(keepalived::carried_in).unwrap_or_default();
     let drained = BTreeSet::new();
@@ -314,20 +321,40 @@ fn not_planned(findings: &[Finding]) -> String {
 }
 
 fn unchanged(view: &View) -> usize {
-    let changed: BTreeSet<&Frontend> =
-        view.plan.prepare.iter().chain(&view.plan.retire).map(Command::frontend).collect();
-    view.table.keys().filter(|frontend| !changed.contains(frontend)).count()
+    let changed: BTreeSet<&Key> =
+        view.plan.prepare.iter().chain(&view.plan.retire).map(Command::key).collect();
+    view.table.keys().filter(|key| !changed.contains(key)).count()
 }
 
-/// The changes, each frontend's together, VIPs last.
+/// The changes, each virtual server's together and those of one frontend in a row, then rules and routes, VIPs last.
 fn changes(view: &View) -> Vec<Change> {
-    let mut by_frontend: BTreeMap<&Frontend, Vec<Change>> = BTreeMap::new();
+    let served_by = served_by(view);
+    let place = |key: &Key| (served_by.get(key).map(|(frontend, _)| **frontend), *key);
+    let mut by_server: BTreeMap<_, Vec<Change>> = BTreeMap::new();
     for command in view.plan.prepare.iter().chain(&view.plan.retire) {
-        by_frontend.entry(command.frontend()).or_default().push(change(view, command));
+        by_server.entry(place(command.key())).or_default().push(change(view, &served_by, command));
     }
-    let mut all: Vec<Change> = by_frontend.into_values().flatten().collect();
+    let mut all: Vec<Change> = by_server.into_values().flatten().collect();
+    let route = |sign, route: &PolicyRoute| Change {
+        sign,
+        kind: "routing",
+        what: route.to_string(),
+        why: "mode dsr".into(),
+    };
+    all.extend(view.plan.routes.iter().map(|one| route('+', one)));
+    all.extend(view.plan.old_routes.iter().map(|one| route('-', one)));
     all.extend(vip_changes(view));
     all
+}
+
+/// The frontend behind each virtual server.
+fn served_by(view: &View) -> BTreeMap<Key, (&Frontend, &Served)> {
+    let served = view.desired.frontends.iter();
+    served
+        .flat_map(|(frontend, served)| {
+            served.virtual_servers.iter().map(move |balanced| (balanced.key, (frontend, &**served)))
+        })
+        .collect()
 }
 
 /// On whose behalf a frontend is served, and how that is asked for.
@@ -338,31 +365,29 @@ fn asked(served: &Served) -> String {
     }
 }
 
-fn change(view: &View, command: &Command) -> Change {
-    let why = |frontend: &Frontend| {
-        view.desired.frontends.get(frontend).map_or_else(String::new, |served| asked(served))
-    };
-    let server = |sign, frontend: &Frontend, what: String| Change {
+fn change(view: &View, served_by: &BTreeMap<Key, (&Frontend, &Served)>, command: &Command) -> Change {
+    let served = served_by.get(command.key());
+    let server = |sign, what: String| Change {
         sign,
         kind: "virtual server",
         what,
-        why: why(frontend),
+        why: served.map_or_else(String::new, |(_, served)| asked(served)),
     };
+    let mode = served.map_or("nat", |(_, served)| served.mode.name());
     let real = |sign, what: String, why: &str| Change { sign, kind: "real server", what, why: why.into() };
-    let weight = |frontend: &Frontend, backend: &Backend| {
-        view.table
-            .get(frontend)
-            .and_then(|server| server.real_servers.get(backend))
-            .map_or(0, |here| here.weight)
+    let weight = |key: &Key, backend: &Backend| {
+        let here = view.table.get(key).and_then(|server| server.real_servers.get(backend));
+        here.map(|here| here.weight)
     };
     match command {
-        Command::NewService(frontend, service) => server('+', frontend, format!("{frontend} {service} nat")),
-        Command::SetService(frontend, service) => server('~', frontend, format!("{frontend} {service} nat")),
-        Command::DelService(frontend) => server('-', frontend, frontend.to_string()),
+        Command::NewService(key, service) => server('+', format!("{key} {service} {mode}")),
+        Command::SetService(key, service) => server('~', format!("{key} {service} {mode}")),
+        Command::DelService(key) => server('-', key.to_string()),
         Command::NewDest(_, backend, wanted) => real('+', format!("{backend} {wanted}"), ""),
-        Command::SetDest(frontend, backend, wanted) => {
-            let why = if wanted.weight == 0 { "terminating: draining" } else { "" };
-            real('~', format!("{backend} weight {} -> {}", weight(frontend, backend), wanted.weight), why)
+        Command::SetDest(key, backend, wanted) => {
+            let why = if wanted.weight == 0 { "no new connections" } else { "" };
+            let before = weight(key, backend).map_or(String::new(), |weight| format!("{weight} -> "));
+            real('~', format!("{backend} weight {before}{}", wanted.weight), why)
         }
         Command::DelDest(_, backend) => real('-', backend.to_string(), "not an endpoint any more"),
     }

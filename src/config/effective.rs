@@ -21,7 +21,7 @@ pub fn effective(settings: &Settings) -> Vec<(String, Value)> {
 }
 
 fn value(settings: &Settings, path: &str) -> Value {
-    let Settings { cluster, node, allowed, vrrp, balancing, asking, .. } = settings;
+    let Settings { cluster, node, allowed, vrrp, balancing, dsr, asking, .. } = settings;
     match path {
         "cluster.source" => json!(if cluster.manifests.is_some() { "files" } else { "kubernetes" }),
         "cluster.manifests" => json!(cluster.manifests.clone().unwrap_or_default()),
@@ -50,6 +50,9 @@ fn value(settings: &Settings, path: &str) -> Value {
         "balancing.drain_limit" => json!(format_duration(balancing.drain_limit)),
         "balancing.probe_port" => json!(balancing.probe_port),
         "balancing.health_check_node_port" => json!(balancing.health_check_node_port),
+        "dsr.mark_bits" => json!(dsr.mark_bits.to_string()),
+        "dsr.route_table" => json!(dsr.route_table),
+        "dsr.rule_priority" => json!(dsr.rule_priority),
         _ => Value::Null,
     }
 }

@@ -30,6 +30,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
 pub use cluster::{CLUSTER_KEY, Unusable, nothing_allowed, with_cluster};
@@ -54,6 +55,8 @@ pub struct Settings {
     pub vrrp: Vrrp,
     /// How IPVS balances.
     pub balancing: Balancing,
+    /// What mode dsr takes of this host.
+    pub dsr: Dsr,
     /// Which ways of asking for a VIP count.
     pub asking: Asking,
     /// Addresses to give to Services of type LoadBalancer.
@@ -163,6 +166,24 @@ pub struct Balancing {
     pub health_check_node_port: bool,
 }
 
+/// `[dsr]`: what mode dsr takes of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dsr {
+    /// The bits of the firewall mark that are kvip's.
+    pub mark_bits: MarkBits,
+    /// The routing table that brings packets into this host's own stack.
+    pub route_table: u32,
+    /// The priority of the rule that names it.
+    pub rule_priority: u32,
+}
+
+impl Dsr {
+    /// What counts where nothing is said.
+    pub fn standard() -> Self {
+        Self { mark_bits: MarkBits::standard(), route_table: 5087, rule_priority: 50 }
+    }
+}
+
 impl Asking {
     /// What counts where nothing is said.
     pub fn standard() -> Self {
@@ -205,6 +226,7 @@ impl Settings {
                 probe_port: 10250,
                 health_check_node_port: false,
             },
+            dsr: Dsr::standard(),
             asking: Asking::standard(),
             pools: Vec::new(),
             tenants: Vec::new(),
@@ -214,15 +236,47 @@ impl Settings {
     }
 }
 
-/// A forwarding mode.
+/// A forwarding mode: how packets to a VIP reach a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Destination NAT by IPVS, masqueraded where replies would miss the holder.
     Nat,
+    /// Two tiers of IPVS: the holder hands packets on to the pod's node, which translates and answers by itself.
+    Dsr,
+    /// Classic direct routing: backends carry the VIP themselves and share a link with the holder.
+    Dr,
+    /// IPVS wraps packets for backends that carry the VIP themselves.
+    Tunnel,
+    /// HAProxy on the holder ends connections and makes others, with the PROXY protocol.
+    Proxy,
+    /// The VIP is held and nothing more: kube-proxy or the CNI balances.
+    Announce,
 }
 
-/// An IPVS scheduler that needs no flags, by its kernel name.
+impl Mode {
+    /// All of them, the usual one first.
+    pub const ALL: [Self; 6] = [Self::Nat, Self::Dsr, Self::Dr, Self::Tunnel, Self::Proxy, Self::Announce];
+
+    /// Its name in settings, annotations and the status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Dsr => "dsr",
+            Self::Dr => "dr",
+            Self::Tunnel => "tunnel",
+            Self::Proxy => "proxy",
+            Self::Announce => "announce",
+        }
+    }
+
+    /// The mode of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+/// An IPVS scheduler, by its kernel name (ipvsadm(8), `--scheduler`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduler {
@@ -234,15 +288,47 @@ pub enum Scheduler {
     Lc,
     /// Weighted least connections.
     Wlc,
+    /// Locality-based least connections.
+    Lblc,
+    /// Locality-based least connections with replication.
+    Lblcr,
+    /// Destination hashing.
+    Dh,
     /// Source hashing.
     Sh,
     /// Shortest expected delay.
     Sed,
     /// Never queue.
     Nq,
+    /// Weighted failover: the highest weight takes all.
+    Fo,
+    /// Weighted overflow: the highest weight takes as many connections as its weight says, then the next.
+    Ovf,
+    /// Maglev hashing.
+    Mh,
+    /// Weighted random twos choice.
+    Twos,
 }
 
 impl Scheduler {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Rr,
+        Self::Wrr,
+        Self::Lc,
+        Self::Wlc,
+        Self::Lblc,
+        Self::Lblcr,
+        Self::Dh,
+        Self::Sh,
+        Self::Sed,
+        Self::Nq,
+        Self::Fo,
+        Self::Ovf,
+        Self::Mh,
+        Self::Twos,
+    ];
+
     /// The kernel's name, as in `ip_vs_wlc`.
     pub fn name(self) -> &'static str {
         match self {
@@ -250,10 +336,22 @@ impl Scheduler {
             Self::Wrr => "wrr",
             Self::Lc => "lc",
             Self::Wlc => "wlc",
+            Self::Lblc => "lblc",
+            Self::Lblcr => "lblcr",
+            Self::Dh => "dh",
             Self::Sh => "sh",
             Self::Sed => "sed",
             Self::Nq => "nq",
+            Self::Fo => "fo",
+            Self::Ovf => "ovf",
+            Self::Mh => "mh",
+            Self::Twos => "twos",
         }
+    }
+
+    /// The scheduler of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scheduler| scheduler.name() == name)
     }
 }
 

@@ -6,7 +6,7 @@ use super::entries::{self, Row};
 use super::keys;
 use super::raw::Merged;
 use super::values::{self, NETWORKS_WANTED};
-use super::{Asking, Balancing, Cluster, Group, Node, Pool, Settings, Static, Tenant, Vrrp, cross};
+use super::{Asking, Balancing, Cluster, Dsr, Group, Node, Pool, Settings, Static, Tenant, Vrrp, cross};
 use ipnet::IpNet;
 
 /// What is wrong with an empty `vips.allowed`.
@@ -20,11 +20,12 @@ pub(super) fn settings(merged: &mut Merged, whole: bool) -> Settings {
     let asking = asking(merged);
     let vrrp = vrrp(merged);
     let balancing = balancing(merged);
+    let dsr = dsr(merged);
     let pools = pools(merged, &allowed);
     let tenants = tenants(merged, whole);
     let groups = groups(merged, &vrrp);
     let statics = statics(merged, &allowed);
-    Settings { cluster, node, allowed, vrrp, balancing, asking, pools, tenants, groups, statics }
+    Settings { cluster, node, allowed, vrrp, balancing, dsr, asking, pools, tenants, groups, statics }
 }
 
 fn cluster(merged: &mut Merged) -> Cluster {
@@ -102,6 +103,14 @@ fn balancing(merged: &mut Merged) -> Balancing {
         drain_limit: merged.read("balancing.drain_limit", values::drain_limit),
         probe_port: merged.read("balancing.probe_port", values::port),
         health_check_node_port: merged.read("balancing.health_check_node_port", values::truth),
+    }
+}
+
+fn dsr(merged: &mut Merged) -> Dsr {
+    Dsr {
+        mark_bits: merged.read("dsr.mark_bits", values::mark_bits),
+        route_table: merged.read("dsr.route_table", values::route_table),
+        rule_priority: merged.read("dsr.rule_priority", values::rule_priority),
     }
 }
 

@@ -153,14 +153,14 @@ fn every_problem_is_told_at_once() {
     let case = Case::new(Some(
         "[vips]\nallowed = [\n  '10.87.2.1/24',\n  '10.88.0.0/24',\n  'x',\n]\n[vrrp]\nvrid = 256\nvird = 1\n",
     ))
-    .drop_in("a.toml", "[balancing]\nmode = 'dsr'")
+    .drop_in("a.toml", "[balancing]\nmode = 'dsp'")
     .drop_in("b.toml", "[balancing\n")
     .env("KVIP_VRRP__ADVERT", "3ms")
     .flag("cluster.config_map", "a/b/c");
     assert_eq!(
         case.problems(),
         [
-            "config.d/a.toml:2: balancing.mode = \"dsr\": mode dsr is not available in this version; nat is",
+            "config.d/a.toml:2: balancing.mode = \"dsp\": one of nat, dsr, dr, tunnel, proxy, announce",
             "config.d/b.toml:1:11: not TOML: unclosed table, expected `]`",
             "config.toml:3: vips.allowed.0 = \"10.87.2.1/24\": has host bits set; the network is \"10.87.2.0/24\"",
             "config.toml:5: vips.allowed.2 = \"x\": not a network, as in \"10.87.2.0/24\" or \"fd00:87::/64\"",
@@ -340,16 +340,13 @@ fn balancing() {
         "[balancing]\nhealth_check_node_port = 1",
         "4: balancing.health_check_node_port = 1: true or false, without quotes",
     );
-    for mode in ["dsr", "dr", "tunnel", "proxy", "announce"] {
-        check(
-            &format!("[balancing]\nmode = '{mode}'"),
-            &format!("4: balancing.mode = \"{mode}\": mode {mode} is not available in this version; nat is"),
-        );
-    }
-    check("[balancing]\nmode = 'x'", "4: balancing.mode = \"x\": \"nat\" is the only mode in this version");
     check(
-        "[balancing]\nscheduler = 'mh'",
-        "4: balancing.scheduler = \"mh\": one of rr, wrr, lc, wlc, sh, sed, nq",
+        "[balancing]\nmode = 'x'",
+        "4: balancing.mode = \"x\": one of nat, dsr, dr, tunnel, proxy, announce",
+    );
+    check(
+        "[balancing]\nscheduler = 'hash'",
+        "4: balancing.scheduler = \"hash\": one of rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh, twos",
     );
     check(
         "[balancing]\ndrain_limit = 60",
@@ -361,6 +358,19 @@ fn balancing() {
         "[balancing]\nschedular = 'wlc'",
         "4: unknown key `balancing.schedular`; did you mean `scheduler`?",
     );
+}
+
+#[test]
+fn dsr() {
+    let refused = |line: &str, problem: &str| check(&format!("[dsr]\n{line}"), &format!("4: dsr.{problem}"));
+    refused("mark_bits = 7", "mark_bits = 7: text in quotes is wanted");
+    refused("mark_bits = '7'", "mark_bits = \"7\": hexadecimal digits, as in \"0x1001fff\"");
+    refused("mark_bits = '0xg'", "mark_bits = \"0xg\": up to 8 hexadecimal digits after 0x");
+    refused("mark_bits = '0x3'", "mark_bits = \"0x3\": at least three bits are needed");
+    let wanted = "a routing table, 1 to 4294967295, but not 253 to 255, which are the kernel's";
+    refused("route_table = 254", &format!("route_table = 254: {wanted}"));
+    refused("route_table = 0", &format!("route_table = 0: {wanted}"));
+    refused("rule_priority = 32766", "rule_priority = 32766: 1 to 32765");
 }
 
 #[test]

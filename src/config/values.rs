@@ -17,6 +17,7 @@ use serde::de::value::{Error as SerdeError, StrDeserializer};
 use super::raw::Raw;
 use super::units::{DurationError, format_duration, parse_duration};
 use super::{AddressRange, LoadBalancers, Mode, Scheduler, Transport};
+use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
 /// What a list of networks looks like, said when something else is found.
@@ -187,18 +188,34 @@ pub(super) fn transport(raw: Raw) -> Result<Transport, String> {
 
 /// A forwarding mode.
 pub(super) fn mode(raw: Raw) -> Result<Mode, String> {
-    let name = text(raw)?;
-    named(name).ok_or_else(|| match name {
-        "dsr" | "dr" | "tunnel" | "proxy" | "announce" => {
-            format!("mode {name} is not available in this version; nat is")
-        }
-        _ => "\"nat\" is the only mode in this version".to_owned(),
-    })
+    Mode::named(text(raw)?).ok_or_else(|| format!("one of {}", Mode::ALL.map(Mode::name).join(", ")))
 }
 
 /// An IPVS scheduler.
 pub(super) fn scheduler(raw: Raw) -> Result<Scheduler, String> {
-    named(text(raw)?).ok_or_else(|| "one of rr, wrr, lc, wlc, sh, sed, nq".into())
+    Scheduler::named(text(raw)?)
+        .ok_or_else(|| format!("one of {}", Scheduler::ALL.map(Scheduler::name).join(", ")))
+}
+
+/// Bits of the firewall mark, in hexadecimal digits.
+pub(super) fn mark_bits(raw: Raw) -> Result<MarkBits, String> {
+    let digits = text(raw)?.strip_prefix("0x").ok_or("hexadecimal digits, as in \"0x1001fff\"")?;
+    let bits = u32::from_str_radix(digits, 16).map_err(|_| "up to 8 hexadecimal digits after 0x")?;
+    MarkBits::new(bits).ok_or_else(|| "at least three bits are needed".into())
+}
+
+/// A routing table of its own: 0 and 253 to 255 are the kernel's.
+pub(super) fn route_table(raw: Raw) -> Result<u32, String> {
+    let number = integer(raw).and_then(|number| u32::try_from(number).ok());
+    number
+        .filter(|table| !matches!(table, 0 | 253..=255))
+        .ok_or_else(|| "a routing table, 1 to 4294967295, but not 253 to 255, which are the kernel's".into())
+}
+
+/// A rule's priority: before the kernel's own of the table main, after that of the table local.
+pub(super) fn rule_priority(raw: Raw) -> Result<u32, String> {
+    let number = integer(raw).and_then(|number| u32::try_from(number).ok());
+    number.filter(|priority| (1..=32_765).contains(priority)).ok_or_else(|| "1 to 32765".into())
 }
 
 /// A selector of labels, `key=value,key2=value2`; empty text selects all.

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::members::Members;
 use crate::config::Settings;
-use crate::derive::{self, Changed, Deriver, Desired, Inputs};
-use crate::ipvs::{Command, Table};
+use crate::derive::{Changed, Deriver, Desired, Inputs, WantedServer};
+use crate::ipvs::{Command, Key, Table};
 use crate::keepalived::{self, Carried};
 use crate::model::{Backend, Family, Finding, Frontend, Vrid};
+use crate::net::peers::Macs;
 use crate::net::{Address, HostFacts};
 use crate::nft::Ruleset;
+use crate::owned::Owned;
 use crate::plan::{self, Have, Plan};
 use crate::snapshot::Snapshot;
 
@@ -35,19 +37,29 @@ pub struct Core {
     pub dead: BTreeSet<String>,
     /// The VIPs in the configuration that keepalived runs.
     pub carried: Carried,
-    /// The kernel's virtual servers of owned VIPs; `None` before they were read.
+    /// The kernel's virtual servers that are kvip's; `None` before they were read.
     pub table: Option<Table>,
     /// The table `inet kvip` as it was written last.
     pub written: Arc<Ruleset>,
-    /// VIPs that kvip programmed once and that are not wholly gone; kept on disk.
-    pub owned: BTreeSet<IpAddr>,
+    /// What kvip programmed once and is not wholly gone; kept on disk.
+    pub owned: Owned,
     /// Backends of static VIPs that do not answer.
     pub unhealthy: BTreeSet<SocketAddr>,
+    /// The link-layer addresses of peers.
+    pub macs: Macs,
     deriver: Deriver,
     real_servers: usize,
     members: Members,
-    draining_since: BTreeMap<(Frontend, Backend), Instant>,
+    draining: BTreeMap<(Key, Backend), Drain>,
     stray_since: BTreeMap<Address, Instant>,
+}
+
+/// A real server that drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Drain {
+    /// The frontend whose it is.
+    frontend: Frontend,
+    since: Instant,
 }
 
 /// What follows from the state at one time.
@@ -60,8 +72,8 @@ pub struct Decision {
 }
 
 impl Core {
-    /// A daemon that knows its settings, its host and the VIPs that an earlier run owned.
-    pub fn new(settings: Settings, facts: HostFacts, owned: BTreeSet<IpAddr>) -> Self {
+    /// A daemon that knows its settings, its host and what an earlier run owned.
+    pub fn new(settings: Settings, facts: HostFacts, owned: Owned) -> Self {
         Self {
             settings,
             facts,
@@ -71,11 +83,12 @@ impl Core {
             carried: Carried::new(),
             table: None,
             unhealthy: BTreeSet::new(),
+            macs: Macs::new(),
             written: Arc::default(),
             deriver: Deriver::default(),
             real_servers: 0,
             members: Members::default(),
-            draining_since: BTreeMap::new(),
+            draining: BTreeMap::new(),
             stray_since: BTreeMap::new(),
         }
     }
@@ -91,6 +104,7 @@ impl Core {
             dead: &self.dead,
             leaving: &leaving,
             unhealthy: &self.unhealthy,
+            macs: &self.macs,
         };
         Some(self.deriver.derive(&inputs))
     }
@@ -102,8 +116,9 @@ impl Core {
             return Some(Arc::clone(snapshot));
         }
         let statics: BTreeSet<IpAddr> = self.settings.statics.iter().map(|one| one.vip).collect();
-        let alone =
-            !statics.is_empty() && self.owned.is_subset(&statics) && self.carried.vips().is_subset(&statics);
+        let alone = !statics.is_empty()
+            && self.owned.vips.is_subset(&statics)
+            && self.carried.vips().is_subset(&statics);
         alone.then(Arc::default)
     }
 
@@ -126,8 +141,8 @@ impl Core {
     /// Takes note of a command that the kernel has carried out.
     pub fn changed(&mut self, command: &Command) {
         let table = self.table.get_or_insert_default();
-        let frontend = *command.frontend();
-        let count = |table: &Table| table.get(&frontend).map_or(0, |server| server.real_servers.len());
+        let key = *command.key();
+        let count = |table: &Table| table.get(&key).map_or(0, |server| server.real_servers.len());
         let before = count(table);
         command.apply(table);
         self.real_servers = self.real_servers + count(table) - before;
@@ -138,37 +153,40 @@ impl Core {
         (self.table.as_ref().map_or(0, Table::len), self.real_servers)
     }
 
-    /// Takes the wanted VIPs into ownership; true when the list on disk must be written before anything is done.
+    /// Takes what is wanted into ownership; true when the list on disk must be written before anything is done.
     pub fn own(&mut self, desired: &Desired) -> bool {
-        let before = self.owned.len();
-        self.owned.extend(desired.vips.keys());
-        self.owned.len() != before
+        let before = self.owned.vips.len() + self.owned.marks.len();
+        self.owned.vips.extend(desired.vips.keys());
+        self.owned.marks.extend(wanted_marks(desired));
+        self.owned.vips.len() + self.owned.marks.len() != before
     }
 
-    /// Lets go of VIPs of which nothing is left; true when the list on disk must be written.
+    /// Lets go of that of which nothing is left; true when the list on disk must be written.
     pub fn disown(&mut self, desired: &Desired) -> bool {
-        let before = self.owned.len();
+        let before = self.owned.clone();
         let facts = &self.facts;
         let keepalived = &self.carried;
-        let in_table: BTreeSet<IpAddr> =
-            self.table.iter().flatten().map(|(frontend, _)| frontend.vip).collect();
-        self.owned.retain(|vip| {
+        let keys = || self.table.iter().flat_map(Table::keys);
+        let vips: BTreeSet<IpAddr> = keys().filter_map(|key| Some(key.frontend()?.vip)).collect();
+        let mut marks: BTreeSet<(Family, u32)> = wanted_marks(desired).collect();
+        marks.extend(keys().filter_map(Key::mark));
+        self.owned.vips.retain(|vip| {
             desired.vips.contains_key(vip)
                 || facts.has(*vip)
                 || keepalived.contains(*vip)
-                || in_table.contains(vip)
+                || vips.contains(vip)
         });
-        self.owned.len() != before
+        self.owned.marks.retain(|mark| marks.contains(mark));
+        self.owned != before
     }
 
     /// Decides what to change, given what should be.
     pub fn decide(&mut self, desired: &Desired, now: Instant) -> Decision {
-        let draining = self.note_drains(desired, desired.frontends.keys().copied(), now);
-        self.draining_since = draining;
+        self.draining = self.note_drains(desired, desired.frontends.keys().copied(), now);
         let (drained, nothing) = (self.drained(now), Table::new());
         let have = self.have(&drained, &nothing);
         let plan = plan::plan(desired, &have);
-        let strays = plan::strays(&have, &self.owned);
+        let strays = plan::strays(&have, &self.owned.vips);
         let strays = settled(&mut self.stray_since, strays, now);
         Decision { plan, strays }
     }
@@ -181,15 +199,15 @@ impl Core {
         now: Instant,
     ) -> Decision {
         let draining = self.note_drains(desired, frontends.iter().copied(), now);
-        self.draining_since.retain(|(frontend, _), _| !frontends.contains(frontend));
-        self.draining_since.extend(draining);
+        self.draining.retain(|_, drain| !frontends.contains(&drain.frontend));
+        self.draining.extend(draining);
         let (drained, nothing) = (self.drained(now), Table::new());
         let have = self.have(&drained, &nothing);
         Decision { plan: plan::plan_servers(desired, &have, frontends), strays: Vec::new() }
     }
 
     /// What the host has; `nothing` stands for a table that was not read.
-    fn have<'a>(&'a self, drained: &'a BTreeSet<(Frontend, Backend)>, nothing: &'a Table) -> Have<'a> {
+    fn have<'a>(&'a self, drained: &'a BTreeSet<(Key, Backend)>, nothing: &'a Table) -> Have<'a> {
         Have {
             table: self.table.as_ref().unwrap_or(nothing),
             facts: &self.facts,
@@ -200,35 +218,39 @@ impl Core {
     }
 
     /// Which real servers of `frontends` drain, and since when. The kernel's weight 0 is the memory of a drain; a restart of
-    /// kvip starts its time anew.
+    /// kvip starts its time anew. Where all nodes must have the same table a drain goes by time alone and is remembered for
+    /// as long as it is wanted.
     fn note_drains(
         &self,
         desired: &Desired,
         frontends: impl Iterator<Item = Frontend>,
         now: Instant,
-    ) -> BTreeMap<(Frontend, Backend), Instant> {
-        let mut since = BTreeMap::new();
-        let Some(table) = &self.table else { return since };
+    ) -> BTreeMap<(Key, Backend), Drain> {
+        let mut draining = BTreeMap::new();
+        let Some(table) = &self.table else { return draining };
         for frontend in frontends {
-            let (Some(virtual_server), Some(served)) =
-                (table.get(&frontend), desired.frontends.get(&frontend))
-            else {
-                continue;
-            };
-            for (backend, here) in &virtual_server.real_servers {
-                if here.weight == 0 && served.servers.get(backend) == Some(&derive::WantedServer::Draining) {
-                    let key = (frontend, *backend);
-                    since.insert(key, self.draining_since.get(&key).copied().unwrap_or(now));
+            let Some(served) = desired.frontends.get(&frontend) else { continue };
+            for balanced in &served.virtual_servers {
+                let here = |backend: Backend| table.get(&balanced.key)?.real_servers.get(&backend);
+                let drains =
+                    served.real_servers(balanced).filter(|(_, wanted, _)| *wanted == WantedServer::Draining);
+                for (backend, _, _) in drains {
+                    if balanced.service.goes_by_order() || here(backend).is_some_and(|real| real.weight == 0)
+                    {
+                        let key = (balanced.key, backend);
+                        let fresh = Drain { frontend, since: now };
+                        draining.insert(key, self.draining.get(&key).copied().unwrap_or(fresh));
+                    }
                 }
             }
         }
-        since
+        draining
     }
 
     /// Real servers that have drained for as long as they may.
-    fn drained(&self, now: Instant) -> BTreeSet<(Frontend, Backend)> {
+    fn drained(&self, now: Instant) -> BTreeSet<(Key, Backend)> {
         let limit = self.settings.balancing.drain_limit;
-        let expired = self.draining_since.iter().filter(|(_, since)| now.duration_since(**since) >= limit);
+        let expired = self.draining.iter().filter(|(_, drain)| now.duration_since(drain.since) >= limit);
         expired.map(|(key, _)| *key).collect()
     }
 
@@ -244,12 +266,17 @@ impl Core {
 
     /// Whether connections of real servers are being waited for, so that the table must be read again.
     pub fn draining(&self) -> bool {
-        !self.draining_since.is_empty()
+        !self.draining.is_empty()
+    }
+
+    /// The virtual servers with real servers that drain.
+    pub fn draining_keys(&self) -> BTreeSet<Key> {
+        self.draining.keys().map(|(key, _)| *key).collect()
     }
 
     /// The frontends with real servers that drain.
     pub fn draining_frontends(&self) -> BTreeSet<Frontend> {
-        self.draining_since.keys().map(|(frontend, _)| *frontend).collect()
+        self.draining.values().map(|drain| drain.frontend).collect()
     }
 
     /// Whether this node holds the VIPs of the group `vrid` in either family.
@@ -259,9 +286,19 @@ impl Core {
 
     /// The VIPs on this host that are kvip's.
     pub fn vips_here(&self) -> BTreeSet<IpAddr> {
-        let ours = self.facts.addresses.iter().filter(|a| a.marked_as_vip() && self.owned.contains(&a.ip));
+        let ours =
+            self.facts.addresses.iter().filter(|a| a.marked_as_vip() && self.owned.vips.contains(&a.ip));
         ours.map(|address| address.ip).collect()
     }
+}
+
+/// The marks of all virtual servers that are wanted.
+fn wanted_marks(desired: &Desired) -> impl Iterator<Item = (Family, u32)> {
+    let steering = &desired.ruleset.steering;
+    steering.frontends.iter().flat_map(|(frontend, marks)| {
+        let family = Family::of(frontend.vip);
+        [(family, marks.peers), (family, marks.own)]
+    })
 }
 
 /// Those of `items` that were there long enough.

@@ -160,7 +160,7 @@ fn own_frontends(assignment: &Assignment, key: &ObjectKey) -> BTreeSet<Frontend>
     match assignment.tasks.get(&Owner::Service(key.clone())).map(|task| &**task) {
         Some(Task::Service { frontends, .. }) => frontends
             .iter()
-            .filter(|(_, (_, source))| *source != Source::ConfigMap)
+            .filter(|(_, serving)| serving.source != Source::ConfigMap)
             .map(|(frontend, _)| *frontend)
             .collect(),
         _ => BTreeSet::new(),
@@ -226,6 +226,7 @@ mod tests {
             dead: &nobody,
             leaving: &Leaving::new(),
             unhealthy: &BTreeSet::new(),
+            macs: &std::collections::BTreeMap::new(),
         });
         let (outcomes, here) = (ipam::Outcomes::default(), BTreeSet::new());
         let assignment = &desired.assignment;

@@ -11,7 +11,9 @@ use crate::derive::{Changed, Desired};
 use crate::host::Host;
 use crate::ipvs::Command;
 use crate::model::{Finding, Frontend};
+use crate::net::PolicyRoute;
 use crate::nft;
+use crate::owned::Owned;
 
 /// What carries over from pass to pass beside the [`Core`].
 #[derive(Debug, Default)]
@@ -37,13 +39,13 @@ pub struct Outcome {
     pub problems: Vec<Finding>,
 }
 
-/// Where the list of owned VIPs is kept.
+/// Where the list of what kvip owns is kept.
 pub trait Ledger {
     /// Writes the list.
     ///
     /// # Errors
     /// Says what could not be written.
-    fn save(&self, owned: &BTreeSet<std::net::IpAddr>) -> Result<(), Finding>;
+    fn save(&self, owned: &Owned) -> Result<(), Finding>;
 }
 
 /// Brings the host to what should be, stage by stage: prepare, then `switch` (hands keepalived its configuration),
@@ -155,9 +157,9 @@ async fn read<H: Host>(core: &mut Core, applied: &mut Applied, host: &mut H) -> 
 
 /// Reads the connections of real servers that drain.
 async fn read_draining<H: Host>(core: &mut Core, host: &mut H) -> Result<(), Finding> {
-    let frontends = core.draining_frontends();
-    if let Some(table) = core.table.as_ref().filter(|_| !frontends.is_empty()) {
-        let read = host.servers(&frontends, table).await?;
+    let keys = core.draining_keys();
+    if let Some(table) = core.table.as_ref().filter(|_| !keys.is_empty()) {
+        let read = host.servers(&keys, table).await?;
         core.know_servers(read);
     }
     Ok(())
@@ -174,13 +176,41 @@ async fn apply<H: Host>(
     let plan = &decision.plan;
     let mut failed = change(core, host, &plan.prepare).await;
     if failed.is_empty() {
+        failed.extend(add_routes(core, host, &plan.routes).await);
+    }
+    if failed.is_empty() {
         failed.extend(write_ruleset(core, applied, host, plan.ruleset.as_ref()).await);
     }
     if failed.is_empty() {
         switch();
         failed = change(core, host, &plan.retire).await;
     }
+    if failed.is_empty() {
+        failed.extend(remove_routes(core, host, &plan.old_routes).await);
+    }
     failed
+}
+
+async fn add_routes<H: Host>(core: &mut Core, host: &mut H, routes: &[PolicyRoute]) -> Option<Finding> {
+    for route in routes {
+        if let Err(finding) = host.add_policy_route(route).await {
+            return Some(finding);
+        }
+        info!("add {route}");
+        core.facts.policy_routes.insert(*route);
+    }
+    None
+}
+
+async fn remove_routes<H: Host>(core: &mut Core, host: &mut H, routes: &[PolicyRoute]) -> Option<Finding> {
+    for route in routes {
+        if let Err(finding) = host.remove_policy_route(route).await {
+            return Some(finding);
+        }
+        info!("remove {route}");
+        core.facts.policy_routes.remove(route);
+    }
+    None
 }
 
 /// Writes the table `inet kvip` where it is another one.
@@ -213,7 +243,7 @@ async fn change<H: Host>(core: &mut Core, host: &mut H, commands: &[Command]) ->
         if failed.iter().any(|(bad, _)| *bad == index) {
             continue;
         }
-        info!(frontend = %command.frontend(), "{command}");
+        info!(virtual_server = %command.key(), "{command}");
         core.changed(command);
     }
     if !failed.is_empty() {
@@ -238,7 +268,8 @@ fn left_to_do(again: &Decision, core: &Core) -> usize {
     let plan = &again.plan;
     let drains = |command: &&Command| matches!(command, Command::DelDest(..) | Command::SetDest(..));
     let waiting = if core.draining() { plan.retire.iter().filter(drains).count() } else { 0 };
-    let left = plan.prepare.len() + plan.retire.len() - waiting;
+    let routes = plan.routes.len() + plan.old_routes.len();
+    let left = plan.prepare.len() + plan.retire.len() + routes - waiting;
     debug!(left, waiting, "planned again");
     left
 }

@@ -1,7 +1,7 @@
 //! `kvip run`: starts what feeds the loop, and turns it until told to stop.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,8 @@ use crate::config::{self, HostLayers, Settings, Sources};
 use crate::health::{self, Targets, checks, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
-use crate::net;
+use crate::net::{self, peers};
+use crate::owned::Owned;
 use crate::report::beats;
 use crate::report::status;
 use crate::report::systemd::Notifier;
@@ -177,6 +178,8 @@ struct Feeds {
     backends: watch::Sender<BTreeSet<SocketAddr>>,
     unhealthy: watch::Receiver<BTreeSet<SocketAddr>>,
     facts: watch::Receiver<net::HostFacts>,
+    peers: watch::Sender<BTreeSet<IpAddr>>,
+    macs: watch::Receiver<peers::Macs>,
     keepalived: watch::Receiver<keepalived::Status>,
     wants: watch::Sender<Option<keepalived::Config>>,
     targets: watch::Sender<Targets>,
@@ -187,6 +190,7 @@ impl Feeds {
         let facts = net::watch().await.context("read this host's network")?;
         let (wants, wanted) = watch::channel(None);
         let (targets, probed) = watch::channel(Targets::new());
+        let (peers, wanted_peers) = watch::channel(BTreeSet::new());
         let (backends, checked) = watch::channel(checked_backends(&settings));
         let own = facts.borrow().hostname.clone();
         let cluster = feed::spawn(settings.cluster.clone());
@@ -200,6 +204,8 @@ impl Feeds {
             dead: health::spawn(&own, probed, settings.balancing.probe_port),
             keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::Unit::new()),
             facts,
+            macs: peers::spawn(wanted_peers),
+            peers,
             wants,
             targets,
             settings,
@@ -214,6 +220,7 @@ impl Feeds {
             facts: self.facts.clone(),
             dead: self.dead.clone(),
             unhealthy: self.unhealthy.clone(),
+            macs: self.macs.clone(),
             keepalived: self.keepalived.clone(),
             answers: self.answers.clone(),
         }
@@ -223,7 +230,7 @@ impl Feeds {
         let ledger = Ledger::new(&paths.state);
         let owned = ledger.load().unwrap_or_else(|error| {
             error!("{error:#}; VIPs that an earlier run owned and nobody asks for now are left as they are");
-            BTreeSet::new()
+            Owned::default()
         });
         let core = Core::new(settings, self.facts.borrow().clone(), owned);
         let (status, readers) = watch::channel(Arc::new(View::default()));
@@ -236,8 +243,14 @@ impl Feeds {
         });
         let (local, answers) = watch::channel(None);
         node_ports::spawn(answers);
-        let outputs =
-            Outputs { keepalived: self.wants.clone(), targets: self.targets.clone(), local, orders, status };
+        let outputs = Outputs {
+            keepalived: self.wants.clone(),
+            targets: self.targets.clone(),
+            peers: self.peers.clone(),
+            local,
+            orders,
+            status,
+        };
         let snapshot = paths.state.join(SNAPSHOT);
         let admitted = admitted(&snapshot);
         Daemon::new(

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::pass::Outcome;
-use crate::config::Mode;
 use crate::derive::{DEFAULT_GROUP, Desired, GroupView};
 use crate::model::{Finding, Vrid};
 use crate::report::status::{Cluster, Frontend, Group, SCHEMA, Status, Vip};
@@ -183,9 +182,7 @@ fn vips(desired: &Desired, here: &BTreeSet<IpAddr>, since: &Since, now: Instant)
             service: served.owner.to_string(),
             protocol: frontend.protocol,
             port: frontend.port,
-            mode: match served.mode {
-                Mode::Nat => "nat".into(),
-            },
+            mode: served.mode.name().into(),
             ready: served.active(),
             total: served.total,
         })

@@ -28,6 +28,7 @@ use crate::ipam;
 use crate::keepalived::{self, Paths, hold};
 use crate::model::{Finding, Vrid};
 use crate::net::HostFacts;
+use crate::net::peers::Macs;
 use crate::report::status::Cluster;
 use crate::snapshot::Snapshot;
 use crate::snapshot::admit::{self, Update};
@@ -51,6 +52,8 @@ pub struct Inputs {
     pub dead: watch::Receiver<Dead>,
     /// Backends of static VIPs that do not answer.
     pub unhealthy: watch::Receiver<BTreeSet<SocketAddr>>,
+    /// The link-layer addresses of peers.
+    pub macs: watch::Receiver<Macs>,
     /// What keepalived runs.
     pub keepalived: watch::Receiver<keepalived::Status>,
     /// What those tell who write to the cluster.
@@ -70,6 +73,7 @@ impl Inputs {
             changed = self.facts.changed() => changed.map_err(ended("network")),
             changed = self.dead.changed() => changed.map_err(ended("health")),
             changed = self.unhealthy.changed() => changed.map_err(ended("checks")),
+            changed = self.macs.changed() => changed.map_err(ended("peers")),
             changed = self.keepalived.changed() => changed.map_err(ended("keepalived")),
             // Without a connection to write over they end, and there is nothing to hear.
             Ok(()) = self.answers.outcomes.changed() => Ok(()),
@@ -86,6 +90,8 @@ pub struct Outputs {
     pub keepalived: watch::Sender<Option<keepalived::Config>>,
     /// The nodes to probe.
     pub targets: watch::Sender<Targets>,
+    /// The addresses whose link-layer addresses matter.
+    pub peers: watch::Sender<BTreeSet<IpAddr>>,
     /// What is to be told on healthCheckNodePorts, where kvip is to answer there.
     pub local: watch::Sender<Option<Local>>,
     /// What is to be written to the cluster.
@@ -252,6 +258,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.applied.look_at_all |= news;
         self.news |= news;
         self.news |= update_from(&mut core.unhealthy, &self.inputs.unhealthy.borrow_and_update());
+        self.news |= update_from(&mut core.macs, &self.inputs.macs.borrow_and_update());
         self.news |= update_from(&mut core.dead, &self.inputs.dead.borrow_and_update().nodes);
         if self.audited.is_none_or(|last| now.duration_since(last) >= AUDIT) {
             self.audited = Some(now);
@@ -306,6 +313,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             pass(&mut self.core, &mut self.applied, &mut self.host, &self.ledger, before, switch, now).await;
         let Some(outcome) = outcome else { return };
         self.outputs.targets.send_if_modified(|last| replace(last, (*outcome.desired.probed).clone()));
+        self.outputs.peers.send_if_modified(|last| replace(last, (*outcome.desired.peers).clone()));
         self.outcome = Some(outcome);
     }
 

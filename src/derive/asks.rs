@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::aliases::VIPS;
-use super::grammar::{self, Entry, Method};
+use super::grammar::{self, Entry};
 use super::policy::Policy;
 use super::{Inputs, external, load_balancer};
 use crate::ipam::{Port, Request};
@@ -281,11 +281,6 @@ pub fn by_age(snapshot: &Snapshot, which: impl Fn(&Service) -> bool) -> Vec<(&Ob
 /// The words of a list in an annotation: separated by commas or white space.
 pub fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty())
-}
-
-/// Whether the entry's method is one that is served.
-pub fn unavailable(method: Option<Method>) -> Option<Method> {
-    method.filter(|method| *method != Method::Nat)
 }
 
 /// The VIPs that a snapshot asks for, whether they may be served or not.

@@ -5,17 +5,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::asks::{self, Asked, Asks, Source};
+use super::asks::{Asked, Asks, Source, Want};
 use super::grammar::Entry;
+use super::options::Options;
 use super::policy::Policy;
-use super::{GroupView, Inputs, Owner, Vip, groups, load_balancer, source_ranges};
-use crate::config::Static;
+use super::{GroupView, Inputs, Owner, Vip, groups, load_balancer, mode, source_ranges};
+use crate::config::{Mode, Static};
 use crate::ipam::{Refusal, Request, Reserved, Step};
 use crate::keepalived;
+use crate::marks::Marks;
 use crate::model::{Family, Finding, Frontend, ObjectKey};
 use crate::snapshot::{Service, ServiceKind, ServicePort};
 
@@ -62,12 +63,12 @@ pub enum Task {
     Service {
         /// The Service's UID.
         uid: String,
-        /// For how long a client keeps its pod.
-        affinity: Option<Duration>,
+        /// How it is to be served.
+        options: Arc<Options>,
         /// Its label selector.
         selector: Option<BTreeMap<String, String>>,
-        /// Its frontends, with how they are asked for.
-        frontends: BTreeMap<Frontend, (ServicePort, Source)>,
+        /// Its frontends.
+        frontends: BTreeMap<Frontend, Serving>,
     },
     /// A static VIP.
     Static {
@@ -78,6 +79,21 @@ pub enum Task {
     },
 }
 
+/// A port of a Service, served at a VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// The port.
+    pub port: ServicePort,
+    /// How it is asked for.
+    pub source: Source,
+    /// The forwarding mode.
+    pub mode: Mode,
+    /// The nodes that may hold the VIP, where the mode needs all to serve alike.
+    pub members: Arc<BTreeSet<String>>,
+    /// Its firewall marks, where the mode needs some.
+    pub marks: Option<Marks>,
+}
+
 impl Task {
     /// Its frontends.
     pub fn frontends(&self) -> Box<dyn Iterator<Item = Frontend> + '_> {
@@ -85,6 +101,37 @@ impl Task {
             Self::Service { frontends, .. } => Box::new(frontends.keys().copied()),
             Self::Static { frontend, .. } => Box::new(std::iter::once(*frontend)),
         }
+    }
+
+    /// How each of a Service's frontends is served.
+    fn serving(&self) -> impl Iterator<Item = (&Frontend, &Serving)> {
+        let frontends = match self {
+            Self::Service { frontends, .. } => Some(frontends),
+            Self::Static { .. } => None,
+        };
+        frontends.into_iter().flatten()
+    }
+
+    /// Those of its frontends that this host takes connections for: all that no other program balances.
+    pub fn balanced_here(&self) -> Box<dyn Iterator<Item = Frontend> + '_> {
+        match self {
+            Self::Service { .. } => {
+                let here = self.serving().filter(|(_, serving)| serving.mode != Mode::Announce);
+                Box::new(here.map(|(frontend, _)| *frontend))
+            }
+            Self::Static { .. } => self.frontends(),
+        }
+    }
+
+    /// Its frontends of mode dsr, with their marks.
+    pub fn marks(&self) -> impl Iterator<Item = (Frontend, Marks)> {
+        self.serving().filter_map(|(frontend, serving)| Some((*frontend, serving.marks?)))
+    }
+
+    /// The nodes that share its frontends of mode dsr.
+    pub fn dsr_members(&self) -> impl Iterator<Item = &String> {
+        let dsr = self.serving().filter(|(_, serving)| serving.mode == Mode::Dsr);
+        dsr.flat_map(|(_, serving)| serving.members.iter())
     }
 }
 
@@ -97,15 +144,25 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     let vips = asks.vips.keys().copied().collect();
     let groups = groups::groups(inputs, node.as_deref(), &vips, &mut findings);
     let carried = |vip: &IpAddr| groups.views.values().any(|group| group.vips.contains(vip));
-    let mut tasks = Tasks { inputs: *inputs, taken: BTreeMap::new(), by_owner: BTreeMap::new(), findings };
+    let mut tasks = Tasks {
+        inputs: *inputs,
+        taken: BTreeMap::new(),
+        by_owner: BTreeMap::new(),
+        members: members(&groups.views),
+        options: BTreeMap::new(),
+        findings,
+    };
     for one in inputs.settings.statics.iter().filter(|one| carried(&one.vip)) {
         tasks.fixed(one);
     }
     for (vip, asked) in asks.vips.iter().filter(|(vip, _)| carried(vip)) {
         tasks.vip(*vip, asked);
     }
+    tasks.mark();
+    let announced = tasks.announced();
     let held = asks.vips.iter().filter(|(vip, _)| carried(vip));
-    let vips = held.map(|(vip, asked)| (*vip, Vip { floats_only: asked.floats_only })).collect();
+    let open = |vip, asked: &Asked| asked.floats_only || announced.contains(vip);
+    let vips = held.map(|(vip, asked)| (*vip, Vip { open: open(vip, asked) })).collect();
     let reserved =
         policy.reserved(asks.vips.iter().filter(|(_, asked)| !asked.is_granted()).map(|(vip, _)| *vip));
     let requests = load_balancer::refusals(inputs, asks.requests, reserved, &mut tasks.findings);
@@ -124,6 +181,16 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     }
 }
 
+/// The members of the group of each VIP.
+fn members(groups: &BTreeMap<String, GroupView>) -> BTreeMap<IpAddr, Arc<BTreeSet<String>>> {
+    let mut members = BTreeMap::new();
+    for group in groups.values() {
+        let names: Arc<BTreeSet<String>> = Arc::new(group.members.keys().cloned().collect());
+        members.extend(group.vips.iter().map(|vip| (*vip, Arc::clone(&names))));
+    }
+    members
+}
+
 fn own_addresses(inputs: &Inputs) -> BTreeSet<IpAddr> {
     let own = inputs.facts.addresses.iter().filter(|address| !address.marked_as_vip());
     own.map(|address| address.ip).collect()
@@ -134,6 +201,8 @@ struct Tasks<'a> {
     inputs: Inputs<'a>,
     taken: BTreeMap<Frontend, Owner>,
     by_owner: BTreeMap<Owner, Task>,
+    members: BTreeMap<IpAddr, Arc<BTreeSet<String>>>,
+    options: BTreeMap<ObjectKey, Arc<Options>>,
     findings: Vec<Finding>,
 }
 
@@ -149,31 +218,95 @@ impl Tasks<'_> {
     fn vip(&mut self, vip: IpAddr, asked: &Asked) {
         for want in &asked.entries {
             match serviceable(&self.inputs, vip, &want.entry) {
-                Ok((service, ports)) => {
-                    for port in ports.into_iter().filter(|port| want.means(port)) {
-                        self.port(vip, &want.entry.service, service, port, want.source);
-                    }
-                }
+                Ok((service, ports)) => self.ports(vip, want, service, ports),
                 Err(finding) => self.findings.push(finding),
             }
         }
     }
 
-    fn port(&mut self, vip: IpAddr, key: &ObjectKey, service: &Service, port: &ServicePort, source: Source) {
+    fn ports(&mut self, vip: IpAddr, want: &Want, service: &Service, ports: Vec<&ServicePort>) {
+        let key = &want.entry.service;
+        let options = self.options(key, service);
+        match mode::of(&self.inputs, vip, want, service, &options) {
+            Ok(mode) => {
+                for port in ports.into_iter().filter(|port| want.means(port)) {
+                    self.port(vip, key, service, &options, (port, want.source, mode));
+                }
+            }
+            Err(finding) => self.findings.push(finding),
+        }
+    }
+
+    /// What the Service says of how it is served; read once, so that each mistake is one finding.
+    fn options(&mut self, key: &ObjectKey, service: &Service) -> Arc<Options> {
+        let findings = &mut self.findings;
+        let read = || Arc::new(Options::of(key, service, self.inputs.settings, findings));
+        Arc::clone(self.options.entry(key.clone()).or_insert_with(read))
+    }
+
+    fn port(
+        &mut self,
+        vip: IpAddr,
+        key: &ObjectKey,
+        service: &Service,
+        options: &Arc<Options>,
+        (port, source, mode): (&ServicePort, Source, Mode),
+    ) {
         let frontend = Frontend { vip, protocol: port.protocol, port: port.port };
         let owner = Owner::Service(key.clone());
         if !self.take(frontend, &owner) {
             return;
         }
+        let members = self.members.get(&vip).cloned().unwrap_or_default();
         let fresh = || Task::Service {
             uid: service.uid.clone(),
-            affinity: service.affinity,
+            options: Arc::clone(options),
             selector: service.selector.clone(),
             frontends: BTreeMap::new(),
         };
         if let Task::Service { frontends, .. } = self.by_owner.entry(owner).or_insert_with(fresh) {
-            frontends.entry(frontend).or_insert_with(|| (port.clone(), source));
+            let serving = || Serving { port: port.clone(), source, mode, members, marks: None };
+            frontends.entry(frontend).or_insert_with(serving);
         }
+    }
+
+    /// Gives the frontends of mode dsr their marks. Those for which there are none left are not served.
+    fn mark(&mut self) {
+        let bits = self.inputs.settings.dsr.mark_bits;
+        let dsr = |task: &Task| match task {
+            Task::Service { frontends, .. } => frontends
+                .iter()
+                .filter(|(_, one)| one.mode == Mode::Dsr)
+                .map(|(frontend, _)| *frontend)
+                .collect(),
+            Task::Static { .. } => Vec::new(),
+        };
+        let frontends: Vec<Frontend> = self.by_owner.values().flat_map(dsr).collect();
+        let marks = bits.allot(frontends.iter());
+        for (owner, task) in &mut self.by_owner {
+            let Task::Service { frontends, .. } = task else { continue };
+            for (frontend, serving) in frontends.iter_mut().filter(|(_, one)| one.mode == Mode::Dsr) {
+                serving.marks = marks.get(frontend).copied();
+                if serving.marks.is_none() {
+                    let text =
+                        format!("not served at {frontend}: all {} marks for mode dsr are taken", bits.room());
+                    self.findings.push(Finding::new(&*owner, text).mend("give dsr.mark_bits more bits"));
+                }
+            }
+            frontends.retain(|_, serving| serving.mode != Mode::Dsr || serving.marks.is_some());
+        }
+    }
+
+    /// VIPs with a frontend that others balance, so that kvip cannot know which of their ports are taken.
+    fn announced(&self) -> BTreeSet<IpAddr> {
+        let mut announced = BTreeSet::new();
+        for task in self.by_owner.values() {
+            if let Task::Service { frontends, .. } = task {
+                let others = frontends.iter().filter(|(_, serving)| serving.mode == Mode::Announce);
+                announced.extend(others.map(|(frontend, _)| frontend.vip));
+            }
+        }
+        announced
     }
 
     fn take(&mut self, frontend: Frontend, owner: &Owner) -> bool {
@@ -212,21 +345,12 @@ fn serviceable<'a>(
 ) -> Result<(&'a Service, Vec<&'a ServicePort>), Finding> {
     let key = &entry.service;
     let refused = |why: String| Finding::new(key, format!("not served at {vip}: {why}"));
-    if let Some(method) = asks::unavailable(entry.method) {
-        let why = format!("method {} is not available in this version; NAT is", method.name());
-        let port = entry.port.map_or(String::new(), |port| format!(":{port}"));
-        return Err(refused(why).mend(format!("write {key}{port} or {key}{port}:NAT in the ConfigMap")));
-    }
     let Some(service) = inputs.snapshot.services.get(key) else {
         let mend = format!("kubectl -n {} get services", key.namespace);
         return Err(refused("there is no such Service".into()).mend(mend));
     };
     if let Some(why) = not_balanced(service) {
         return Err(refused(why.into()));
-    }
-    if service.local_policy {
-        let why = "externalTrafficPolicy Local keeps the client's address, which NAT cannot".to_owned();
-        return Err(refused(why).mend(policy_cluster(key)));
     }
     let ports: Vec<_> =
         service.ports.iter().filter(|port| entry.port.is_none_or(|number| number == port.port)).collect();
@@ -245,13 +369,6 @@ fn not_balanced(service: &Service) -> Option<&'static str> {
         ServiceKind::Headless => Some("it is headless (clusterIP None), so there is nothing to balance"),
         ServiceKind::ExternalName => Some("it is of type ExternalName, an alias in DNS"),
     }
-}
-
-fn policy_cluster(key: &ObjectKey) -> String {
-    let ObjectKey { namespace, name } = key;
-    format!(
-        "kubectl -n {namespace} patch service {name} -p '{{\"spec\":{{\"externalTrafficPolicy\":\"Cluster\"}}}}'"
-    )
 }
 
 fn port_list(service: &Service) -> String {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::WantedServer;
+use super::{Server, WantedServer};
 use crate::model::{Backend, Family};
 use crate::snapshot::{Endpoint, EndpointSlice, ServicePort};
 
@@ -22,7 +22,7 @@ pub struct Surroundings {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Behind {
     /// Real servers to have, and those to let go.
-    pub servers: BTreeMap<Backend, WantedServer>,
+    pub servers: BTreeMap<Backend, Server>,
     /// The nodes that run them.
     pub nodes: BTreeSet<String>,
     /// How many endpoints there are, in whatever state.
@@ -31,11 +31,23 @@ pub struct Behind {
     pub dead: BTreeSet<String>,
     /// There are endpoints of the family, and none of their slices has the port.
     pub lacks_port: bool,
+    /// Nodes that are no members where only members will do, `""` for endpoints that name none.
+    pub strangers: BTreeSet<String>,
+}
+
+/// Which endpoints count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// Those that are best for this node.
+    ThisNode,
+    /// Those on these nodes, the same ones whichever node looks: neither hints nor what this node knows of others' death
+    /// change which there are. One on a dead node stays, idle.
+    Everywhere(&'a BTreeSet<String>),
 }
 
 /// What is behind `port` of a Service whose slices are given.
 ///
-/// Ports match by name and protocol, as the EndpointSlice API defines it. Endpoints of dead nodes do not count. Without
+/// Ports match by name and protocol, as the EndpointSlice API defines it. Endpoints of dead nodes get no connections. Without
 /// a ready endpoint, those serve that are serving while terminating (KEP-1669, as kube-proxy does). Of ready endpoints
 /// with hints for this node or its zone only those serve (KEP-2433 and KEP-3015, as kube-proxy does).
 pub fn behind(
@@ -43,31 +55,60 @@ pub fn behind(
     slices: &[&Arc<EndpointSlice>],
     port: &ServicePort,
     family: Family,
+    scope: Scope<'_>,
 ) -> Behind {
     let mut found = Behind::default();
     let mut candidates = Vec::new();
+    let mut idle = Vec::new();
     for (endpoint, number) in endpoints_of(slices, port, family) {
         found.total += 1;
-        if let Some(node) = &endpoint.node {
-            found.nodes.insert(node.clone());
-            if around.dead.contains(node) {
-                found.dead.insert(node.clone());
-                continue;
-            }
+        let backend = Backend { address: endpoint.address, port: number };
+        let node = endpoint.node.as_deref().unwrap_or_default();
+        if let Scope::Everywhere(members) = scope
+            && !members.contains(node)
+        {
+            found.strangers.insert(node.to_owned());
+            continue;
         }
-        candidates.push((endpoint, Backend { address: endpoint.address, port: number }));
+        if endpoint.node.is_some() {
+            found.nodes.insert(node.to_owned());
+        }
+        if around.dead.contains(node) {
+            found.dead.insert(node.to_owned());
+            idle.push((endpoint, backend));
+        } else {
+            candidates.push((endpoint, backend));
+        }
     }
     let any = slices.iter().any(|slice| slice.family == family && !slice.endpoints.is_empty());
     found.lacks_port = found.total == 0 && any;
-    let hints = Hints::of(around, candidates.iter().map(|(endpoint, _)| *endpoint));
+    let hints = match scope {
+        Scope::ThisNode => Hints::of(around, candidates.iter().map(|(endpoint, _)| *endpoint)),
+        Scope::Everywhere(_) => Hints::None,
+    };
     let any_ready = candidates.iter().any(|(endpoint, _)| endpoint.ready);
     for (endpoint, backend) in candidates {
         if let Some(wanted) = wanted(endpoint, any_ready, &hints) {
-            let slot = found.servers.entry(backend).or_insert(wanted);
-            *slot = (*slot).max(wanted);
+            found.put(around, endpoint, backend, wanted);
+        }
+    }
+    if matches!(scope, Scope::Everywhere(_)) {
+        for (endpoint, backend) in
+            idle.into_iter().filter(|(endpoint, _)| endpoint.ready || endpoint.terminating)
+        {
+            found.put(around, endpoint, backend, WantedServer::Idle);
         }
     }
     found
+}
+
+impl Behind {
+    fn put(&mut self, around: &Surroundings, endpoint: &Endpoint, backend: Backend, wanted: WantedServer) {
+        let local = endpoint.node.is_some() && endpoint.node == around.node;
+        let server = Server { wanted, local, weight: 1 };
+        let slot = self.servers.entry(backend).or_insert(server);
+        *slot = (*slot).max(server);
+    }
 }
 
 /// Endpoints with the number that the matching port has in their slice.
@@ -154,10 +195,10 @@ mod tests {
             ports: vec![port.clone()],
             endpoints: endpoints.collect(),
         });
-        let got = behind(&around, &[&slice], &port, Family::V4).servers;
+        let got = behind(&around, &[&slice], &port, Family::V4, Scope::ThisNode).servers;
         let got: Vec<String> = got
             .into_iter()
-            .filter(|(_, wanted)| *wanted == WantedServer::Active)
+            .filter(|(_, server)| server.wanted == WantedServer::Active)
             .map(|(backend, _)| backend.address.to_string())
             .collect();
         let want: Vec<String> = active.iter().map(|last| format!("10.2.4.{last}")).collect();

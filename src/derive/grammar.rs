@@ -10,6 +10,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::config::Mode;
 use crate::model::ObjectKey;
 
 /// One entry of a value: a Service, or one port of it, and how it is to be forwarded.
@@ -25,23 +26,22 @@ pub struct Entry {
 
 /// A forwarding method of the ConfigMap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Method {
-    /// Destination NAT.
-    Nat,
-    /// Two-tier direct server return.
-    Dr,
-    /// HAProxy with the PROXY protocol.
-    Proxy,
-}
+pub struct Method(Mode);
+
+/// The methods, kube-keepalived-vip's first. Its DR is mode dsr, which asks nothing of the pods.
+const METHODS: [(&str, Mode); 6] = [
+    ("NAT", Mode::Nat),
+    ("DR", Mode::Dsr),
+    ("PROXY", Mode::Proxy),
+    ("DSR", Mode::Dsr),
+    ("TUNNEL", Mode::Tunnel),
+    ("ANNOUNCE", Mode::Announce),
+];
 
 impl Method {
-    /// The method as the ConfigMap writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nat => "NAT",
-            Self::Dr => "DR",
-            Self::Proxy => "PROXY",
-        }
+    /// The mode that it stands for.
+    pub fn mode(self) -> Mode {
+        self.0
     }
 }
 
@@ -126,12 +126,11 @@ fn port(text: &str, entry: &str) -> Result<u16, String> {
 }
 
 fn method(text: &str, entry: &str) -> Result<Method, String> {
-    match text {
-        "NAT" => Ok(Method::Nat),
-        "DR" => Ok(Method::Dr),
-        "PROXY" => Ok(Method::Proxy),
-        _ => Err(format!("`{entry}`: unknown method `{text}`; write NAT, or none")),
-    }
+    let known = METHODS.iter().find(|(name, _)| *name == text);
+    known.map(|(_, mode)| Method(*mode)).ok_or_else(|| {
+        let names: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
+        format!("`{entry}`: unknown method `{text}`; write one of {}, or none", names.join(", "))
+    })
 }
 
 #[cfg(test)]
@@ -180,10 +179,13 @@ mod tests {
         check_value("  ", &[]);
         check_value("default/nginx", &[Ok(("default/nginx", None, None))]);
         check_value(" default/nginx ", &[Ok(("default/nginx", None, None))]);
-        check_value("default/nginx:NAT", &[Ok(("default/nginx", None, Some(Method::Nat)))]);
+        check_value("default/nginx:NAT", &[Ok(("default/nginx", None, Some(Method(Mode::Nat))))]);
         check_value("default/nginx:80", &[Ok(("default/nginx", Some(80), None))]);
-        check_value("default/nginx:80:DR", &[Ok(("default/nginx", Some(80), Some(Method::Dr)))]);
-        check_value("a/b,c/d:PROXY", &[Ok(("a/b", None, None)), Ok(("c/d", None, Some(Method::Proxy)))]);
+        check_value("default/nginx:80:DR", &[Ok(("default/nginx", Some(80), Some(Method(Mode::Dsr))))]);
+        check_value(
+            "a/b,c/d:PROXY",
+            &[Ok(("a/b", None, None)), Ok(("c/d", None, Some(Method(Mode::Proxy))))],
+        );
     }
 
     #[test]

@@ -16,11 +16,11 @@ use super::assign::{Assignment, assign};
 use super::counted::Counted;
 use super::endpoints::Surroundings;
 use super::serve::{Context, Part, serve};
-use super::{Desired, Inputs, Leaving, Owner};
+use super::{Desired, Inputs, Leaving, Owner, steering};
 use crate::config::Settings;
 use crate::model::{Frontend, ObjectKey, host_network};
-use crate::net::HostFacts;
-use crate::nft;
+use crate::net::{HostFacts, MacAddress, PolicyRoute};
+use crate::nft::{self, Steering};
 use crate::snapshot::{EndpointSlice, Map, Snapshot};
 
 /// The label of a Node that names its zone.
@@ -59,6 +59,7 @@ struct Before {
     dead: BTreeSet<String>,
     leaving: Leaving,
     unhealthy: BTreeSet<SocketAddr>,
+    macs: BTreeMap<IpAddr, MacAddress>,
 }
 
 impl Before {
@@ -70,6 +71,7 @@ impl Before {
             dead: inputs.dead.clone(),
             leaving: inputs.leaving.clone(),
             unhealthy: inputs.unhealthy.clone(),
+            macs: inputs.macs.clone(),
         }
     }
 
@@ -116,18 +118,23 @@ impl Deriver {
         let ranges = anew && self.surround(inputs, &mut dirty);
         let local = self.take_slices(inputs, anew, &mut dirty) || ranges;
         let (touched, nodes) = self.remake(&dirty, inputs);
-        if first || reassigned || local {
-            self.desired.ruleset = Arc::new(self.ruleset());
-        }
+        let same_macs = self.before.as_ref().is_some_and(|before| before.macs == *inputs.macs);
+        let rules = first || reassigned || local || (!same_macs && self.steers());
         if first || !same_assignment || nodes {
+            self.desired.peers = Arc::new(self.peers(inputs));
             self.desired.probed = Arc::new(self.probed(inputs));
         }
+        if rules {
+            self.desired.ruleset = Arc::new(self.ruleset(inputs));
+            self.desired.policy_routes = Arc::new(self.policy_routes(inputs));
+        }
         match &mut self.before {
-            Some(before) if same_assignment && same_context => before.snapshot = inputs.snapshot.clone(),
+            Some(before) if same_assignment && same_context && same_macs => {
+                before.snapshot = inputs.snapshot.clone();
+            }
             before => *before = Some(Before::of(inputs)),
         }
-        let changed =
-            if first || reassigned || local { Changed::Everything } else { Changed::Servers(touched) };
+        let changed = if rules { Changed::Everything } else { Changed::Servers(touched) };
         (self.desired.clone(), changed)
     }
 
@@ -296,21 +303,47 @@ impl Deriver {
     }
 
     /// What the nftables table must do.
-    fn ruleset(&self) -> nft::Ruleset {
+    fn ruleset(&self, inputs: &Inputs) -> nft::Ruleset {
         let vips = self.assignment.vips.iter();
         nft::Ruleset {
-            frontends: self.assignment.tasks.values().flat_map(|task| task.frontends()).collect(),
-            closed: vips.filter(|(_, vip)| !vip.floats_only).map(|(vip, _)| *vip).collect(),
-            // Where replies come back by themselves.
+            frontends: self.assignment.tasks.values().flat_map(|task| task.balanced_here()).collect(),
+            closed: vips.filter(|(_, vip)| !vip.open).map(|(vip, _)| *vip).collect(),
             sources: self.assignment.source_ranges.clone(),
             host: self.assignment.host.clone(),
+            // Where replies come back by themselves.
             local_pods: self
                 .pod_ranges
                 .iter()
                 .copied()
                 .chain(self.local.iter().copied().map(host_network))
                 .collect(),
+            steering: if self.steers() {
+                steering::of(&self.assignment, &self.desired.peers, inputs)
+            } else {
+                Steering::default()
+            },
         }
+    }
+
+    /// Whether a frontend of mode dsr is served.
+    fn steers(&self) -> bool {
+        self.assignment.tasks.values().any(|task| task.marks().next().is_some())
+    }
+
+    fn policy_routes(&self, inputs: &Inputs) -> BTreeSet<PolicyRoute> {
+        let steering = &self.desired.ruleset.steering;
+        steering::policy_routes(steering, inputs.settings)
+    }
+
+    /// The addresses of the nodes that hand packets of mode dsr on to this one.
+    fn peers(&self, inputs: &Inputs) -> BTreeSet<IpAddr> {
+        let tasks = || self.assignment.tasks.values();
+        let members: BTreeSet<&String> = tasks().flat_map(|task| task.dsr_members()).collect();
+        let others = members.into_iter().filter(|name| Some(*name) != self.assignment.node.as_ref());
+        others
+            .filter_map(|name| inputs.snapshot.nodes.get(name))
+            .flat_map(|node| node.addresses.iter().copied())
+            .collect()
     }
 
     /// The nodes to watch for signs of life: all that run backends, but this one.

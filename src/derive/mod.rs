@@ -14,9 +14,13 @@ mod groups;
 mod load_balancer;
 mod membership;
 mod memo;
+mod mode;
+mod options;
 mod policy;
 mod serve;
 mod source_ranges;
+mod steering;
+mod virtual_servers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,20 +28,23 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::config::{Mode, Settings};
+use crate::ipvs::model::{Forward, Thresholds};
+use crate::ipvs::{self, Key, RealServer};
 use crate::keepalived;
 use crate::model::{Backend, Finding, Frontend, ObjectKey, Vrid};
-use crate::net::HostFacts;
+use crate::net::{HostFacts, MacAddress, PolicyRoute};
 use crate::nft;
 use crate::snapshot::{Map, Snapshot};
 
 pub use aliases::VIPS;
 pub use asks::{NOT_SERVED_AT, Source, vips_asked_for};
-pub use assign::{Assignment, Requests, Task};
+pub use assign::{Assignment, Requests, Serving, Task};
 pub use counted::Counted;
 pub use groups::{GroupView, MOST_VIPS};
 pub use load_balancer::serves_ip_addresses;
 pub use membership::{DEFAULT_GROUP, EXCLUDED, Group, groups as groups_of};
 pub use memo::{Changed, Deriver};
+pub use options::Options;
 
 /// Everything that a derivation looks at.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +61,8 @@ pub struct Inputs<'a> {
     pub leaving: &'a Leaving,
     /// Backends of static VIPs that do not answer.
     pub unhealthy: &'a BTreeSet<SocketAddr>,
+    /// The link-layer addresses of other nodes' addresses, as far as known.
+    pub macs: &'a BTreeMap<IpAddr, MacAddress>,
 }
 
 /// By group: addresses of nodes that ceased to be members a moment ago.
@@ -78,6 +87,10 @@ pub struct Desired {
     pub ruleset: Arc<nft::Ruleset>,
     /// What keepalived must run.
     pub keepalived: Arc<keepalived::Config>,
+    /// Policy rules and routes that bring packets to a VIP into this host's own stack although it is not here.
+    pub policy_routes: Arc<BTreeSet<PolicyRoute>>,
+    /// Addresses of the nodes that hand packets on to this one, whose link-layer addresses tell such packets apart.
+    pub peers: Arc<BTreeSet<IpAddr>>,
     /// Nodes whose life decides over backends, with their addresses: all that run backends, but this one.
     pub probed: Arc<BTreeMap<String, Vec<IpAddr>>>,
     /// What is not served, or not as asked, and why.
@@ -118,8 +131,8 @@ impl fmt::Display for Owner {
 /// A VIP.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vip {
-    /// Nothing was asked to be balanced on it: it floats, and its ports are the host's.
-    pub floats_only: bool,
+    /// Its ports are the host's where no frontend takes them: nothing was asked to be balanced on it, or others balance.
+    pub open: bool,
 }
 
 /// A frontend with what serves it.
@@ -131,27 +144,78 @@ pub struct Served {
     pub source: Source,
     /// The forwarding mode.
     pub mode: Mode,
-    /// The virtual server's properties.
-    pub virtual_server: crate::ipvs::model::Service,
-    /// Real servers by where they listen.
-    pub servers: BTreeMap<Backend, WantedServer>,
+    /// IPVS's virtual servers for it, none where something else balances.
+    pub virtual_servers: Vec<Balanced>,
+    /// What serves it, by where that listens.
+    pub servers: BTreeMap<Backend, Server>,
+    /// How many connections are too many for one of them.
+    pub thresholds: Thresholds,
     /// Endpoints in whatever state.
     pub total: usize,
 }
 
-/// What is wanted of a real server. The order is that of precedence, where two slices list one address.
+/// A virtual server of IPVS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balanced {
+    /// Which packets it takes.
+    pub key: Key,
+    /// How it balances.
+    pub service: ipvs::Service,
+    /// How packets go on from it, and to whom.
+    pub forwarding: Forwarding,
+}
+
+/// How packets go on from a virtual server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarding {
+    /// To all alike.
+    All(Forward),
+    /// To pods on this node by NAT, to others by direct routing: their own node translates.
+    Split,
+    /// By NAT, to pods on this node alone.
+    OnThisNode,
+}
+
+/// One of those that serve a frontend. The order is that of precedence, where two slices list one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Server {
+    /// What is wanted of it.
+    pub wanted: WantedServer,
+    /// Its weight while it gets connections.
+    pub weight: u32,
+    /// It is on this node.
+    pub local: bool,
+}
+
+/// What is wanted of a real server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WantedServer {
-    /// Keeps the connections that it has and gets no more.
+    /// Keeps the connections that it has, gets no more, and goes when they have ended.
     Draining,
+    /// Keeps the connections that it has and gets no more.
+    Idle,
     /// Gets connections.
     Active,
 }
 
 impl Served {
-    /// How many real servers get connections.
+    /// How many servers get connections.
     pub fn active(&self) -> usize {
-        self.servers.values().filter(|wanted| **wanted == WantedServer::Active).count()
+        self.servers.values().filter(|server| server.wanted == WantedServer::Active).count()
+    }
+
+    /// The real servers that one of its virtual servers is to have, at the weights of when they get connections.
+    pub fn real_servers(&self, of: &Balanced) -> impl Iterator<Item = (Backend, WantedServer, RealServer)> {
+        self.servers.iter().filter_map(|(backend, server)| {
+            let forward = match (of.forwarding, server.local) {
+                (Forwarding::All(forward), _) => forward,
+                (Forwarding::Split | Forwarding::OnThisNode, true) => Forward::Masquerade,
+                (Forwarding::Split, false) => Forward::DirectRoute,
+                (Forwarding::OnThisNode, false) => return None,
+            };
+            let real = RealServer { thresholds: self.thresholds, ..RealServer::new(forward, server.weight) };
+            Some((*backend, server.wanted, real))
+        })
     }
 }
 

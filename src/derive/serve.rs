@@ -3,23 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::asks::Source;
-use super::assign::Task;
-use super::endpoints::{self, Behind, Surroundings};
-use super::{Owner, Served, WantedServer};
+use super::assign::{Serving, Task};
+use super::endpoints::{self, Behind, Scope, Surroundings};
+use super::options::Options;
+use super::virtual_servers::virtual_servers;
+use super::{Balanced, Forwarding, Owner, Served, Server, WantedServer};
 use crate::config::Mode;
 use crate::ipvs;
+use crate::ipvs::model::{Forward, Thresholds};
 use crate::model::{Backend, Family, Finding, Frontend, ObjectKey};
-use crate::snapshot::{EndpointSlice, ServicePort};
+use crate::snapshot::EndpointSlice;
 
 /// What all parts are made with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Context {
     /// What endpoints are looked at with.
     pub around: Surroundings,
-    /// The kernel's name of the scheduler.
+    /// The kernel's name of the scheduler of static VIPs.
     pub scheduler: String,
     /// Backends of static VIPs that do not answer.
     pub unhealthy: BTreeSet<SocketAddr>,
@@ -39,14 +41,15 @@ pub struct Part {
 /// Makes the part of `owner`, with the slices of its Service.
 pub fn serve(context: &Context, owner: &Owner, task: &Task, slices: &[&Arc<EndpointSlice>]) -> Part {
     let mut part = Part::default();
-    match task {
-        Task::Service { affinity, selector, frontends, .. } => {
-            let service = Facts { affinity: *affinity, selector: selector.as_ref() };
-            for (frontend, (port, source)) in frontends {
-                part.service(context, owner, service, *frontend, (port, *source), slices);
+    match (task, owner) {
+        (Task::Service { options, selector, frontends, .. }, Owner::Service(key)) => {
+            let service = Facts { key, options, selector: selector.as_ref() };
+            for (frontend, serving) in frontends {
+                part.service(context, service, *frontend, serving, slices);
             }
         }
-        Task::Static { frontend, backends } => part.fixed(context, owner, *frontend, backends),
+        (Task::Static { frontend, backends }, owner) => part.fixed(context, owner, *frontend, backends),
+        (Task::Service { .. }, Owner::Static(_)) => {}
     }
     part
 }
@@ -54,7 +57,8 @@ pub fn serve(context: &Context, owner: &Owner, task: &Task, slices: &[&Arc<Endpo
 /// What a part needs of its Service.
 #[derive(Debug, Clone, Copy)]
 struct Facts<'a> {
-    affinity: Option<Duration>,
+    key: &'a ObjectKey,
+    options: &'a Options,
     selector: Option<&'a BTreeMap<String, String>>,
 }
 
@@ -62,22 +66,26 @@ impl Part {
     fn service(
         &mut self,
         context: &Context,
-        owner: &Owner,
         service: Facts<'_>,
         frontend: Frontend,
-        (port, source): (&ServicePort, Source),
+        serving: &Serving,
         slices: &[&Arc<EndpointSlice>],
     ) {
-        let behind = endpoints::behind(&context.around, slices, port, Family::of(frontend.vip));
-        if let Owner::Service(key) = owner {
-            self.findings.extend(nothing_behind(key, service, frontend, port, &behind));
-        }
+        let scope = match serving.mode {
+            Mode::Dsr => Scope::Everywhere(&serving.members),
+            _ => Scope::ThisNode,
+        };
+        let behind =
+            endpoints::behind(&context.around, slices, &serving.port, Family::of(frontend.vip), scope);
+        self.findings.extend(nothing_behind(service, frontend, serving, &behind));
+        self.findings.extend(strangers(service.key, frontend, &behind));
         let served = Served {
-            owner: owner.clone(),
-            source,
-            mode: Mode::Nat,
-            virtual_server: virtual_server(context, service.affinity),
-            servers: behind.servers,
+            owner: Owner::Service(service.key.clone()),
+            source: serving.source,
+            mode: serving.mode,
+            virtual_servers: virtual_servers(service.options, frontend, serving),
+            servers: listening(serving.mode, frontend, behind.servers),
+            thresholds: service.options.thresholds,
             total: behind.total,
         };
         self.nodes.extend(behind.nodes);
@@ -96,34 +104,67 @@ impl Part {
         let servers = backends
             .iter()
             .filter(|backend| none || healthy(backend))
-            .map(|backend| (Backend { address: backend.ip(), port: backend.port() }, WantedServer::Active));
+            .map(|backend| (Backend { address: backend.ip(), port: backend.port() }, ACTIVE));
+        let service = ipvs::Service { scheduler: context.scheduler.clone(), persistence: None, flags: 0 };
+        let forwarding = Forwarding::All(Forward::Masquerade);
         let served = Served {
             owner: owner.clone(),
             source: Source::Static,
             mode: Mode::Nat,
-            virtual_server: virtual_server(context, None),
+            virtual_servers: vec![Balanced { key: frontend.into(), service, forwarding }],
             servers: servers.collect(),
+            thresholds: Thresholds::default(),
             total: backends.len(),
         };
         self.frontends.insert(frontend, Arc::new(served));
     }
 }
 
-fn virtual_server(context: &Context, persistence: Option<Duration>) -> ipvs::model::Service {
-    ipvs::model::Service { scheduler: context.scheduler.clone(), persistence, flags: 0 }
+/// A backend of a static VIP.
+const ACTIVE: Server = Server { wanted: WantedServer::Active, weight: 1, local: false };
+
+/// Where the servers listen: those that carry the VIP themselves get packets as they came, for the frontend's port.
+fn listening(
+    mode: Mode,
+    frontend: Frontend,
+    servers: BTreeMap<Backend, Server>,
+) -> BTreeMap<Backend, Server> {
+    if !matches!(mode, Mode::Dr | Mode::Tunnel) {
+        return servers;
+    }
+    servers
+        .into_iter()
+        .map(|(backend, server)| (Backend { port: frontend.port, ..backend }, server))
+        .collect()
+}
+
+/// The finding of endpoints that cannot be served by dsr.
+fn strangers(key: &ObjectKey, frontend: Frontend, behind: &Behind) -> Option<Finding> {
+    if behind.strangers.is_empty() {
+        return None;
+    }
+    let Frontend { vip, protocol, port } = frontend;
+    let named: Vec<&str> =
+        behind.strangers.iter().map(|node| if node.is_empty() { "none" } else { node }).collect();
+    let text = format!(
+        "{vip} {protocol} {port}: endpoints on nodes that are no members of the VIP's group are left out by mode dsr ({})",
+        named.join(", ")
+    );
+    Some(Finding::new(key, text).mend("widen vrrp.members, or annotate the Service with kvip.io/mode=nat"))
 }
 
 /// The finding of a frontend that nobody serves.
 fn nothing_behind(
-    key: &ObjectKey,
     service: Facts<'_>,
     frontend: Frontend,
-    wanted: &ServicePort,
+    serving: &Serving,
     behind: &Behind,
 ) -> Option<Finding> {
-    if behind.servers.values().any(|wanted| *wanted == WantedServer::Active) {
+    let active = behind.servers.values().any(|server| server.wanted == WantedServer::Active);
+    if active || serving.mode == Mode::Announce {
         return None;
     }
+    let (key, wanted) = (service.key, &serving.port);
     let Frontend { vip, protocol, port } = frontend;
     let family = Family::of(vip).number();
     let why = if !behind.dead.is_empty() {

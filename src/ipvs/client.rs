@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustix::io::Errno;
 
 use super::codec;
-use super::model::{Command, RealServer, Service, Table, VirtualServer};
+use super::model::{Command, Key, Service, Table, VirtualServer};
 use super::socket::{BATCH, Failure, PATIENCE, Socket};
 use super::wire::DecodeError;
-use crate::model::{Backend, Family, Frontend};
 
 /// A dump that others disturb is tried so often; each try takes milliseconds.
 const DUMP_ATTEMPTS: usize = 5;
@@ -85,11 +84,11 @@ impl Client {
         Ok(client)
     }
 
-    /// All virtual servers whose frontend satisfies `only`, with their real servers.
+    /// All virtual servers whose key satisfies `only`, with their real servers.
     ///
     /// The kernel's dumps are no snapshots (a concurrent writer can make them skip or repeat), so the virtual
     /// servers are listed before and after the real servers, and everything again unless both lists are the same.
-    pub fn table(&mut self, only: &dyn Fn(&Frontend) -> bool) -> Result<Table, Error> {
+    pub fn table(&mut self, only: &dyn Fn(&Key) -> bool) -> Result<Table, Error> {
         let family = self.family()?;
         for _ in 0..DUMP_ATTEMPTS {
             match self.table_once(family, only) {
@@ -100,27 +99,25 @@ impl Client {
         Err(Error::Unsteady)
     }
 
-    /// The virtual servers of `frontends`, with their real servers as they are now and the rest as in `known`.
+    /// The virtual servers of `keys`, with their real servers as they are now and the rest as in `known`.
     ///
     /// A virtual server that somebody removed reads as one without real servers (GET_DEST is an empty dump then); changes of
     /// it are refused, which shows.
-    pub fn servers(&mut self, frontends: &BTreeSet<Frontend>, known: &Table) -> Result<Table, Error> {
+    pub fn servers(&mut self, keys: &BTreeSet<Key>, known: &Table) -> Result<Table, Error> {
         let family = self.family()?;
         let mut table = Table::new();
-        for frontend in frontends {
-            let Some(before) = known.get(frontend) else { continue };
-            let real_servers = self.real_servers(family, frontend)?;
-            table.insert(*frontend, VirtualServer { service: before.service.clone(), real_servers });
+        for key in keys {
+            let Some(before) = known.get(key) else { continue };
+            table.insert(*key, self.virtual_server(family, key, &before.service)?);
         }
         Ok(table)
     }
 
-    fn table_once(&mut self, family: u16, only: &dyn Fn(&Frontend) -> bool) -> Result<Table, Error> {
+    fn table_once(&mut self, family: u16, only: &dyn Fn(&Key) -> bool) -> Result<Table, Error> {
         let services = self.services(family, only)?;
         let mut table = Table::new();
-        for (frontend, service) in &services {
-            let real_servers = self.real_servers(family, frontend)?;
-            table.insert(*frontend, VirtualServer { service: service.clone(), real_servers });
+        for (key, service) in &services {
+            table.insert(*key, self.virtual_server(family, key, service)?);
         }
         let steady = self.services(family, only)? == services;
         if steady { Ok(table) } else { Err(Error::Unsteady) }
@@ -129,31 +126,34 @@ impl Client {
     fn services(
         &mut self,
         family: u16,
-        only: &dyn Fn(&Frontend) -> bool,
-    ) -> Result<BTreeMap<Frontend, Service>, Error> {
+        only: &dyn Fn(&Key) -> bool,
+    ) -> Result<BTreeMap<Key, Service>, Error> {
         let mut services = BTreeMap::new();
         for payload in self.socket.ask(|sequence| codec::dump_services(family, sequence))? {
-            let Some((frontend, service)) = codec::service(&payload)? else { continue };
-            if only(&frontend) && services.insert(frontend, service).is_some() {
+            let Some((key, service)) = codec::service(&payload)? else { continue };
+            if only(&key) && services.insert(key, service).is_some() {
                 return Err(Error::Unsteady);
             }
         }
         Ok(services)
     }
 
-    fn real_servers(
-        &mut self,
-        family: u16,
-        frontend: &Frontend,
-    ) -> Result<BTreeMap<Backend, RealServer>, Error> {
-        let mut real_servers = BTreeMap::new();
-        for payload in self.socket.ask(|sequence| codec::dump_dests(family, sequence, frontend))? {
-            let (backend, real) = codec::dest(&payload, Family::of(frontend.vip))?;
-            if real_servers.insert(backend, real).is_some() {
+    /// The virtual server `key`, whose properties are known, with its real servers.
+    fn virtual_server(&mut self, family: u16, key: &Key, service: &Service) -> Result<VirtualServer, Error> {
+        let mut server = VirtualServer::new(service.clone());
+        for payload in self.socket.ask(|sequence| codec::dump_dests(family, sequence, key))? {
+            let (backend, real) = codec::dest(&payload, key.family())?;
+            if server.real_servers.insert(backend, real).is_some() {
                 return Err(Error::Unsteady);
             }
+            server.added.push(backend);
         }
-        Ok(real_servers)
+        // The kernel puts each new one at the head of its list (__ip_vs_update_dest, ip_vs_ctl.c).
+        server.added.reverse();
+        if !service.goes_by_order() {
+            server.added.clear();
+        }
+        Ok(server)
     }
 
     /// Carries out `commands` in their order; those that failed, by index, with the reason. An error does not stop
@@ -220,11 +220,11 @@ enum Verdict {
 fn verdict(command: &Command, failure: Failure) -> Verdict {
     let Failure::Refused(errno) = failure else { return Verdict::Failed(failure.into()) };
     match (command, errno) {
-        (Command::NewService(frontend, service), Errno::EXIST) => {
-            Verdict::Instead(Command::SetService(*frontend, service.clone()))
+        (Command::NewService(key, service), Errno::EXIST) => {
+            Verdict::Instead(Command::SetService(*key, service.clone()))
         }
-        (Command::NewDest(frontend, backend, real), Errno::EXIST) => {
-            Verdict::Instead(Command::SetDest(*frontend, *backend, *real))
+        (Command::NewDest(key, backend, real), Errno::EXIST) => {
+            Verdict::Instead(Command::SetDest(*key, *backend, *real))
         }
         (Command::DelService(_), Errno::SRCH) | (Command::DelDest(..), Errno::SRCH | Errno::NOENT) => {
             Verdict::Done

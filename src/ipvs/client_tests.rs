@@ -5,10 +5,10 @@ use std::thread;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
-use super::super::model::Forward;
+use super::super::model::{Forward, RealServer};
 use super::super::wire::Writer;
 use super::*;
-use crate::model::Protocol;
+use crate::model::{Backend, Frontend, Protocol};
 
 const FAMILY: u16 = 0x1c;
 const GET_FAMILY: u8 = 3;
@@ -89,8 +89,8 @@ fn family_object() -> Vec<u8> {
     writer.finish()
 }
 
-fn frontend(port: u16) -> Frontend {
-    Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port }
+fn frontend(port: u16) -> Key {
+    Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port }.into()
 }
 
 fn backend(last: u8) -> Backend {
@@ -102,7 +102,7 @@ fn service(scheduler: &str) -> Service {
 }
 
 fn real(weight: u32) -> RealServer {
-    RealServer { forward: Forward::Masquerade, weight, connections: 0 }
+    RealServer::new(Forward::Masquerade, weight)
 }
 
 /// `frontend(port)` as a dump would say it.
@@ -116,7 +116,7 @@ fn dest_object(last: u8) -> Vec<u8> {
     writer.nest(2, |writer| {
         writer.put(1, &[10, 2, 4, last]);
         writer.put(2, &8080u16.to_be_bytes());
-        for (kind, value) in [(3, 0), (4, 1), (7, 2), (8, 3)] {
+        for (kind, value) in [(3, 0), (4, 1), (5, 0), (6, 0), (7, 2), (8, 3)] {
             writer.put_u32(kind, value);
         }
     });
@@ -205,10 +205,10 @@ fn a_table_is_read_with_connections_and_without_what_is_not_asked_for() {
         };
         Some((objects, 0))
     });
-    let table = client.table(&|frontend| frontend.port == 80).unwrap();
+    let table = client.table(&|key| *key == frontend(80)).unwrap();
     let real = RealServer { connections: 5, ..real(1) };
     let real_servers = [(backend(1), real), (backend(2), real)].into();
-    let expected = VirtualServer { service: service("wlc"), real_servers };
+    let expected = VirtualServer { real_servers, ..VirtualServer::new(service("wlc")) };
     assert_eq!(table, Table::from([(frontend(80), expected)]));
 }
 
@@ -224,7 +224,9 @@ fn check_dumps(dumps: &'static [&'static [u16]], expected: Result<&[u16], Error>
         }
         Some((Vec::new(), 0))
     });
-    let ports = client.table(&|_| true).map(|table| table.keys().map(|f| f.port).collect::<Vec<_>>());
+    let ports = client
+        .table(&|_| true)
+        .map(|table| table.keys().filter_map(|key| Some(key.frontend()?.port)).collect::<Vec<_>>());
     assert_eq!(ports, expected.map(<[u16]>::to_vec), "{dumps:?}");
 }
 

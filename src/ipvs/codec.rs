@@ -1,12 +1,12 @@
 //! IPVS's generic netlink messages: kvip's model to bytes and back (`<linux/ip_vs.h>`, net/netfilter/ipvs/ip_vs_ctl.c).
 //!
-//! Pure. Virtual servers by firewall mark, and those of protocols that no Service can name, are skipped: they are
-//! not kvip's. Attributes that kvip does not use (statistics, thresholds, persistence engines) are skipped as well.
+//! Pure. Virtual servers of protocols that no Service can name are skipped: they are not kvip's. Attributes that kvip
+//! does not use (statistics, persistence engines) are skipped as well.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::model::{Command, Forward, RealServer, Service};
+use super::model::{Command, Forward, Key, Persistence, RealServer, Service, Thresholds, Tunnel};
 use super::wire::{ACK, Attributes, DUMP, DecodeError, Writer};
 use crate::model::{Backend, Family, Frontend, Protocol};
 
@@ -49,6 +49,14 @@ const DEST_L_THRESH: u16 = 6;
 const DEST_ACTIVE_CONNS: u16 = 7;
 const DEST_INACT_CONNS: u16 = 8;
 const DEST_ADDR_FAMILY: u16 = 11;
+const DEST_TUN_TYPE: u16 = 13;
+const DEST_TUN_PORT: u16 = 14;
+const DEST_TUN_FLAGS: u16 = 15;
+
+/// IP_VS_CONN_F_TUNNEL_TYPE_IPIP and those after it.
+const TUNNEL_IPIP: u8 = 0;
+const TUNNEL_GUE: u8 = 1;
+const TUNNEL_GRE: u8 = 2;
 
 /// IP_VS_SVC_F_PERSISTENT.
 const FLAG_PERSISTENT: u32 = 0x1;
@@ -82,10 +90,11 @@ pub(super) fn dump_services(family: u16, sequence: u32) -> Vec<u8> {
     Writer::new(family, DUMP, sequence, CMD_GET_SERVICE, VERSION).finish()
 }
 
-/// Asks for the real servers of `frontend`. The kernel answers with none when there is no such virtual server.
-pub(super) fn dump_dests(family: u16, sequence: u32, frontend: &Frontend) -> Vec<u8> {
+/// Asks for the real servers of the virtual server `key`. The kernel answers with none when there is no such virtual
+/// server.
+pub(super) fn dump_dests(family: u16, sequence: u32, key: &Key) -> Vec<u8> {
     let mut writer = Writer::new(family, DUMP, sequence, CMD_GET_DEST, VERSION);
-    writer.nest(ATTR_SERVICE, |writer| put_frontend(writer, frontend));
+    writer.nest(ATTR_SERVICE, |writer| put_key(writer, key));
     writer.finish()
 }
 
@@ -101,9 +110,9 @@ pub(super) fn command(family: u16, sequence: u32, command: &Command) -> Vec<u8> 
     };
     let mut writer = Writer::new(family, ACK, sequence, number, VERSION);
     writer.nest(ATTR_SERVICE, |writer| {
-        put_frontend(writer, command.frontend());
-        if let Command::NewService(frontend, service) | Command::SetService(frontend, service) = command {
-            put_service(writer, frontend, service);
+        put_key(writer, command.key());
+        if let Command::NewService(key, service) | Command::SetService(key, service) = command {
+            put_service(writer, key.family(), service);
         }
     });
     match command {
@@ -116,28 +125,45 @@ pub(super) fn command(family: u16, sequence: u32, command: &Command) -> Vec<u8> 
     writer.finish()
 }
 
-fn put_frontend(writer: &mut Writer, frontend: &Frontend) {
-    writer.put_u16(SVC_AF, address_family(frontend.vip));
-    writer.put_u16(SVC_PROTOCOL, u16::from(frontend.protocol.number()));
-    writer.put(SVC_ADDR, &address_bytes(frontend.vip));
-    writer.put(SVC_PORT, &frontend.port.to_be_bytes());
+fn put_key(writer: &mut Writer, key: &Key) {
+    writer.put_u16(SVC_AF, family_number(key.family()));
+    match key {
+        Key::Frontend(Frontend { vip, protocol, port }) => {
+            writer.put_u16(SVC_PROTOCOL, u16::from(protocol.number()));
+            writer.put(SVC_ADDR, &address_bytes(*vip));
+            writer.put(SVC_PORT, &port.to_be_bytes());
+        }
+        Key::Mark(_, mark) => writer.put_u32(SVC_FWMARK, *mark),
+    }
 }
 
-/// What NEW_SERVICE and SET_SERVICE need beside the frontend (ip_vs_genl_parse_service, `need_full_svc`).
-fn put_service(writer: &mut Writer, frontend: &Frontend, service: &Service) {
+/// What NEW_SERVICE and SET_SERVICE need beside the key (ip_vs_genl_parse_service, `need_full_svc`).
+fn put_service(writer: &mut Writer, family: Family, service: &Service) {
     let persistent = if service.persistence.is_some() { FLAG_PERSISTENT } else { 0 };
-    let timeout = service.persistence.unwrap_or_default().as_secs();
-    // Persistence for each client address alone: a whole IPv4 mask, or an IPv6 prefix length in host order.
-    let netmask = match Family::of(frontend.vip) {
-        Family::V4 => u32::MAX,
-        Family::V6 => 128,
-    };
+    let persistence = service.persistence.unwrap_or(Persistence::of_address(Duration::ZERO, family));
     let mut flags = (service.flags | persistent).to_ne_bytes().to_vec();
     flags.extend(u32::MAX.to_ne_bytes()); // struct ip_vs_flags: the mask of flags that are set.
     writer.put_str(SVC_SCHED_NAME, &service.scheduler);
     writer.put(SVC_FLAGS, &flags);
-    writer.put_u32(SVC_TIMEOUT, u32::try_from(timeout).unwrap_or(u32::MAX));
-    writer.put_u32(SVC_NETMASK, netmask);
+    writer.put_u32(SVC_TIMEOUT, u32::try_from(persistence.timeout.as_secs()).unwrap_or(u32::MAX));
+    writer.put(SVC_NETMASK, &netmask(family, persistence.prefix_len));
+}
+
+/// The clients that are one to persistence: an IPv4 mask in network order, or an IPv6 prefix length in host order.
+fn netmask(family: Family, prefix_len: u8) -> [u8; 4] {
+    match family {
+        Family::V4 => u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0).to_be_bytes(),
+        Family::V6 => u32::from(prefix_len).to_ne_bytes(),
+    }
+}
+
+/// The prefix length of what [`netmask`] writes.
+fn prefix_len(family: Family, netmask: [u8; 4]) -> u8 {
+    let bits = match family {
+        Family::V4 => u32::from_be_bytes(netmask).leading_ones(),
+        Family::V6 => u32::from_ne_bytes(netmask).min(128),
+    };
+    u8::try_from(bits).unwrap_or(u8::MAX)
 }
 
 fn put_dest(writer: &mut Writer, backend: &Backend, real: Option<&RealServer>) {
@@ -146,54 +172,87 @@ fn put_dest(writer: &mut Writer, backend: &Backend, real: Option<&RealServer>) {
     if let Some(real) = real {
         writer.put_u32(DEST_FWD_METHOD, forward_number(real.forward));
         writer.put_u32(DEST_WEIGHT, real.weight);
-        writer.put_u32(DEST_U_THRESH, 0);
-        writer.put_u32(DEST_L_THRESH, 0);
+        writer.put_u32(DEST_U_THRESH, real.thresholds.upper);
+        writer.put_u32(DEST_L_THRESH, real.thresholds.lower);
     }
-    writer.put_u16(DEST_ADDR_FAMILY, address_family(backend.address));
+    writer.put_u16(DEST_ADDR_FAMILY, family_number(Family::of(backend.address)));
+    if let Some(RealServer { forward: Forward::Tunnel(tunnel), .. }) = real {
+        put_tunnel(writer, *tunnel);
+    }
+}
+
+/// Kernels before 5.3 know IP in IP alone, and skip this.
+fn put_tunnel(writer: &mut Writer, tunnel: Tunnel) {
+    let (kind, port) = match tunnel {
+        Tunnel::Ipip => (TUNNEL_IPIP, 0),
+        Tunnel::Gue(port) => (TUNNEL_GUE, port),
+        Tunnel::Gre => (TUNNEL_GRE, 0),
+    };
+    writer.put(DEST_TUN_TYPE, &[kind]);
+    writer.put(DEST_TUN_PORT, &port.to_be_bytes());
+    writer.put_u16(DEST_TUN_FLAGS, 0);
 }
 
 /// The virtual server in one message of a dump; `None` when it is one that kvip never owns.
-pub(super) fn service(payload: &[u8]) -> Result<Option<(Frontend, Service)>, DecodeError> {
+pub(super) fn service(payload: &[u8]) -> Result<Option<(Key, Service)>, DecodeError> {
     let service = Attributes::parse(payload)?.nested(ATTR_SERVICE, "virtual server")?;
+    let Some(key) = key(&service)? else { return Ok(None) };
+    let flags = service.u32(SVC_FLAGS, "flags")?;
+    let timeout = Duration::from_secs(service.u32(SVC_TIMEOUT, "persistence timeout")?.into());
+    let netmask = service.get(SVC_NETMASK, "netmask")?.first_chunk::<4>().copied();
+    let prefix_len = prefix_len(key.family(), netmask.ok_or(DecodeError::Truncated("netmask"))?);
+    let persistence = (flags & FLAG_PERSISTENT != 0).then_some(Persistence { timeout, prefix_len });
+    let scheduler = service.str(SVC_SCHED_NAME, "scheduler")?.to_owned();
+    Ok(Some((key, Service { scheduler, persistence, flags: flags & !(FLAG_PERSISTENT | FLAG_HASHED) })))
+}
+
+fn key(service: &Attributes) -> Result<Option<Key>, DecodeError> {
+    let number = service.u16(SVC_AF, "address family")?;
     if service.find(SVC_FWMARK).is_some() {
-        return Ok(None);
+        return Ok(Some(Key::Mark(family_of(number)?, service.u32(SVC_FWMARK, "firewall mark")?)));
     }
     let Some(protocol) = Protocol::from_number(service.u16(SVC_PROTOCOL, "protocol")?) else {
         return Ok(None);
     };
-    let vip = address(service.u16(SVC_AF, "address family")?, service.get(SVC_ADDR, "address")?)?;
-    let frontend = Frontend { vip, protocol, port: service.be16(SVC_PORT, "port")? };
-    let flags = service.u32(SVC_FLAGS, "flags")?;
-    let timeout = service.u32(SVC_TIMEOUT, "persistence timeout")?;
-    let persistence = (flags & FLAG_PERSISTENT != 0).then(|| Duration::from_secs(timeout.into()));
-    let scheduler = service.str(SVC_SCHED_NAME, "scheduler")?.to_owned();
-    Ok(Some((frontend, Service { scheduler, persistence, flags: flags & !(FLAG_PERSISTENT | FLAG_HASHED) })))
+    let vip = address(number, service.get(SVC_ADDR, "address")?)?;
+    Ok(Some(Frontend { vip, protocol, port: service.be16(SVC_PORT, "port")? }.into()))
 }
 
 /// The real server in one message of a dump of a virtual server of `family`.
 pub(super) fn dest(payload: &[u8], family: Family) -> Result<(Backend, RealServer), DecodeError> {
     let dest = Attributes::parse(payload)?.nested(ATTR_DEST, "real server")?;
     // Kernels before 3.18 do not say the family: it is the virtual server's.
-    let number = match (dest.find(DEST_ADDR_FAMILY), family) {
-        (Some(_), _) => dest.u16(DEST_ADDR_FAMILY, "address family")?,
-        (None, Family::V4) => AF_INET,
-        (None, Family::V6) => AF_INET6,
+    let number = match dest.find(DEST_ADDR_FAMILY) {
+        Some(_) => dest.u16(DEST_ADDR_FAMILY, "address family")?,
+        None => family_number(family),
     };
     let address = address(number, dest.get(DEST_ADDR, "address")?)?;
     let active = dest.u32(DEST_ACTIVE_CONNS, "active connections")?;
     let inactive = dest.u32(DEST_INACT_CONNS, "inactive connections")?;
     let real = RealServer {
-        forward: forward(dest.u32(DEST_FWD_METHOD, "forwarding method")?)?,
+        forward: forward(&dest)?,
         weight: dest.u32(DEST_WEIGHT, "weight")?,
+        thresholds: Thresholds {
+            upper: dest.u32(DEST_U_THRESH, "upper threshold")?,
+            lower: dest.u32(DEST_L_THRESH, "lower threshold")?,
+        },
         connections: active.saturating_add(inactive),
     };
     Ok((Backend { address, port: dest.be16(DEST_PORT, "port")? }, real))
 }
 
-fn address_family(address: IpAddr) -> u16 {
-    match Family::of(address) {
+fn family_number(family: Family) -> u16 {
+    match family {
         Family::V4 => AF_INET,
         Family::V6 => AF_INET6,
+    }
+}
+
+fn family_of(number: u16) -> Result<Family, DecodeError> {
+    match number {
+        AF_INET => Ok(Family::V4),
+        AF_INET6 => Ok(Family::V6),
+        _ => Err(DecodeError::Value("address family")),
     }
 }
 
@@ -210,10 +269,9 @@ fn address_bytes(address: IpAddr) -> [u8; 16] {
 }
 
 fn address(family: u16, bytes: &[u8]) -> Result<IpAddr, DecodeError> {
-    match family {
-        AF_INET => bytes.first_chunk::<4>().map(|b| Ipv4Addr::from(*b).into()),
-        AF_INET6 => bytes.first_chunk::<16>().map(|b| Ipv6Addr::from(*b).into()),
-        _ => return Err(DecodeError::Value("address family")),
+    match family_of(family)? {
+        Family::V4 => bytes.first_chunk::<4>().map(|b| Ipv4Addr::from(*b).into()),
+        Family::V6 => bytes.first_chunk::<16>().map(|b| Ipv6Addr::from(*b).into()),
     }
     .ok_or(DecodeError::Truncated("address"))
 }
@@ -222,21 +280,31 @@ fn forward_number(forward: Forward) -> u32 {
     match forward {
         Forward::Masquerade => 0,
         Forward::Local => 1,
-        Forward::Tunnel => 2,
+        Forward::Tunnel(_) => 2,
         Forward::DirectRoute => 3,
         Forward::Bypass => 4,
     }
 }
 
-fn forward(number: u32) -> Result<Forward, DecodeError> {
-    Ok(match number & FORWARD_MASK {
+fn forward(dest: &Attributes) -> Result<Forward, DecodeError> {
+    Ok(match dest.u32(DEST_FWD_METHOD, "forwarding method")? & FORWARD_MASK {
         0 => Forward::Masquerade,
         1 => Forward::Local,
-        2 => Forward::Tunnel,
+        2 => Forward::Tunnel(tunnel(dest)?),
         3 => Forward::DirectRoute,
         4 => Forward::Bypass,
         _ => return Err(DecodeError::Value("forwarding method")),
     })
+}
+
+/// Without a type it is IP in IP, as kernels before 5.3 have no other.
+fn tunnel(dest: &Attributes) -> Result<Tunnel, DecodeError> {
+    match dest.find(DEST_TUN_TYPE).and_then(|bytes| bytes.first().copied()) {
+        None | Some(TUNNEL_IPIP) => Ok(Tunnel::Ipip),
+        Some(TUNNEL_GUE) => Ok(Tunnel::Gue(dest.be16(DEST_TUN_PORT, "tunnel port")?)),
+        Some(TUNNEL_GRE) => Ok(Tunnel::Gre),
+        Some(_) => Err(DecodeError::Value("tunnel type")),
+    }
 }
 
 #[cfg(test)]

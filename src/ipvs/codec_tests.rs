@@ -14,8 +14,8 @@ fn bytes(text: &str) -> Vec<u8> {
     digits.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
 }
 
-fn frontend(address: &str, protocol: Protocol, port: u16) -> Frontend {
-    Frontend { vip: address.parse().unwrap(), protocol, port }
+fn frontend(address: &str, protocol: Protocol, port: u16) -> Key {
+    Frontend { vip: address.parse().unwrap(), protocol, port }.into()
 }
 
 fn backend(address: &str, port: u16) -> Backend {
@@ -23,7 +23,7 @@ fn backend(address: &str, port: u16) -> Backend {
 }
 
 fn real(forward: Forward, weight: u32, connections: u32) -> RealServer {
-    RealServer { forward, weight, connections }
+    RealServer { connections, ..RealServer::new(forward, weight) }
 }
 
 #[track_caller]
@@ -76,7 +76,8 @@ fn add_a_virtual_server() {
 
 #[test]
 fn set_a_persistent_virtual_server_of_ipv6() {
-    let service = Service { scheduler: "sh".into(), persistence: Some(Duration::from_hours(3)), flags: 0x10 };
+    let persistence = Some(Persistence::of_address(Duration::from_hours(3), Family::V6));
+    let service = Service { scheduler: "sh".into(), persistence, flags: 0x10 };
     check(
         &command(0x1c, 10, &Command::SetService(frontend("fd00::50", Protocol::Sctp, 3868), service)),
         "68 00 00 00  1c 00  05 00  0a 00 00 00  00 00 00 00   02 01 00 00
@@ -149,7 +150,8 @@ const DUMPED_SERVICE: &str = "
 
 #[test]
 fn read_a_virtual_server() {
-    let expected = Service { scheduler: "wlc".into(), persistence: Some(Duration::from_mins(5)), flags: 4 };
+    let persistence = Some(Persistence::of_address(Duration::from_mins(5), Family::V4));
+    let expected = Service { scheduler: "wlc".into(), persistence, flags: 4 };
     assert_eq!(
         service(&bytes(DUMPED_SERVICE)),
         Ok(Some((frontend("10.87.2.50", Protocol::Udp, 53), expected)))
@@ -157,9 +159,45 @@ fn read_a_virtual_server() {
 }
 
 #[test]
-fn skip_what_is_never_kvips() {
+fn a_virtual_server_by_mark() {
     let by_mark = DUMPED_SERVICE.replace("06 00 04 00  00 35 00 00", "08 00 05 00  01 01 00 00");
-    assert_eq!(service(&bytes(&by_mark)), Ok(None));
+    let read = service(&bytes(&by_mark)).unwrap().map(|(key, _)| key);
+    assert_eq!(read, Some(Key::Mark(Family::V4, 0x101)));
+    check(
+        &command(0x1c, 1, &Command::DelService(Key::Mark(Family::V6, 0x101))),
+        "28 00 00 00  1c 00  05 00  01 00 00 00  00 00 00 00   03 01 00 00
+         14 00 01 80
+         06 00 01 00  0a 00 00 00                               # AF_INET6
+         08 00 05 00  01 01 00 00                               # FWMARK",
+    );
+}
+
+#[test]
+fn add_a_real_server_behind_a_tunnel() {
+    let real = RealServer {
+        thresholds: Thresholds { upper: 100, lower: 75 },
+        ..real(Forward::Tunnel(Tunnel::Gue(6080)), 1, 0)
+    };
+    check(
+        &command(0x1c, 1, &Command::NewDest(Key::Mark(Family::V4, 1), backend("10.2.4.10", 80), real)),
+        "88 00 00 00  1c 00  05 00  01 00 00 00  00 00 00 00   05 01 00 00
+         14 00 01 80  06 00 01 00  02 00 00 00  08 00 05 00  01 00 00 00
+         60 00 02 80
+         14 00 01 00  0a 02 04 0a  00 00 00 00 00 00 00 00 00 00 00 00
+         06 00 02 00  00 50 00 00
+         08 00 03 00  02 00 00 00                               # FWD_METHOD: tunnel
+         08 00 04 00  01 00 00 00
+         08 00 05 00  64 00 00 00                               # U_THRESH
+         08 00 06 00  4b 00 00 00                               # L_THRESH
+         06 00 0b 00  02 00 00 00
+         05 00 0d 00  01 00 00 00                               # TUN_TYPE: GUE
+         06 00 0e 00  17 c0 00 00                               # TUN_PORT: 6080, in network order
+         06 00 0f 00  00 00 00 00                               # TUN_FLAGS",
+    );
+}
+
+#[test]
+fn skip_what_is_never_kvips() {
     let of_esp = DUMPED_SERVICE.replace("11 00 00 00", "32 00 00 00");
     assert_eq!(service(&bytes(&of_esp)), Ok(None));
 }
@@ -235,14 +273,17 @@ proptest! {
 
     /// What is written to add a virtual server is what a dump of it would say.
     #[test]
-    fn a_service_written_is_read(v6: bool, address: u128, port: u16, seconds in prop::option::of(1u32..86_400), flags in 0u32..16) {
+    fn a_service_written_is_read(v6: bool, address: u128, port: u16, seconds in prop::option::of((1u32..86_400, 1u8..=32)), flags in 0u32..16) {
         let vip = if v6 { Ipv6Addr::from(address).into() } else { Ipv4Addr::from((address >> 96) as u32).into() };
         let frontend = Frontend { vip, protocol: Protocol::Tcp, port };
-        let persistence = seconds.map(|s| Duration::from_secs(s.into()));
+        let persistence = seconds.map(|(seconds, bits)| {
+            Persistence { timeout: Duration::from_secs(seconds.into()), prefix_len: if v6 { bits * 4 } else { bits } }
+        });
         let wanted = Service { scheduler: "mh".into(), persistence, flags: flags << 2 };
-        let message = command(0x1c, 1, &Command::NewService(frontend, wanted.clone()));
+        let key = Key::from(frontend);
+        let message = command(0x1c, 1, &Command::NewService(key, wanted.clone()));
         let answers = replies(&message).unwrap();
         let Body::Data(payload) = answers[0].body else { panic!("{answers:?}") };
-        prop_assert_eq!(service(payload), Ok(Some((frontend, wanted))));
+        prop_assert_eq!(service(payload), Ok(Some((key, wanted))));
     }
 }

@@ -10,4 +10,4 @@ mod socket;
 mod wire;
 
 pub use client::{Client, Error};
-pub use model::{Command, RealServer, Service, Table, VirtualServer};
+pub use model::{Command, Key, RealServer, Service, Table, VirtualServer};

@@ -4,10 +4,63 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::model::{Backend, Frontend};
+use crate::model::{Backend, Family, Frontend};
 
-/// Virtual servers by frontend. Virtual servers by firewall mark are not kvip's and never appear here.
-pub type Table = BTreeMap<Frontend, VirtualServer>;
+/// Virtual servers by what they take.
+pub type Table = BTreeMap<Key, VirtualServer>;
+
+/// Which packets a virtual server takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// Those to a VIP, protocol and port.
+    Frontend(Frontend),
+    /// Those of a family that carry a firewall mark. A virtual server by mark comes before one by address.
+    Mark(Family, u32),
+}
+
+impl Key {
+    /// The family of its packets.
+    pub fn family(&self) -> Family {
+        match self {
+            Self::Frontend(frontend) => Family::of(frontend.vip),
+            Self::Mark(family, _) => *family,
+        }
+    }
+
+    /// The frontend, unless it is by firewall mark.
+    pub fn frontend(&self) -> Option<&Frontend> {
+        match self {
+            Self::Frontend(frontend) => Some(frontend),
+            Self::Mark(..) => None,
+        }
+    }
+}
+
+impl Key {
+    /// The family and the mark, unless it is by address.
+    pub fn mark(&self) -> Option<(Family, u32)> {
+        match self {
+            Self::Frontend(_) => None,
+            Self::Mark(family, mark) => Some((*family, *mark)),
+        }
+    }
+}
+
+impl From<Frontend> for Key {
+    fn from(frontend: Frontend) -> Self {
+        Self::Frontend(frontend)
+    }
+}
+
+/// `tcp 10.87.2.50:80`, or `mark 0x101 (IPv4)`.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frontend(frontend) => frontend.fmt(f),
+            Self::Mark(family, mark) => write!(f, "mark {mark:#x} (IPv{})", family.number()),
+        }
+    }
+}
 
 /// A virtual server with its real servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,17 +69,71 @@ pub struct VirtualServer {
     pub service: Service,
     /// Its real servers.
     pub real_servers: BTreeMap<Backend, RealServer>,
+    /// Its real servers in the order in which they were added, where the scheduler goes by it; else nothing.
+    pub added: Vec<Backend>,
 }
+
+impl VirtualServer {
+    /// A virtual server without real servers.
+    pub fn new(service: Service) -> Self {
+        Self { service, real_servers: BTreeMap::new(), added: Vec::new() }
+    }
+}
+
+/// IP_VS_SVC_F_ONEPACKET: each datagram is scheduled by itself.
+pub const FLAG_ONE_PACKET: u32 = 0x4;
+/// IP_VS_SVC_F_SCHED1: sh-fallback, mh-fallback: another real server takes what one without weight cannot.
+pub const FLAG_SCHED_1: u32 = 0x8;
+/// IP_VS_SVC_F_SCHED2: sh-port, mh-port: the client's port is hashed with its address.
+pub const FLAG_SCHED_2: u32 = 0x10;
+/// IP_VS_SVC_F_SCHED3; no scheduler of the kernel has a use for it.
+pub const FLAG_SCHED_3: u32 = 0x20;
+
+/// Flags with their names; those of schedulers are called after the scheduler.
+const FLAGS: [(u32, Option<&str>); 4] = [
+    (FLAG_ONE_PACKET, Some("ops")),
+    (FLAG_SCHED_1, None),
+    (FLAG_SCHED_2, None),
+    (FLAG_SCHED_3, Some("flag-3")),
+];
 
 /// The properties of a virtual server that SET_SERVICE can change in place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// The scheduler's kernel name, such as `wlc` (15 bytes at most).
     pub scheduler: String,
-    /// Persistence: for how long a client keeps its real server, in whole seconds.
-    pub persistence: Option<Duration>,
+    /// For how long which clients keep their real server.
+    pub persistence: Option<Persistence>,
     /// Scheduler and one-packet flags; IP_VS_SVC_F_HASHED and PERSISTENT are not among them.
     pub flags: u32,
+}
+
+impl Service {
+    /// Whether it matters in which order real servers are added: mh fills its table in the order of their list
+    /// (ip_vs_mh_populate, net/netfilter/ipvs/ip_vs_mh.c), and all nodes must come to the same.
+    pub fn goes_by_order(&self) -> bool {
+        self.scheduler == "mh"
+    }
+}
+
+/// Persistence: connections of one client go to one real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Persistence {
+    /// For how long after the last connection, in whole seconds.
+    pub timeout: Duration,
+    /// How many leading bits of addresses make one client: 32 or 128 is each address for itself.
+    pub prefix_len: u8,
+}
+
+impl Persistence {
+    /// Persistence for each address of `family` by itself.
+    pub fn of_address(timeout: Duration, family: Family) -> Self {
+        let prefix_len = match family {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        };
+        Self { timeout, prefix_len }
+    }
 }
 
 /// A real server.
@@ -36,8 +143,43 @@ pub struct RealServer {
     pub forward: Forward,
     /// The weight; 0 takes no new connections.
     pub weight: u32,
+    /// How many connections are too many.
+    pub thresholds: Thresholds,
     /// Connections now, active and inactive; 0 in a wanted table, never compared.
     pub connections: u32,
+}
+
+impl RealServer {
+    /// A real server without thresholds and connections.
+    pub fn new(forward: Forward, weight: u32) -> Self {
+        Self { forward, weight, thresholds: Thresholds::default(), connections: 0 }
+    }
+
+    /// Whether `other` is set up alike, whatever connections it has.
+    pub fn same_as(&self, other: &Self) -> bool {
+        Self { connections: 0, ..*self } == Self { connections: 0, ..*other }
+    }
+}
+
+/// From which number of connections on a real server gets no more, and below which it gets some again (ipvsadm(8),
+/// `--u-threshold` and `--l-threshold`). 0 is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Thresholds {
+    /// No more from here on.
+    pub upper: u32,
+    /// Some again below; 0 is three quarters of the upper one.
+    pub lower: u32,
+}
+
+/// How packets are wrapped for a tunnel (IP_VS_CONN_F_TUNNEL_TYPE of `<linux/ip_vs.h>`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tunnel {
+    /// IP in IP (RFC 2003), or IPv6 in the one and the other.
+    Ipip,
+    /// Generic UDP encapsulation, to a port.
+    Gue(u16),
+    /// Generic routing encapsulation (RFC 2784).
+    Gre,
 }
 
 /// IP_VS_CONN_F_FWD_MASK of `<linux/ip_vs.h>`.
@@ -48,7 +190,7 @@ pub enum Forward {
     /// To this host itself.
     Local,
     /// By a tunnel.
-    Tunnel,
+    Tunnel(Tunnel),
     /// By direct routing.
     DirectRoute,
     /// Cache bypass.
@@ -59,52 +201,75 @@ pub enum Forward {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Adds a virtual server.
-    NewService(Frontend, Service),
+    NewService(Key, Service),
     /// Changes a virtual server in place.
-    SetService(Frontend, Service),
+    SetService(Key, Service),
     /// Removes a virtual server with its real servers.
-    DelService(Frontend),
+    DelService(Key),
     /// Adds a real server.
-    NewDest(Frontend, Backend, RealServer),
-    /// Changes a real server's weight or forwarding method.
-    SetDest(Frontend, Backend, RealServer),
+    NewDest(Key, Backend, RealServer),
+    /// Changes a real server's weight, thresholds or forwarding method.
+    SetDest(Key, Backend, RealServer),
     /// Removes a real server.
-    DelDest(Frontend, Backend),
+    DelDest(Key, Backend),
 }
 
 impl Command {
     /// The virtual server that is changed, or whose real server is.
-    pub fn frontend(&self) -> &Frontend {
+    pub fn key(&self) -> &Key {
         match self {
-            Self::NewService(frontend, _)
-            | Self::SetService(frontend, _)
-            | Self::DelService(frontend)
-            | Self::NewDest(frontend, ..)
-            | Self::SetDest(frontend, ..)
-            | Self::DelDest(frontend, _) => frontend,
+            Self::NewService(key, _)
+            | Self::SetService(key, _)
+            | Self::DelService(key)
+            | Self::NewDest(key, ..)
+            | Self::SetDest(key, ..)
+            | Self::DelDest(key, _) => key,
         }
     }
 
     /// Changes `table` as the kernel's table changes by this command, where there and gone already are success.
     pub fn apply(&self, table: &mut Table) {
         match self {
-            Self::NewService(frontend, service) | Self::SetService(frontend, service) => {
-                let fresh = || VirtualServer { service: service.clone(), real_servers: BTreeMap::new() };
-                table.entry(*frontend).or_insert_with(fresh).service = service.clone();
-            }
-            Self::DelService(frontend) => drop(table.remove(frontend)),
-            Self::NewDest(frontend, backend, real_server) | Self::SetDest(frontend, backend, real_server) => {
-                if let Some(server) = table.get_mut(frontend) {
-                    let slot = server.real_servers.entry(*backend).or_insert(*real_server);
-                    *slot = RealServer { connections: slot.connections, ..*real_server };
+            Self::NewService(key, service) | Self::SetService(key, service) => {
+                let server = table.entry(*key).or_insert_with(|| VirtualServer::new(service.clone()));
+                if server.service.goes_by_order() != service.goes_by_order() {
+                    // Added in whatever order while it did not matter: it is taken for a wrong one.
+                    server.added = server.real_servers.keys().rev().copied().collect();
+                }
+                server.service = service.clone();
+                if !service.goes_by_order() {
+                    server.added.clear();
                 }
             }
-            Self::DelDest(frontend, backend) => {
-                if let Some(server) = table.get_mut(frontend) {
+            Self::DelService(key) => drop(table.remove(key)),
+            Self::NewDest(key, backend, real_server) | Self::SetDest(key, backend, real_server) => {
+                if let Some(server) = table.get_mut(key) {
+                    server.put(*backend, *real_server);
+                }
+            }
+            Self::DelDest(key, backend) => {
+                if let Some(server) = table.get_mut(key) {
                     server.real_servers.remove(backend);
+                    server.added.retain(|other| other != backend);
                 }
             }
         }
+    }
+}
+
+impl VirtualServer {
+    /// Adds or changes a real server; its connections stay.
+    fn put(&mut self, backend: Backend, real_server: RealServer) {
+        let connections = match self.real_servers.get(&backend) {
+            Some(before) => before.connections,
+            None => {
+                if self.service.goes_by_order() {
+                    self.added.push(backend);
+                }
+                real_server.connections
+            }
+        };
+        self.real_servers.insert(backend, RealServer { connections, ..real_server });
     }
 }
 
@@ -112,28 +277,38 @@ impl Command {
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NewService(frontend, service) => write!(f, "add virtual server {frontend} {service}"),
-            Self::SetService(frontend, service) => write!(f, "set virtual server {frontend} to {service}"),
-            Self::DelService(frontend) => write!(f, "remove virtual server {frontend}"),
-            Self::NewDest(frontend, backend, real) => {
-                write!(f, "add real server {backend} {real} to {frontend}")
+            Self::NewService(key, service) => write!(f, "add virtual server {key} {service}"),
+            Self::SetService(key, service) => write!(f, "set virtual server {key} to {service}"),
+            Self::DelService(key) => write!(f, "remove virtual server {key}"),
+            Self::NewDest(key, backend, real) => {
+                write!(f, "add real server {backend} {real} to {key}")
             }
-            Self::SetDest(frontend, backend, real) => {
-                write!(f, "set real server {backend} of {frontend} to {real}")
+            Self::SetDest(key, backend, real) => {
+                write!(f, "set real server {backend} of {key} to {real}")
             }
-            Self::DelDest(frontend, backend) => write!(f, "remove real server {backend} from {frontend}"),
+            Self::DelDest(key, backend) => write!(f, "remove real server {backend} from {key}"),
         }
     }
 }
 
-/// `wlc`, or `sh flags 0x10 persistent 10800 s`.
+/// `wlc`, or `mh mh-fallback mh-port`, or `wlc persistent 10800 s`.
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.scheduler)?;
-        if self.flags != 0 {
-            write!(f, " flags {:#x}", self.flags)?;
+        for (flag, name) in FLAGS.iter().filter(|(flag, _)| self.flags & flag != 0) {
+            match name {
+                Some(name) => write!(f, " {name}")?,
+                None => write!(
+                    f,
+                    " {}-{}",
+                    self.scheduler,
+                    if *flag == FLAG_SCHED_1 { "fallback" } else { "port" }
+                )?,
+            }
         }
-        self.persistence.map_or(Ok(()), |time| write!(f, " persistent {} s", time.as_secs()))
+        let Some(Persistence { timeout, prefix_len }) = self.persistence else { return Ok(()) };
+        write!(f, " persistent {} s", timeout.as_secs())?;
+        if prefix_len == 32 || prefix_len == 128 { Ok(()) } else { write!(f, " by /{prefix_len}") }
     }
 }
 
@@ -141,10 +316,16 @@ impl fmt::Display for Service {
 impl fmt::Display for RealServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "weight {}", self.weight)?;
+        let Thresholds { upper, lower } = self.thresholds;
+        if upper != 0 || lower != 0 {
+            write!(f, " thresholds {lower}-{upper}")?;
+        }
         match self.forward {
             Forward::Masquerade => Ok(()),
             Forward::Local => write!(f, " local"),
-            Forward::Tunnel => write!(f, " tunnel"),
+            Forward::Tunnel(Tunnel::Ipip) => write!(f, " tunnel ipip"),
+            Forward::Tunnel(Tunnel::Gue(port)) => write!(f, " tunnel gue:{port}"),
+            Forward::Tunnel(Tunnel::Gre) => write!(f, " tunnel gre"),
             Forward::DirectRoute => write!(f, " direct route"),
             Forward::Bypass => write!(f, " bypass"),
         }

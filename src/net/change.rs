@@ -37,7 +37,7 @@ async fn index_of(name: &str) -> Result<Option<u32>, Error> {
 }
 
 /// `result`, in which a refusal with one of `harmless` is an empty answer.
-fn unless(
+pub(super) fn unless(
     harmless: &[Errno],
     result: Result<Vec<RouteNetlinkMessage>, Error>,
 ) -> Result<Vec<RouteNetlinkMessage>, Error> {

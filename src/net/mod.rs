@@ -1,12 +1,14 @@
 //! The host's network as rtnetlink tells it: links, addresses, gateways and neighbours.
 //!
 //! [`read()`] asks once, [`watch()`] keeps asking, [`neighbours()`] and [`resolve`] tell who else answers for an
-//! address, and [`remove_address`] is the only act that changes the host. None of them ever adds an address:
-//! only keepalived moves VIPs.
+//! address, and [`peers`] follows some of them. [`remove_address`], [`add_policy_route`] and [`remove_policy_route`] are
+//! the only acts that change the host. None of them ever adds an address: only keepalived moves VIPs.
 
 mod change;
 mod neighbour;
 mod netlink;
+pub mod peers;
+mod policy;
 mod read;
 mod tables;
 mod watch;
@@ -14,6 +16,7 @@ mod watch;
 pub use change::remove_address;
 pub use neighbour::{MacAddress, neighbours, owner_of, resolve};
 pub use netlink::Error;
+pub use policy::{add_policy_route, remove_policy_route};
 pub use read::read;
 pub use watch::watch;
 
@@ -21,6 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::model::Family;
 
 /// What kvip knows of its host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +41,48 @@ pub struct HostFacts {
     /// Next hops of default routes.
     #[serde(default)]
     pub gateways: BTreeSet<IpAddr>,
+    /// Policy rules and routes that are kvip's.
+    #[serde(skip)]
+    pub policy_routes: BTreeSet<PolicyRoute>,
+}
+
+/// A policy rule, or a route of the table that it names. kvip's carry a routing protocol number of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PolicyRoute {
+    /// The family.
+    pub family: Family,
+    /// The routing table.
+    pub table: u32,
+    /// Which of the two.
+    pub kind: PolicyKind,
+}
+
+/// A rule or a route (ip-rule(8), ip-route(8)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PolicyKind {
+    /// `local default dev lo`: everything is for this host.
+    LocalRoute,
+    /// Packets with the bit `mark` are looked up in the table.
+    Rule {
+        /// A bit of the firewall mark.
+        mark: u32,
+        /// The lower, the earlier.
+        priority: u32,
+    },
+}
+
+impl std::fmt::Display for PolicyRoute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { family, table, kind } = self;
+        match kind {
+            PolicyKind::Rule { mark, priority } => {
+                write!(f, "IPv{} rule {priority}: fwmark {mark:#x}/{mark:#x} lookup {table}", family.number())
+            }
+            PolicyKind::LocalRoute => {
+                write!(f, "IPv{} route local default dev lo table {table}", family.number())
+            }
+        }
+    }
 }
 
 /// A network interface.
@@ -48,6 +95,9 @@ pub struct Link {
     /// IFF_LOOPBACK.
     #[serde(default)]
     pub loopback: bool,
+    /// It wraps packets to other hosts: its kind is vxlan, geneve, ipip, sit, ip6tnl, gre or wireguard.
+    #[serde(default)]
+    pub tunnel: bool,
 }
 
 /// An address on an interface.
@@ -68,6 +118,11 @@ impl HostFacts {
     /// The name of the link that holds `ip`.
     pub fn link_of(&self, ip: IpAddr) -> Option<&str> {
         self.addresses.iter().find(|a| a.ip == ip).map(|a| a.link.as_str())
+    }
+
+    /// The names of the links that wrap packets to other hosts.
+    pub fn tunnels(&self) -> BTreeSet<String> {
+        self.links.iter().filter(|(_, link)| link.tunnel).map(|(name, _)| name.clone()).collect()
     }
 
     /// Whether `ip` is on any link.

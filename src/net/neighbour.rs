@@ -35,6 +35,15 @@ impl fmt::Display for MacAddress {
 
 /// The neighbours on the link with that index: entries with an Ethernet address that the kernel still believes in.
 pub async fn neighbours(link: u32) -> Result<BTreeMap<IpAddr, MacAddress>, Error> {
+    table(Some(link)).await
+}
+
+/// The neighbours on all links.
+pub(super) async fn known() -> Result<BTreeMap<IpAddr, MacAddress>, Error> {
+    table(None).await
+}
+
+async fn table(link: Option<u32>) -> Result<BTreeMap<IpAddr, MacAddress>, Error> {
     let mut table = BTreeMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = NeighbourMessage::default();
@@ -82,7 +91,7 @@ pub fn owner_of<'a>(
 }
 
 /// Sends an empty datagram, before which the kernel must learn the link-layer address.
-async fn provoke(ip: IpAddr, link: u32) -> std::io::Result<()> {
+pub(super) async fn provoke(ip: IpAddr, link: u32) -> std::io::Result<()> {
     let (any, to): (IpAddr, SocketAddr) = match ip {
         IpAddr::V4(ip) => (Ipv4Addr::UNSPECIFIED.into(), (ip, DISCARD).into()),
         IpAddr::V6(ip) => {
@@ -94,7 +103,7 @@ async fn provoke(ip: IpAddr, link: u32) -> std::io::Result<()> {
     socket.send_to(&[], to).await.map(|_| ())
 }
 
-fn entry(message: &RouteNetlinkMessage, link: u32) -> Option<(IpAddr, MacAddress)> {
+fn entry(message: &RouteNetlinkMessage, link: Option<u32>) -> Option<(IpAddr, MacAddress)> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
     let believed = [
         NeighbourState::Reachable,
@@ -103,7 +112,7 @@ fn entry(message: &RouteNetlinkMessage, link: u32) -> Option<(IpAddr, MacAddress
         NeighbourState::Probe,
         NeighbourState::Permanent,
     ];
-    if message.header.ifindex != link || !believed.contains(&message.header.state) {
+    if link.is_some_and(|link| message.header.ifindex != link) || !believed.contains(&message.header.state) {
         return None;
     }
     let mut ip = None;

@@ -95,7 +95,16 @@ pub(super) async fn request(
     act: &str,
     request: RouteNetlinkMessage,
 ) -> Result<Vec<RouteNetlinkMessage>, Error> {
-    objects(act, ask(act, request, NLM_F_REQUEST | NLM_F_ACK).await?)
+    request_with(act, request, NLM_F_REQUEST | NLM_F_ACK).await
+}
+
+/// The same, with other flags.
+pub(super) async fn request_with(
+    act: &str,
+    request: RouteNetlinkMessage,
+    flags: u16,
+) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    objects(act, ask(act, request, flags).await?)
 }
 
 /// Sends `payload` on a connection of its own and collects the answers up to the last.

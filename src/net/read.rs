@@ -3,6 +3,7 @@
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::route::{RouteHeader, RouteMessage};
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::HostFacts;
@@ -29,15 +30,33 @@ pub(super) async fn tables() -> Result<Tables, Error> {
     for message in dump("list the addresses", &addresses).await? {
         tables.apply(&message);
     }
-    tables.set_gateways(gateways().await?);
+    let routes = routes().await?;
+    tables.set_gateways(Gateways::of(&routes));
+    for message in routes.iter().chain(&rules().await?) {
+        tables.apply(message);
+    }
     Ok(tables)
 }
 
 /// The default routes of both families.
 pub(super) async fn gateways() -> Result<Gateways, Error> {
+    Ok(Gateways::of(&routes().await?))
+}
+
+async fn routes() -> Result<Vec<RouteNetlinkMessage>, Error> {
     let mut routes = dump("list the IPv4 routes", &routes_request(AddressFamily::Inet)).await?;
     routes.extend(dump("list the IPv6 routes", &routes_request(AddressFamily::Inet6)).await?);
-    Ok(Gateways::of(&routes))
+    Ok(routes)
+}
+
+async fn rules() -> Result<Vec<RouteNetlinkMessage>, Error> {
+    let mut rules = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RuleMessage::default();
+        request.header.family = family;
+        rules.extend(dump("list the policy rules", &RouteNetlinkMessage::GetRule(request)).await?);
+    }
+    Ok(rules)
 }
 
 /// All links, without their statistics.

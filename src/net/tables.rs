@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Address, HostFacts, Link};
+use super::{Address, HostFacts, Link, PolicyRoute, policy};
 
 /// Links, addresses and default routes, keyed as the kernel keys them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,7 @@ pub(super) struct Tables {
     /// Whether each address carries IFA_F_NOPREFIXROUTE.
     addresses: BTreeMap<AddressKey, bool>,
     gateways: Gateways,
+    policy_routes: BTreeSet<PolicyRoute>,
 }
 
 /// A link and its name.
@@ -32,6 +33,7 @@ struct NamedLink {
     name: String,
     up: bool,
     loopback: bool,
+    tunnel: bool,
 }
 
 /// What tells one address from another: the kernel allows one IP with several prefix lengths.
@@ -77,7 +79,14 @@ impl Tables {
             RouteNetlinkMessage::NewAddress(address) => self.set_address(address),
             RouteNetlinkMessage::DelAddress(address) => self.remove_address(address),
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-                Effect { changed: false, routes_doubtful: is_default(&route.header) }
+                let here = matches!(message, RouteNetlinkMessage::NewRoute(_));
+                let changed = policy::own_route(route).is_some_and(|own| self.set_policy_route(own, here));
+                Effect { changed, routes_doubtful: is_default(&route.header) }
+            }
+            RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => {
+                let here = matches!(message, RouteNetlinkMessage::NewRule(_));
+                let changed = policy::own_rule(rule).is_some_and(|own| self.set_policy_route(own, here));
+                Effect { changed, routes_doubtful: false }
             }
             _ => Effect::default(),
         }
@@ -90,10 +99,15 @@ impl Tables {
         changed
     }
 
+    fn set_policy_route(&mut self, own: PolicyRoute, here: bool) -> bool {
+        if here { self.policy_routes.insert(own) } else { self.policy_routes.remove(&own) }
+    }
+
     /// The tables in the words of the rest of kvip. Addresses whose link is not known yet are left out.
     pub(super) fn facts(&self, hostname: &str) -> HostFacts {
         let link = |(index, link): (&u32, &NamedLink)| {
-            (link.name.clone(), Link { index: *index, up: link.up, loopback: link.loopback })
+            let NamedLink { name, up, loopback, tunnel } = link.clone();
+            (name, Link { index: *index, up, loopback, tunnel })
         };
         let address = |(key, noprefixroute): (&AddressKey, &bool)| {
             let link = self.links.get(&key.link)?.name.clone();
@@ -105,6 +119,7 @@ impl Tables {
             links: self.links.iter().map(link).collect(),
             addresses: self.addresses.iter().filter_map(address).collect(),
             gateways: self.gateways.hops.clone(),
+            policy_routes: self.policy_routes.clone(),
         }
     }
 
@@ -205,7 +220,33 @@ fn named_link(message: &LinkMessage) -> Option<NamedLink> {
     })?;
     let flags = message.header.flags;
     let up = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
-    is_plain(message).then(|| NamedLink { name, up, loopback: flags.contains(LinkFlags::Loopback) })
+    let loopback = flags.contains(LinkFlags::Loopback);
+    is_plain(message).then(|| NamedLink { name, up, loopback, tunnel: is_tunnel(message) })
+}
+
+/// Whether the link wraps packets to other hosts.
+fn is_tunnel(message: &LinkMessage) -> bool {
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    infos.flatten().any(|info| {
+        matches!(
+            info,
+            LinkInfo::Kind(
+                InfoKind::Vxlan
+                    | InfoKind::Geneve
+                    | InfoKind::IpIp
+                    | InfoKind::Ip6Tnl
+                    | InfoKind::SitTun
+                    | InfoKind::GreTun
+                    | InfoKind::GreTap
+                    | InfoKind::GreTun6
+                    | InfoKind::GreTap6
+                    | InfoKind::Wireguard
+            )
+        )
+    })
 }
 
 /// The address of the host itself: IFA_LOCAL, which is absent for IPv6, as IFA_ADDRESS is the peer on IPv4

@@ -22,12 +22,14 @@ use super::tables::{Effect, Tables};
 use crate::report::beats;
 
 /// What is listened to: all that [`HostFacts`] consists of.
-const GROUPS: [MulticastGroup; 5] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
 ];
 
 /// The shortest wait before everything is read again: short for whoever waits to learn of a VIP, long enough that a

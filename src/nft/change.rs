@@ -20,6 +20,9 @@ pub(super) struct Change {
 /// What makes the table of `from` that of `to`; `None` when more than elements of sets must change.
 pub(super) fn change(from: &Ruleset, to: &Ruleset) -> Option<Change> {
     let (from, to) = (Parts::new(from), Parts::new(to));
+    if from.sets.len() != to.sets.len() {
+        return None;
+    }
     let mut change = Change { text: String::new(), digest: 0 };
     for (have, want) in from.sets.iter().zip(&to.sets).filter(|(have, want)| have != want) {
         // Chains are numbered by their place, so with one frontend the chain of another may change.

@@ -1,5 +1,5 @@
-//! kvip's one nftables table, `inet kvip`: masquerade where replies would miss the holder, refusal of other ports, and
-//! who may reach a frontend.
+//! kvip's one nftables table, `inet kvip`: masquerade where replies would miss the holder, refusal of other ports, who may
+//! reach a frontend, and the marks of mode dsr.
 //!
 //! [`render`] and [`fingerprint`] are pure; [`client`] runs nft. The table in the kernel is the wanted one when
 //! `installed()` answers the wanted ruleset's fingerprint.
@@ -9,6 +9,7 @@ pub mod client;
 mod render;
 mod seal;
 mod sources;
+mod steering;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,7 +18,9 @@ use ipnet::IpNet;
 
 pub use render::{fingerprint, render};
 
+use crate::marks::{MarkBits, Marks};
 use crate::model::Frontend;
+use crate::net::MacAddress;
 
 /// What the table must do; rendered whole, replaced in one transaction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,4 +38,36 @@ pub struct Ruleset {
     /// This node's own addresses. Its own processes reach a VIP that it holds from that very VIP: they may where one of
     /// these addresses may.
     pub host: BTreeSet<IpAddr>,
+    /// Which packets go to which virtual server in mode dsr.
+    pub steering: Steering,
+}
+
+/// What mode dsr needs: packets to its frontends are marked by where they come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Steering {
+    /// The bits of the mark that are kvip's.
+    pub bits: MarkBits,
+    /// The frontends, with their marks. Without any there is nothing to steer.
+    pub frontends: BTreeMap<Frontend, Marks>,
+    /// Link-layer addresses of the nodes that hand packets on to this one.
+    pub peers: BTreeSet<MacAddress>,
+    /// The IP addresses of these nodes: what they send themselves is not handed on.
+    pub nodes: BTreeSet<IpAddr>,
+    /// Links through which packets are handed on as well: those of an overlay network.
+    pub tunnels: BTreeSet<String>,
+    /// This node's own addresses: its own processes are clients on it.
+    pub host: BTreeSet<IpAddr>,
+}
+
+impl Default for Steering {
+    fn default() -> Self {
+        Self {
+            bits: MarkBits::standard(),
+            frontends: BTreeMap::new(),
+            peers: BTreeSet::new(),
+            nodes: BTreeSet::new(),
+            tunnels: BTreeSet::new(),
+            host: BTreeSet::new(),
+        }
+    }
 }

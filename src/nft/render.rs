@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::Ruleset;
 use super::sources::{self, Limited};
+use super::steering;
 use crate::model::{Family, Frontend};
 
 /// The one table that is kvip's, with its family.
@@ -82,9 +83,15 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn new(ruleset: &Ruleset) -> Self {
         let [v4, v6] = [Family::V4, Family::V6].map(|family| Limited::new(ruleset, family));
-        let chains = [CHAINS, sources::CHAINS, &v4.chains(), &v6.chains()].concat();
-        let of = |family, limited: &Limited| sets(ruleset, family).into_iter().chain(limited.sets());
-        Self { sets: of(Family::V4, &v4).chain(of(Family::V6, &v6)).collect(), chains }
+        let steering = &ruleset.steering;
+        let chains =
+            [CHAINS, sources::CHAINS, &v4.chains(), &v6.chains(), &steering::chains(steering)].concat();
+        let of = |family, limited: &Limited| {
+            let steered = steering::sets(steering, family);
+            sets(ruleset, family).into_iter().chain(limited.sets()).chain(steered)
+        };
+        let shared = steering::shared_sets(steering);
+        Self { sets: of(Family::V4, &v4).chain(of(Family::V6, &v6)).chain(shared).collect(), chains }
     }
 }
 
@@ -134,6 +141,8 @@ pub(super) enum Kind {
     Networks,
     /// Values with a verdict each.
     Map,
+    /// Values with a mark each.
+    Marks,
 }
 
 /// A set or map.
@@ -152,7 +161,7 @@ impl Set {
 
     fn render(&self) -> String {
         let Self { kind, name, of, elements } = self;
-        let word = if *kind == Kind::Map { "map" } else { "set" };
+        let word = if matches!(kind, Kind::Map | Kind::Marks) { "map" } else { "set" };
         let flags = if *kind == Kind::Networks { "\t\tflags interval\n" } else { "" };
         let elements = match &elements[..] {
             [] => String::new(),

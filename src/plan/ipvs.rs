@@ -1,63 +1,138 @@
-//! The changes of one virtual server.
+//! The changes of the virtual servers of one frontend.
+
+use std::collections::BTreeMap;
 
 use super::{Have, Plan};
-use crate::derive::{Served, WantedServer};
-use crate::ipvs::model::Forward;
-use crate::ipvs::{Command, RealServer, VirtualServer};
-use crate::model::{Backend, Frontend, Protocol};
+use crate::derive::{Balanced, Served, WantedServer};
+use crate::ipvs::{Command, Key, RealServer, VirtualServer};
+use crate::model::{Backend, Protocol};
 
-/// A real server that gets connections.
-const ACTIVE: RealServer = RealServer { forward: Forward::Masquerade, weight: 1, connections: 0 };
-/// A real server that keeps the connections it has.
-const DRAINING: RealServer = RealServer { weight: 0, ..ACTIVE };
+/// What is wanted of each real server, and how it is while it gets connections.
+type Wanted = BTreeMap<Backend, (WantedServer, RealServer)>;
 
-/// Plans what makes the virtual server of `frontend` serve as wanted.
-pub fn serve(frontend: Frontend, served: &Served, have: &Have, plan: &mut Plan) {
-    let now = have.table.get(&frontend);
-    match now {
-        None => plan.prepare.push(Command::NewService(frontend, served.virtual_server.clone())),
-        Some(now) if now.service != served.virtual_server => {
-            plan.prepare.push(Command::SetService(frontend, served.virtual_server.clone()));
+/// Plans what makes the virtual servers of `served` serve as wanted. `protocol` is the frontend's.
+pub fn serve(protocol: Protocol, served: &Served, have: &Have, plan: &mut Plan) {
+    for balanced in &served.virtual_servers {
+        let wanted: Wanted =
+            served.real_servers(balanced).map(|(backend, wanted, real)| (backend, (wanted, real))).collect();
+        let now = have.table.get(&balanced.key);
+        properties(balanced, now, plan);
+        let one = One { key: balanced.key, now, have, forgets: protocol != Protocol::Tcp };
+        if balanced.service.goes_by_order() {
+            one.in_order(&wanted, plan);
+        } else {
+            one.in_any_order(&wanted, plan);
         }
+        let here = now.into_iter().flat_map(|now| now.real_servers.keys());
+        let unwanted = here.filter(|backend| !wanted.contains_key(backend));
+        plan.retire.extend(unwanted.map(|backend| Command::DelDest(balanced.key, *backend)));
+    }
+}
+
+fn properties(balanced: &Balanced, now: Option<&VirtualServer>, plan: &mut Plan) {
+    let Balanced { key, service, .. } = balanced;
+    match now {
+        None => plan.prepare.push(Command::NewService(*key, service.clone())),
+        Some(now) if now.service != *service => plan.prepare.push(Command::SetService(*key, service.clone())),
         Some(_) => {}
     }
-    for (backend, wanted) in &served.servers {
-        let here = now.and_then(|now| now.real_servers.get(backend));
-        match wanted {
-            WantedServer::Active => plan.prepare.extend(activate(frontend, *backend, here)),
-            WantedServer::Draining => plan.retire.extend(drain(frontend, *backend, here, have)),
+}
+
+/// One virtual server, while its real servers are planned.
+struct One<'a> {
+    key: Key,
+    now: Option<&'a VirtualServer>,
+    have: &'a Have<'a>,
+    /// Its clients may keep one source port for ever (UDP, SCTP), so that a real server that drains goes at once.
+    forgets: bool,
+}
+
+impl One<'_> {
+    fn here(&self, backend: &Backend) -> Option<&RealServer> {
+        self.now.and_then(|now| now.real_servers.get(backend))
+    }
+
+    fn in_any_order(&self, wanted: &Wanted, plan: &mut Plan) {
+        for (backend, (wanted, real)) in wanted {
+            match wanted {
+                WantedServer::Active => plan.prepare.extend(self.bring(*backend, *real)),
+                WantedServer::Idle => plan.prepare.extend(self.bring(*backend, idle(*real))),
+                WantedServer::Draining => {
+                    plan.retire.extend(self.drain(*backend, *real, self.gone_quiet(backend)))
+                }
+            }
         }
     }
-    plan.retire.extend(unwanted(frontend, served, now));
-}
 
-fn activate(frontend: Frontend, backend: Backend, here: Option<&RealServer>) -> Option<Command> {
-    match here {
-        None => Some(Command::NewDest(frontend, backend, ACTIVE)),
-        Some(here) if (here.weight, here.forward) != (ACTIVE.weight, ACTIVE.forward) => {
-            Some(Command::SetDest(frontend, backend, ACTIVE))
+    /// Adds a real server, or changes one that is not as wanted.
+    fn bring(&self, backend: Backend, real: RealServer) -> Option<Command> {
+        match self.here(&backend) {
+            None => Some(Command::NewDest(self.key, backend, real)),
+            Some(here) if !here.same_as(&real) => Some(Command::SetDest(self.key, backend, real)),
+            Some(_) => None,
         }
-        Some(_) => None,
+    }
+
+    /// Weight 0 first, removal when the connections are gone (`quiet`) or the time is up. A real server that is not here has
+    /// drained already, or never served.
+    fn drain(&self, backend: Backend, real: RealServer, quiet: bool) -> Option<Command> {
+        let here = self.here(&backend)?;
+        let done = quiet || self.have.drained.contains(&(self.key, backend));
+        if self.forgets || (here.weight == 0 && done) {
+            return Some(Command::DelDest(self.key, backend));
+        }
+        (here.weight > 0).then_some(Command::SetDest(self.key, backend, idle(real)))
+    }
+
+    fn gone_quiet(&self, backend: &Backend) -> bool {
+        self.here(backend).is_some_and(|here| here.connections == 0)
+    }
+
+    /// Real servers stand in the order of their addresses, whatever came when, and each was added at its weight: what mh
+    /// makes of them depends on both (ip_vs_mh.c: a weight of 0 keeps the places that the last other weight had), and
+    /// every node must come to the same. One that drains is as long there on all, so it goes by time alone.
+    ///
+    /// One that comes between others has those behind it removed and added again, one at a time. Their connections find
+    /// them again: the kernel keeps a removed real server for those that it has (ip_vs_trash_get_dest, ip_vs_ctl.c).
+    fn in_order(&self, wanted: &Wanted, plan: &mut Plan) {
+        let stays = |backend: &Backend| {
+            let drained = self.have.drained.contains(&(self.key, *backend));
+            wanted
+                .get(backend)
+                .is_some_and(|(wanted, _)| *wanted != WantedServer::Draining || !(drained || self.forgets))
+        };
+        let added: Vec<&Backend> =
+            self.now.into_iter().flat_map(|now| &now.added).filter(|backend| stays(backend)).collect();
+        let target: Vec<&Backend> = wanted.keys().filter(|backend| stays(backend)).collect();
+        let settled = added.iter().zip(&target).take_while(|(here, there)| here == there).count();
+        for (position, backend) in target.into_iter().enumerate() {
+            let (state, real) = wanted[backend];
+            if position >= settled {
+                self.add_anew(*backend, state, real, plan);
+            } else if let Some(change) = self.bring(*backend, weighted(state, real)) {
+                plan.prepare.push(change);
+            }
+        }
+        let done = wanted.keys().filter(|backend| !stays(backend) && self.here(backend).is_some());
+        plan.retire.extend(done.map(|backend| Command::DelDest(self.key, *backend)));
+    }
+
+    fn add_anew(&self, backend: Backend, state: WantedServer, real: RealServer, plan: &mut Plan) {
+        if self.here(&backend).is_some() {
+            plan.prepare.push(Command::DelDest(self.key, backend));
+        }
+        plan.prepare.push(Command::NewDest(self.key, backend, real));
+        if state != WantedServer::Active {
+            plan.prepare.push(Command::SetDest(self.key, backend, idle(real)));
+        }
     }
 }
 
-/// Weight 0 first, removal when the connections are gone or the time is up. UDP and SCTP clients may keep one source port
-/// for ever, so they are sent elsewhere at once. A real server that is not here has drained already, or never served.
-fn drain(frontend: Frontend, backend: Backend, here: Option<&RealServer>, have: &Have) -> Option<Command> {
-    let here = here?;
-    let done = here.connections == 0 || have.drained.contains(&(frontend, backend));
-    if frontend.protocol != Protocol::Tcp || (here.weight == 0 && done) {
-        return Some(Command::DelDest(frontend, backend));
-    }
-    (here.weight > 0).then_some(Command::SetDest(frontend, backend, DRAINING))
+fn weighted(state: WantedServer, real: RealServer) -> RealServer {
+    if state == WantedServer::Active { real } else { idle(real) }
 }
 
-fn unwanted(
-    frontend: Frontend,
-    served: &Served,
-    now: Option<&VirtualServer>,
-) -> impl Iterator<Item = Command> {
-    let here = now.into_iter().flat_map(|now| now.real_servers.keys());
-    here.filter(|backend| !served.servers.contains_key(backend))
-        .map(move |backend| Command::DelDest(frontend, *backend))
+/// The same, without new connections.
+fn idle(real: RealServer) -> RealServer {
+    RealServer { weight: 0, ..real }
 }

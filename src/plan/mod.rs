@@ -16,10 +16,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::derive::Desired;
-use crate::ipvs::{Command, Table};
+use crate::ipvs::{Command, Key, Table};
 use crate::keepalived::Carried;
 use crate::model::{Backend, Frontend};
-use crate::net::HostFacts;
+use crate::net::{HostFacts, PolicyRoute};
 use crate::nft::Ruleset;
 
 pub use strays::strays;
@@ -36,43 +36,55 @@ pub struct Have<'a> {
     /// The table `inet kvip` as it was written last, as far as known.
     pub written: &'a Ruleset,
     /// Real servers that have drained for as long as they may.
-    pub drained: &'a BTreeSet<(Frontend, Backend)>,
+    pub drained: &'a BTreeSet<(Key, Backend)>,
 }
 
-/// The ordered changes of IPVS and the ruleset that goes with them.
+/// The ordered changes of IPVS and routing, and the ruleset that goes with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Additions.
     pub prepare: Vec<Command>,
+    /// Policy rules and routes to add, before the ruleset marks packets for them.
+    pub routes: Vec<PolicyRoute>,
     /// The table `inet kvip`; `None` where only real servers were looked at.
     pub ruleset: Option<Arc<Ruleset>>,
     /// Removals.
     pub retire: Vec<Command>,
+    /// Policy rules and routes to remove, when no packet is marked for them any more.
+    pub old_routes: Vec<PolicyRoute>,
 }
 
 /// Plans the way from what the host has to what is desired.
 pub fn plan(desired: &Desired, have: &Have) -> Plan {
     let mut plan = Plan::default();
     let mut ruleset = Arc::clone(&desired.ruleset);
+    let mut wanted = BTreeSet::new();
     for (frontend, served) in &desired.frontends {
-        ipvs::serve(*frontend, served, have, &mut plan);
+        ipvs::serve(frontend.protocol, served, have, &mut plan);
+        wanted.extend(served.virtual_servers.iter().map(|balanced| balanced.key));
     }
-    for frontend in have.table.keys().filter(|frontend| !desired.frontends.contains_key(*frontend)) {
-        if leaving(desired, have, frontend.vip) {
-            let ruleset = Arc::make_mut(&mut ruleset);
-            ruleset.frontends.insert(*frontend);
-            ruleset.closed.insert(frontend.vip);
-            // Whom it was closed to it stays closed to.
-            if let Some(sources) = have.written.sources.get(frontend) {
-                ruleset.sources.insert(*frontend, sources.clone());
-                ruleset.host.extend(&have.written.host);
+    for key in have.table.keys().filter(|key| !wanted.contains(key)) {
+        match key {
+            Key::Frontend(frontend) if leaving(desired, have, frontend.vip) => {
+                keep_open(*frontend, have, Arc::make_mut(&mut ruleset));
             }
-        } else {
-            plan.retire.push(Command::DelService(*frontend));
+            _ => plan.retire.push(Command::DelService(*key)),
         }
     }
     plan.ruleset = Some(ruleset);
+    plan.routes = desired.policy_routes.difference(&have.facts.policy_routes).copied().collect();
+    plan.old_routes = have.facts.policy_routes.difference(&desired.policy_routes).copied().collect();
     plan
+}
+
+/// Keeps the rules of a frontend that goes when its VIP has gone. Whom it was closed to it stays closed to.
+fn keep_open(frontend: Frontend, have: &Have, ruleset: &mut Ruleset) {
+    ruleset.frontends.insert(frontend);
+    ruleset.closed.insert(frontend.vip);
+    if let Some(sources) = have.written.sources.get(&frontend) {
+        ruleset.sources.insert(frontend, sources.clone());
+        ruleset.host.extend(&have.written.host);
+    }
 }
 
 /// Plans for the real servers of `frontends` alone, where nothing else differs from what was planned before.
@@ -80,7 +92,7 @@ pub fn plan_servers(desired: &Desired, have: &Have, frontends: &BTreeSet<Fronten
     let mut plan = Plan::default();
     for frontend in frontends {
         if let Some(served) = desired.frontends.get(frontend) {
-            ipvs::serve(*frontend, served, have, &mut plan);
+            ipvs::serve(frontend.protocol, served, have, &mut plan);
         }
     }
     plan

@@ -1,15 +1,15 @@
 //! A simulated host: an IPVS table, a ruleset and addresses in memory, which can refuse and which counts.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvip::host::Host;
-use kvip::ipvs::{Command, Table};
+use kvip::ipvs::{Command, Key, Table};
 use kvip::keepalived::Config;
-use kvip::model::{Finding, Frontend};
-use kvip::net::{Address, HostFacts};
+use kvip::model::Finding;
+use kvip::net::{Address, HostFacts, PolicyRoute};
 use kvip::nft::{self, Ruleset};
+use kvip::owned::Owned;
 use tokio::sync::watch;
 
 /// What the simulated kernel has and was asked.
@@ -73,24 +73,24 @@ impl Simulated {
 }
 
 impl Host for Simulated {
-    async fn table(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Table, Finding> {
+    async fn table(&mut self, owned: &Owned) -> Result<Table, Finding> {
         let mut kernel = self.kernel();
         kernel.reads += 1;
         if kernel.ipvs_is_gone {
             return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
         }
-        let ours = kernel.table.iter().filter(|(frontend, _)| vips.contains(&frontend.vip));
-        Ok(ours.map(|(frontend, server)| (*frontend, server.clone())).collect())
+        let ours = kernel.table.iter().filter(|(key, _)| owned.has(key));
+        Ok(ours.map(|(key, server)| (*key, server.clone())).collect())
     }
 
-    async fn servers(&mut self, frontends: &BTreeSet<Frontend>, _known: &Table) -> Result<Table, Finding> {
+    async fn servers(&mut self, keys: &BTreeSet<Key>, _known: &Table) -> Result<Table, Finding> {
         let mut kernel = self.kernel();
         kernel.reads += 1;
         if kernel.ipvs_is_gone {
             return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
         }
-        let those = kernel.table.iter().filter(|(frontend, _)| frontends.contains(frontend));
-        Ok(those.map(|(frontend, server)| (*frontend, server.clone())).collect())
+        let those = kernel.table.iter().filter(|(key, _)| keys.contains(key));
+        Ok(those.map(|(key, server)| (*key, server.clone())).collect())
     }
 
     async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {
@@ -129,6 +129,20 @@ impl Host for Simulated {
         let mut kernel = self.kernel();
         kernel.note(format!("remove address {}", address.ip));
         kernel.facts.send_modify(|facts| _ = facts.addresses.remove(address));
+        Ok(())
+    }
+
+    async fn add_policy_route(&mut self, route: &PolicyRoute) -> Result<(), Finding> {
+        let mut kernel = self.kernel();
+        kernel.note(format!("add {route}"));
+        kernel.facts.send_modify(|facts| _ = facts.policy_routes.insert(*route));
+        Ok(())
+    }
+
+    async fn remove_policy_route(&mut self, route: &PolicyRoute) -> Result<(), Finding> {
+        let mut kernel = self.kernel();
+        kernel.note(format!("remove {route}"));
+        kernel.facts.send_modify(|facts| _ = facts.policy_routes.remove(route));
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! From snapshots to the kernel: the order of things, churn, leaving, draining, audits and strays.
 
-use kvip::ipvs::{Table, VirtualServer};
+use kvip::ipvs::{Key, Table, VirtualServer};
 use kvip::model::{Frontend, Protocol};
 use std::os::unix::fs::MetadataExt as _;
 
@@ -11,10 +11,10 @@ fn pair(at: &str, weight: u32) -> (String, u32) {
 }
 
 /// A virtual server of somebody else's.
-fn foreign() -> (Frontend, VirtualServer) {
+fn foreign() -> (Key, VirtualServer) {
     let frontend = Frontend { vip: ip("10.99.0.1"), protocol: Protocol::Tcp, port: 80 };
     let service = kvip::ipvs::model::Service { scheduler: "rr".into(), persistence: None, flags: 0 };
-    (frontend, VirtualServer { service, real_servers: [].into() })
+    (frontend.into(), VirtualServer::new(service))
 }
 
 fn without_dns() -> kvip::snapshot::Snapshot {
@@ -133,7 +133,7 @@ fn a_vip_that_goes_while_kvip_is_away_is_retired_by_the_next_run() {
     world.list(without_dns());
     world.turn();
     world.after(1);
-    assert_eq!(world.kernel().table.keys().copied().collect::<Vec<_>>(), [nginx(), other]);
+    assert_eq!(world.kernel().table.keys().copied().collect::<Vec<_>>(), [nginx().into(), other]);
     assert_eq!(world.owned(), ["10.87.2.50"]);
 }
 

@@ -13,6 +13,7 @@ use kvip::health::{Dead, Targets};
 use kvip::ipam::Outcomes;
 use kvip::keepalived::{self, Config, Paths, weight};
 use kvip::model::{Backend, Family, Finding, Frontend, ObjectKey, Protocol, Vrid};
+use kvip::net::peers::Macs;
 use kvip::net::{Address, HostFacts, Link};
 use kvip::report::objects::agreement::Own;
 use kvip::report::objects::{State, Wanted};
@@ -100,9 +101,10 @@ fn facts() -> HostFacts {
     let own = Address { prefix_len: 24, noprefixroute: false, ..marked("10.87.2.4") };
     HostFacts {
         hostname: "node-a".into(),
-        links: [("eth0".to_owned(), Link { index: 2, up: true, loopback: false })].into(),
+        links: [("eth0".to_owned(), Link { index: 2, up: true, loopback: false, tunnel: false })].into(),
         addresses: [own].into(),
         gateways: [ip("10.87.2.1")].into(),
+        policy_routes: [].into(),
     }
 }
 
@@ -112,6 +114,7 @@ struct Ends {
     contact: watch::Sender<Contact>,
     dead: watch::Sender<Dead>,
     unhealthy: watch::Sender<std::collections::BTreeSet<std::net::SocketAddr>>,
+    macs: watch::Sender<Macs>,
     keepalived: watch::Sender<keepalived::Status>,
     writers: Writers,
     wanted: watch::Receiver<Option<Config>>,
@@ -203,8 +206,10 @@ impl World {
         let file = paths.state.join("snapshot.json");
         let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
         let (unhealthy, unhealthy_in) = watch::channel(std::collections::BTreeSet::new());
+        let (macs, macs_in) = watch::channel(Macs::new());
         let inputs = Inputs {
             unhealthy: unhealthy_in,
+            macs: macs_in,
             updates: updates_in,
             contact: contact_in,
             facts: facts_in,
@@ -215,12 +220,14 @@ impl World {
         let outputs = Outputs {
             keepalived: wants,
             targets: targets_out,
+            peers: watch::Sender::new(std::collections::BTreeSet::new()),
             local: watch::Sender::new(None),
             orders,
             status: status_out,
         };
         let daemon = Daemon::new(core, host.clone(), ledger, paths.clone(), file, admitted, inputs, outputs);
-        let ends = Ends { updates, contact, dead, unhealthy, keepalived, writers, wanted, targets, status };
+        let ends =
+            Ends { updates, contact, dead, unhealthy, macs, keepalived, writers, wanted, targets, status };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { runtime, root, paths, now: Instant::now(), daemon, host, ends, lists: 0 }
     }
@@ -389,20 +396,21 @@ impl World {
 
     /// The VIPs on the list on disk.
     pub fn owned(&self) -> Vec<String> {
-        Ledger::new(&self.paths.state).load().unwrap().iter().map(ToString::to_string).collect()
+        Ledger::new(&self.paths.state).load().unwrap().vips.iter().map(ToString::to_string).collect()
     }
 
     /// The real servers of a virtual server with their weights, `None` when there is no such virtual server.
     pub fn servers(&self, frontend: Frontend) -> Option<Vec<(String, u32)>> {
         let kernel = self.kernel();
-        let server = kernel.table.get(&frontend)?;
+        let server = kernel.table.get(&frontend.into())?;
         Some(server.real_servers.iter().map(|(at, real)| (at.to_string(), real.weight)).collect())
     }
 
     /// Gives a real server connections.
     pub fn connections(&self, frontend: Frontend, at: Backend, count: u32) {
         let mut kernel = self.kernel();
-        kernel.table.get_mut(&frontend).unwrap().real_servers.get_mut(&at).unwrap().connections = count;
+        kernel.table.get_mut(&frontend.into()).unwrap().real_servers.get_mut(&at).unwrap().connections =
+            count;
     }
 
     /// What was asked of the host since the last time this was asked.

@@ -21,7 +21,7 @@ fn facts() -> HostFacts {
         link: link.into(),
         noprefixroute: false,
     };
-    let link = |index| Link { index, up: true, loopback: false };
+    let link = |index| Link { index, up: true, loopback: false, tunnel: false };
     HostFacts {
         hostname: "node-a".into(),
         links: [("eth0".to_owned(), link(2)), ("eth1".to_owned(), link(3))].into(),
@@ -77,6 +77,7 @@ fn desired(settings: &Settings, snapshot: &Snapshot) -> Desired {
         dead: &dead,
         leaving: &leaving,
         unhealthy: &unhealthy,
+        macs: &std::collections::BTreeMap::new(),
     })
 }
 
@@ -143,6 +144,7 @@ fn a_group_without_members_says_why() {
         dead: &BTreeSet::new(),
         leaving: &Leaving::new(),
         unhealthy: &BTreeSet::new(),
+        macs: &std::collections::BTreeMap::new(),
     });
     assert_eq!(findings(&empty), [""; 0], "without VIPs nobody is missed");
 }
@@ -246,7 +248,7 @@ fn an_interface_without_an_address_is_told() {
     let mut settings = settings();
     settings.groups[0].interface = Some("eth2".into());
     let mut facts = facts();
-    facts.links.insert("eth2".into(), Link { index: 4, up: true, loopback: false });
+    facts.links.insert("eth2".into(), Link { index: 4, up: true, loopback: false, tunnel: false });
     let snapshot = cluster(&[("node-a", &[][..])], &["10.0.0.50", "10.0.1.50"]);
     let (dead, leaving, unhealthy) = (BTreeSet::new(), Leaving::new(), BTreeSet::new());
     let inputs = Inputs {
@@ -256,6 +258,7 @@ fn an_interface_without_an_address_is_told() {
         dead: &dead,
         leaving: &leaving,
         unhealthy: &unhealthy,
+        macs: &std::collections::BTreeMap::new(),
     };
     let wanted =
         "group edge: eth2 has no IPv4 address to speak VRRP from, so this host holds none of its VIPs";

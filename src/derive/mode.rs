@@ -1,0 +1,67 @@
+//! Which forwarding mode serves a Service at a VIP, or why none can.
+//!
+//! The ConfigMap's method counts before the Service's annotation, and that before the settings. externalTrafficPolicy
+//! Local promises the client's address to the pod: mode nat cannot keep that, so where nobody names a mode it is dsr.
+
+use std::net::IpAddr;
+
+use super::Inputs;
+use super::asks::{Source, Want};
+use super::grammar::Method;
+use super::options::{MODE, Options};
+use crate::config::Mode;
+use crate::model::{Finding, ObjectKey};
+use crate::snapshot::Service;
+
+/// The mode of what `want` asks for.
+pub fn of(
+    inputs: &Inputs,
+    vip: IpAddr,
+    want: &Want,
+    service: &Service,
+    options: &Options,
+) -> Result<Mode, Finding> {
+    let key = &want.entry.service;
+    let named = want.entry.method.map(Method::mode).or(options.mode);
+    let refused =
+        |why: &str, mend: String| Err(Finding::new(key, format!("not served at {vip}: {why}")).mend(mend));
+    match named.unwrap_or(inputs.settings.balancing.mode) {
+        Mode::Proxy => refused("mode proxy is not available in this version", use_mode(key, Mode::Nat)),
+        Mode::Nat if service.local_policy && named.is_some() => refused(
+            "externalTrafficPolicy Local keeps the client's address, which mode nat cannot",
+            use_mode(key, Mode::Dsr),
+        ),
+        Mode::Nat | Mode::Dsr if service.local_policy => {
+            match dropped_by_kube_proxy(vip, want.source, service) {
+                Some(why) => refused(why, policy_cluster(key)),
+                None => Ok(Mode::Dsr),
+            }
+        }
+        mode => Ok(mode),
+    }
+}
+
+/// Why packets for pods of policy Local would not get through, if so: on nodes without such pods kube-proxy drops what
+/// comes for an address that it balances itself, before IPVS has seen it.
+fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Option<&'static str> {
+    if source == Source::ExternalIp {
+        return Some("kube-proxy drops packets to externalIPs of policy Local on nodes without a pod of it");
+    }
+    let ingress = service.load_balancer.iter().flat_map(|balancer| &balancer.ingress);
+    let mut shown = ingress.filter(|entry| entry.ip.parse() == Ok(vip));
+    shown.any(|entry| entry.mode.as_deref() != Some("Proxy")).then_some(
+        "its status lacks ipMode Proxy, so kube-proxy drops packets of policy Local on nodes without a pod of it",
+    )
+}
+
+fn use_mode(key: &ObjectKey, mode: Mode) -> String {
+    let ObjectKey { namespace, name } = key;
+    format!("kubectl -n {namespace} annotate --overwrite service {name} {MODE}={}", mode.name())
+}
+
+fn policy_cluster(key: &ObjectKey) -> String {
+    let ObjectKey { namespace, name } = key;
+    format!(
+        "kubectl -n {namespace} patch service {name} -p '{{\"spec\":{{\"externalTrafficPolicy\":\"Cluster\"}}}}'"
+    )
+}

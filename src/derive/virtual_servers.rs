@@ -1,0 +1,56 @@
+//! The virtual servers of a frontend, by its forwarding mode.
+//!
+//! Mode dsr has three: all pods for clients elsewhere; by mark, this node's own pods for what a peer hands on, so that
+//! nodes whose tables differ never send a packet in circles; and by another mark all pods by NAT for clients on this node,
+//! whose replies come back here anyway. Which pod a connection goes to follows from its addresses alone (Maglev hashing),
+//! so that every node comes to the same and open connections survive their holder.
+
+use super::assign::Serving;
+use super::options::Options;
+use super::{Balanced, Forwarding};
+use crate::config::Mode;
+use crate::ipvs::model::{FLAG_SCHED_1, FLAG_SCHED_2, Forward, Persistence};
+use crate::ipvs::{Key, Service};
+use crate::model::{Family, Frontend};
+
+/// The virtual servers of `frontend`.
+pub fn virtual_servers(options: &Options, frontend: Frontend, serving: &Serving) -> Vec<Balanced> {
+    let forward = match serving.mode {
+        Mode::Nat => Forward::Masquerade,
+        Mode::Dr => Forward::DirectRoute,
+        Mode::Tunnel => Forward::Tunnel(options.tunnel),
+        Mode::Dsr => return dsr(options, frontend, serving),
+        Mode::Proxy | Mode::Announce => return Vec::new(),
+    };
+    let service = plain(options, Family::of(frontend.vip));
+    vec![Balanced { key: frontend.into(), service, forwarding: Forwarding::All(forward) }]
+}
+
+fn dsr(options: &Options, frontend: Frontend, serving: &Serving) -> Vec<Balanced> {
+    let Some(marks) = serving.marks else { return Vec::new() };
+    let family = Family::of(frontend.vip);
+    let balanced = |key, forwarding| Balanced { key, service: hashed(options), forwarding };
+    let own = plain(options, family);
+    vec![
+        balanced(frontend.into(), Forwarding::Split),
+        balanced(Key::Mark(family, marks.peers), Forwarding::OnThisNode),
+        Balanced {
+            key: Key::Mark(family, marks.own),
+            service: own,
+            forwarding: Forwarding::All(Forward::Masquerade),
+        },
+    ]
+}
+
+/// As the settings and the Service say.
+fn plain(options: &Options, family: Family) -> Service {
+    let persistence =
+        options.affinity.map(|timeout| Persistence { timeout, ..Persistence::of_address(timeout, family) });
+    Service { scheduler: options.scheduler.name().to_owned(), persistence, flags: options.flags }
+}
+
+/// Maglev hashing by the client's address, and by its port too unless a client is to stay at one pod.
+fn hashed(options: &Options) -> Service {
+    let port = if options.affinity.is_some() { 0 } else { FLAG_SCHED_2 };
+    Service { scheduler: "mh".into(), persistence: None, flags: FLAG_SCHED_1 | port }
+}

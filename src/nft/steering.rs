@@ -1,0 +1,164 @@
+//! Marks for mode dsr: the sets, maps and chains that tell IPVS where a packet comes from.
+//!
+//! Pure. A packet to a frontend comes from a client elsewhere, from a peer that hands it on, or from a client on this node,
+//! and each has a virtual server of its own. The mark says which; its highest bit also brings the packet into this host's
+//! own stack when the VIP is elsewhere, by a policy rule, and is taken off before IPVS compares marks: with it a
+//! translated packet would be routed to this host again.
+
+use std::collections::BTreeSet;
+
+use super::Steering;
+use super::render::{Kind, Set, tuple, tuple_type};
+use crate::model::{Family, Frontend};
+
+/// One family's words of nft.
+struct Words {
+    number: u8,
+    ip: &'static str,
+    /// ICMP errors: without those on fragmentation and hop limits connections hang (RFC 1191, RFC 8201).
+    errors: &'static str,
+}
+
+const V4: Words = Words {
+    number: 4,
+    ip: "ip",
+    errors: "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
+};
+const V6: Words = Words {
+    number: 6,
+    ip: "ip6",
+    errors: "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
+};
+
+/// The sets that both families share.
+pub(super) fn shared_sets(steering: &Steering) -> Vec<Set> {
+    if steering.frontends.is_empty() {
+        return Vec::new();
+    }
+    let peers = steering.peers.iter().map(ToString::to_string).collect();
+    vec![Set::new(Kind::Set, "peers".into(), "ether_addr".into(), peers)]
+}
+
+/// The sets and maps of one family.
+pub(super) fn sets(steering: &Steering, family: Family) -> Vec<Set> {
+    if steering.frontends.is_empty() {
+        return Vec::new();
+    }
+    let number = family.number();
+    let address = format!("ipv{number}_addr");
+    let frontends: Vec<_> =
+        steering.frontends.iter().filter(|(frontend, _)| Family::of(frontend.vip) == family).collect();
+    let vips: BTreeSet<_> = frontends.iter().map(|(frontend, _)| frontend.vip).collect();
+    let of_family = |addresses: &BTreeSet<std::net::IpAddr>| -> Vec<String> {
+        addresses.iter().filter(|ip| Family::of(**ip) == family).map(ToString::to_string).collect()
+    };
+    let steer = steering.bits.steer();
+    let marked = |mark: u32, frontend: &Frontend| format!("{} : {mark:#010x}", tuple(frontend));
+    let marks = format!("{} : mark", tuple_type(family));
+    vec![
+        Set::new(
+            Kind::Set,
+            format!("dsr{number}"),
+            tuple_type(family),
+            frontends.iter().map(|(frontend, _)| tuple(frontend)).collect(),
+        ),
+        Set::new(
+            Kind::Marks,
+            format!("frompeers{number}"),
+            marks.clone(),
+            frontends.iter().map(|(frontend, marks)| marked(steer | marks.peers, frontend)).collect(),
+        ),
+        Set::new(
+            Kind::Marks,
+            format!("fromhere{number}"),
+            marks,
+            frontends.iter().map(|(frontend, marks)| marked(steer | marks.own, frontend)).collect(),
+        ),
+        Set::new(Kind::Set, format!("dsrvips{number}"), address.clone(), of_family(&vips)),
+        Set::new(Kind::Set, format!("nodes{number}"), address.clone(), of_family(&steering.nodes)),
+        // A process on the holder may speak from the VIP itself.
+        Set::new(
+            Kind::Set,
+            format!("here{number}"),
+            address,
+            of_family(&steering.host.union(&vips).copied().collect()),
+        ),
+    ]
+}
+
+/// All chains; empty when nothing is steered.
+///
+/// prerouting: of pods on this node, what is theirs; of what comes from a peer's card and is not that peer's own, or through
+/// an overlay network, what was handed on; all else is for the holder's table wherever the VIP is, as packets that are
+/// under way while it moves must not get lost. output: processes on this node; what IPVS hands on by direct routing passes
+/// here too, and is told apart by its source.
+pub(super) fn chains(steering: &Steering) -> String {
+    if steering.frontends.is_empty() {
+        return String::new();
+    }
+    let steer = steering.bits.steer();
+    let rest = !steer;
+    let families = [V4, V6];
+    let each = |line: fn(&Words) -> String| families.iter().map(line).collect::<String>();
+    let prerouting = each(|Words { number, ip, .. }| {
+        format!("\t\t{ip} daddr . meta l4proto . th dport @dsr{number} goto steer{number}\n")
+    });
+    let errors: String = families
+        .iter()
+        .map(|Words { number, ip, errors }| {
+            format!("\t\t{ip} daddr @dsrvips{number} {errors} meta mark set {steer:#010x}\n")
+        })
+        .collect();
+    let output = each(|Words { number, ip, .. }| {
+        format!(
+            "\t\t{ip} saddr @here{number} {ip} daddr . meta l4proto . th dport @dsr{number} goto here{number}\n"
+        )
+    });
+    let steers: String = families.iter().map(|words| family_chains(words, steering)).collect();
+    format!(
+        "
+\tchain steer {{
+\t\ttype filter hook prerouting priority mangle; policy accept;
+\t\tiifname \"lo\" return
+{prerouting}{errors}\t}}
+
+\tchain steered {{
+\t\ttype filter hook input priority mangle; policy accept;
+\t\tmeta mark & {steer:#010x} == {steer:#010x} meta mark set meta mark & {rest:#010x}
+\t}}
+
+\tchain here {{
+\t\ttype filter hook output priority mangle; policy accept;
+{output}\t}}
+{steers}"
+    )
+}
+
+fn family_chains(Words { number, ip, .. }: &Words, steering: &Steering) -> String {
+    let steer = steering.bits.steer();
+    let rest = !steer;
+    let key = format!("{ip} daddr . meta l4proto . th dport");
+    let tunnels: String = steering
+        .tunnels
+        .iter()
+        .map(|name| format!("\t\tiifname \"{name}\" goto frompeers{number}\n"))
+        .collect();
+    format!(
+        "
+\tchain steer{number} {{
+\t\t{ip} saddr @localpods{number} meta mark set {key} map @fromhere{number} return
+\t\tether saddr @peers {ip} saddr != @nodes{number} goto frompeers{number}
+{tunnels}\t\tmeta mark set {steer:#010x}
+\t}}
+
+\tchain frompeers{number} {{
+\t\tmeta mark set {key} map @frompeers{number}
+\t}}
+
+\tchain here{number} {{
+\t\tmeta mark set {key} map @fromhere{number}
+\t\tmeta mark set meta mark & {rest:#010x}
+\t}}
+"
+    )
+}

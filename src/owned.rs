@@ -1,0 +1,67 @@
+//! What of this host is kvip's: VIPs that it rendered once, and virtual servers by mark that it made. Kept on disk, as
+//! what an earlier run programmed is still kvip's to retire.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ipvs::Key;
+use crate::model::Family;
+
+/// What is kvip's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written")]
+pub struct Owned {
+    /// VIPs, and with each the virtual servers on it and its address on an interface.
+    pub vips: BTreeSet<IpAddr>,
+    /// Firewall marks of virtual servers.
+    pub marks: BTreeSet<(Family, u32)>,
+}
+
+impl Owned {
+    /// Whether the virtual server `key` is kvip's.
+    pub fn has(&self, key: &Key) -> bool {
+        match key {
+            Key::Frontend(frontend) => self.vips.contains(&frontend.vip),
+            Key::Mark(family, mark) => self.marks.contains(&(*family, *mark)),
+        }
+    }
+
+    /// Whether nothing is kvip's.
+    pub fn is_empty(&self) -> bool {
+        self.vips.is_empty() && self.marks.is_empty()
+    }
+}
+
+/// As it may stand on disk: before there were marks it was a list of VIPs.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Vips(BTreeSet<IpAddr>),
+    All { vips: BTreeSet<IpAddr>, marks: BTreeSet<(Family, u32)> },
+}
+
+impl From<Written> for Owned {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Vips(vips) => Self { vips, marks: BTreeSet::new() },
+            Written::All { vips, marks } => Self { vips, marks },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_are_read() {
+        let vips = BTreeSet::from(["10.87.2.50".parse().unwrap()]);
+        let list: Owned = serde_json::from_str(r#"["10.87.2.50"]"#).unwrap();
+        assert_eq!(list, Owned { vips: vips.clone(), marks: BTreeSet::new() });
+        let owned = Owned { vips, marks: [(Family::V4, 0x101)].into() };
+        let text = serde_json::to_string(&owned).unwrap();
+        assert_eq!(serde_json::from_str::<Owned>(&text).unwrap(), owned);
+    }
+}
