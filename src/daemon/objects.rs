@@ -105,7 +105,7 @@ struct Said {
 /// What is to be said of a Service that asks by itself, or that shows something of kvip's; `None`: nothing, or not yet.
 fn said(inputs: &Inputs, key: &ObjectKey, service: &Service, shows: bool) -> Option<Said> {
     let frontends = own_frontends(inputs.assignment, key);
-    let addresses = addresses(service, &frontends);
+    let addresses = addresses(inputs.assignment, service, &frontends);
     if let Some(verdict) = missing(inputs, key, service, !frontends.is_empty(), shows) {
         return Some(Said { verdict, addresses });
     }
@@ -168,7 +168,7 @@ fn own_frontends(assignment: &Assignment, key: &ObjectKey) -> BTreeSet<Frontend>
 }
 
 /// The addresses of `frontends`, each with all ports of the Service and which of them are not served there.
-fn addresses(service: &Service, frontends: &BTreeSet<Frontend>) -> Vec<Address> {
+fn addresses(assignment: &Assignment, service: &Service, frontends: &BTreeSet<Frontend>) -> Vec<Address> {
     let vips: BTreeSet<IpAddr> = frontends.iter().map(|frontend| frontend.vip).collect();
     let port = |vip: IpAddr, port: &crate::snapshot::ServicePort| {
         let served = frontends.contains(&Frontend { vip, protocol: port.protocol, port: port.port });
@@ -177,7 +177,12 @@ fn addresses(service: &Service, frontends: &BTreeSet<Frontend>) -> Vec<Address> 
     };
     let address = |vip: IpAddr| Address {
         ip: vip,
-        mode: IpMode::Proxy,
+        // Where kvip only announces, kube-proxy must not leave the address to it.
+        mode: if assignment.vips.get(&vip).is_some_and(|vip| vip.announced) {
+            IpMode::Vip
+        } else {
+            IpMode::Proxy
+        },
         ports: service.ports.iter().map(|one| port(vip, one)).collect(),
     };
     vips.into_iter().map(address).collect()

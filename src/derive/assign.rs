@@ -161,8 +161,10 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     tasks.mark();
     let announced = tasks.announced();
     let held = asks.vips.iter().filter(|(vip, _)| carried(vip));
-    let open = |vip, asked: &Asked| asked.floats_only || announced.contains(vip);
-    let vips = held.map(|(vip, asked)| (*vip, Vip { open: open(vip, asked) })).collect();
+    let held = held.map(|(vip, asked)| {
+        (*vip, Vip { floats_only: asked.floats_only, announced: announced.contains(vip) })
+    });
+    let vips = held.collect();
     let reserved =
         policy.reserved(asks.vips.iter().filter(|(_, asked)| !asked.is_granted()).map(|(vip, _)| *vip));
     let requests = load_balancer::refusals(inputs, asks.requests, reserved, &mut tasks.findings);

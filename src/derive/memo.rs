@@ -307,7 +307,7 @@ impl Deriver {
         let vips = self.assignment.vips.iter();
         nft::Ruleset {
             frontends: self.assignment.tasks.values().flat_map(|task| task.balanced_here()).collect(),
-            closed: vips.filter(|(_, vip)| !vip.open).map(|(vip, _)| *vip).collect(),
+            closed: vips.filter(|(_, vip)| !vip.floats_only && !vip.announced).map(|(vip, _)| *vip).collect(),
             sources: self.assignment.source_ranges.clone(),
             host: self.assignment.host.clone(),
             // Where replies come back by themselves.

@@ -131,8 +131,10 @@ impl fmt::Display for Owner {
 /// A VIP.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vip {
-    /// Its ports are the host's where no frontend takes them: nothing was asked to be balanced on it, or others balance.
-    pub open: bool,
+    /// Nothing was asked to be balanced on it: it floats, and its ports are the host's.
+    pub floats_only: bool,
+    /// Others balance connections to it, so that kvip cannot know which of its ports are taken.
+    pub announced: bool,
 }
 
 /// A frontend with what serves it.

@@ -119,6 +119,7 @@ struct Ends {
     writers: Writers,
     wanted: watch::Receiver<Option<Config>>,
     targets: watch::Receiver<Targets>,
+    peers: watch::Receiver<std::collections::BTreeSet<IpAddr>>,
     status: watch::Receiver<Arc<View>>,
 }
 
@@ -207,6 +208,7 @@ impl World {
         let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
         let (unhealthy, unhealthy_in) = watch::channel(std::collections::BTreeSet::new());
         let (macs, macs_in) = watch::channel(Macs::new());
+        let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
         let inputs = Inputs {
             unhealthy: unhealthy_in,
             macs: macs_in,
@@ -220,14 +222,25 @@ impl World {
         let outputs = Outputs {
             keepalived: wants,
             targets: targets_out,
-            peers: watch::Sender::new(std::collections::BTreeSet::new()),
+            peers: peers_out,
             local: watch::Sender::new(None),
             orders,
             status: status_out,
         };
         let daemon = Daemon::new(core, host.clone(), ledger, paths.clone(), file, admitted, inputs, outputs);
-        let ends =
-            Ends { updates, contact, dead, unhealthy, macs, keepalived, writers, wanted, targets, status };
+        let ends = Ends {
+            updates,
+            contact,
+            dead,
+            unhealthy,
+            macs,
+            keepalived,
+            writers,
+            wanted,
+            targets,
+            peers,
+            status,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { runtime, root, paths, now: Instant::now(), daemon, host, ends, lists: 0 }
     }
@@ -356,6 +369,15 @@ impl World {
 
     pub fn targets(&self) -> Vec<String> {
         self.ends.targets.borrow().keys().cloned().collect()
+    }
+
+    /// The nodes whose link-layer addresses are asked for.
+    pub fn peers(&self) -> std::collections::BTreeSet<IpAddr> {
+        self.ends.peers.borrow().clone()
+    }
+
+    pub fn macs(&mut self, macs: Macs) {
+        self.ends.macs.send_replace(macs);
     }
 
     pub fn status(&self) -> Status {

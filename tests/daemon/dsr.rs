@@ -1,0 +1,177 @@
+//! Mode dsr: virtual servers by mark, the order of real servers, and the rules and routes that go with them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kvip::config::Mode;
+use kvip::ipvs::{Key, VirtualServer};
+use kvip::model::{Backend, Family, ObjectKey};
+use kvip::net::{MacAddress, PolicyRoute};
+use kvip::snapshot::Snapshot;
+
+use crate::world::{World, backend, end, endpoint, ip, nginx, pods, settings, snapshot};
+
+/// The tutorial's nginx, in mode dsr.
+fn dsr_snapshot() -> Snapshot {
+    let mut snapshot = snapshot();
+    let service = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(service).annotations.insert("kvip.io/mode".into(), Mode::Dsr.name().into());
+    snapshot.vip_map.as_mut().unwrap().remove("10.87.2.51");
+    snapshot
+}
+
+fn serving() -> World {
+    let mut world = World::new(settings());
+    world.list(dsr_snapshot());
+    world.turn();
+    world
+}
+
+fn server(world: &World, key: Key) -> VirtualServer {
+    world.kernel().table[&key].clone()
+}
+
+/// The virtual servers by mark, that for peers first.
+fn by_mark(world: &World) -> [VirtualServer; 2] {
+    let kernel = world.kernel();
+    let mut all = kernel.table.iter().filter(|(key, _)| key.mark().is_some()).map(|(_, one)| one.clone());
+    let [peers, own] = [all.next().unwrap(), all.next().unwrap()];
+    assert_eq!(all.next(), None);
+    [peers, own]
+}
+
+fn weights(server: &VirtualServer) -> BTreeMap<Backend, u32> {
+    server.real_servers.iter().map(|(at, real)| (*at, real.weight)).collect()
+}
+
+fn addresses(server: &VirtualServer) -> Vec<String> {
+    server.added.iter().map(|at| at.address.to_string()).collect()
+}
+
+#[test]
+fn there_is_a_tier_for_others_for_peers_and_for_this_node() {
+    let world = serving();
+    let shown = |server: &VirtualServer| {
+        let reals = server.real_servers.iter().map(|(at, real)| format!("{at} {real}"));
+        (server.service.to_string(), reals.collect::<Vec<_>>())
+    };
+    let others = server(&world, nginx().into());
+    let hashed = "mh mh-fallback mh-port".to_owned();
+    let two = |first: &str, second: &str| vec![first.to_owned(), second.to_owned()];
+    let split = two("10.2.4.10:80 weight 1", "10.2.6.10:80 weight 1 direct route");
+    assert_eq!(shown(&others), (hashed.clone(), split));
+    let [peers, own] = by_mark(&world);
+    assert_eq!(shown(&peers), (hashed, vec!["10.2.4.10:80 weight 1".into()]));
+    assert_eq!(shown(&own), ("wlc".into(), two("10.2.4.10:80 weight 1", "10.2.6.10:80 weight 1")));
+    let status = world.status();
+    assert_eq!((status.as_planned, status.faults), (true, 0));
+    assert_eq!(status.vips[0].frontends[0].mode, "dsr");
+}
+
+#[test]
+fn packets_are_marked_and_routed_before_keepalived_may_hold_the_vip() {
+    let world = serving();
+    let acts = world.acts();
+    let routes: Vec<&String> = acts.iter().filter(|act| act.starts_with("add IPv4")).collect();
+    assert_eq!(
+        routes,
+        [
+            "add IPv4 route local default dev lo table 5087",
+            "add IPv4 rule 50: fwmark 0x1000000/0x1000000 lookup 5087"
+        ]
+    );
+    assert!(acts.last().unwrap().contains("ruleset"), "{acts:?}");
+    assert_eq!(world.kernel().acts_after_switch, 0);
+}
+
+#[test]
+fn a_pod_between_others_stands_where_a_fresh_start_would_put_it() {
+    let mut world = serving();
+    let mut more = dsr_snapshot();
+    pods(&mut more, "nginx").push(endpoint("10.2.4.7"));
+    pods(&mut more, "nginx").push(endpoint("10.2.6.2"));
+    world.event(more.clone());
+    world.after(1);
+    let sorted = ["10.2.4.7", "10.2.4.10", "10.2.6.2", "10.2.6.10"];
+    assert_eq!(addresses(&server(&world, nginx().into())), sorted);
+    let mut fresh = World::new(settings());
+    fresh.list(more);
+    fresh.turn();
+    assert_eq!(fresh.kernel().table, world.kernel().table);
+    assert_eq!(world.status().faults, 0);
+}
+
+#[test]
+fn a_dead_node_changes_weights_and_nothing_else() {
+    let mut world = serving();
+    world.dead(&["node-b"]);
+    world.after(1);
+    let others = server(&world, nginx().into());
+    assert_eq!(weights(&others), [(backend("10.2.4.10", 80), 1), (backend("10.2.6.10", 80), 0)].into());
+    assert_eq!(addresses(&others), ["10.2.4.10", "10.2.6.10"]);
+    world.dead(&[]);
+    world.after(1);
+    assert_eq!(weights(&server(&world, nginx().into()))[&backend("10.2.6.10", 80)], 1);
+}
+
+/// What drains is there, and then gone, on all nodes alike: it goes by time, whether it has connections or not, and a node
+/// that begins anew adds it as the others once did.
+#[test]
+fn an_ending_pod_drains_by_time_alone() {
+    let mut world = serving();
+    let mut ending = dsr_snapshot();
+    end(&mut pods(&mut ending, "nginx")[1]);
+    world.event(ending);
+    world.turn();
+    let drained =
+        |world: &World| weights(&server(world, nginx().into())).get(&backend("10.2.6.10", 80)).copied();
+    world.tick(59);
+    assert_eq!(drained(&world), Some(0), "without any connection");
+    world.tick(2);
+    assert_eq!(drained(&world), None);
+    world.acts();
+    world.tick(60);
+    assert_eq!(world.acts(), [""; 0], "it is not put back while it is still ending");
+    assert_eq!(world.status().faults, 0);
+}
+
+#[test]
+fn rules_that_another_program_removes_are_put_back() {
+    let world = &mut serving();
+    world.acts();
+    let removed: PolicyRoute = *world.kernel().facts.borrow().policy_routes.first().unwrap();
+    assert_eq!(removed.family, Family::V4);
+    world.kernel().facts.send_modify(|facts| _ = facts.policy_routes.remove(&removed));
+    world.after(0);
+    assert_eq!(world.acts(), [format!("add {removed}")]);
+}
+
+#[test]
+fn peers_are_known_by_their_cards() {
+    let mut world = serving();
+    assert_eq!(world.peers(), ["10.87.2.6", "10.87.2.8"].map(ip).into());
+    let mac = MacAddress([0x52, 0x54, 0, 0xaa, 0, 6]);
+    world.macs([(ip("10.87.2.6"), mac)].into());
+    world.after(1);
+    assert_eq!(world.kernel().written.steering.peers, [mac].into());
+}
+
+#[test]
+fn nothing_is_left_when_the_mode_is_another() {
+    let mut world = serving();
+    world.event(snapshot());
+    world.after(1);
+    assert!(world.kernel().table.keys().all(|key| key.mark().is_none()));
+    assert!(world.kernel().facts.borrow().policy_routes.is_empty());
+    assert!(world.kernel().written.steering.frontends.is_empty());
+    assert_eq!(world.status().faults, 0);
+}
+
+#[test]
+fn what_an_earlier_run_marked_is_retired_by_the_next() {
+    let mut world = serving().restart(settings());
+    world.list(snapshot());
+    world.turn();
+    assert!(world.kernel().table.keys().all(|key| key.mark().is_none()));
+    assert!(world.kernel().facts.borrow().policy_routes.is_empty());
+}
