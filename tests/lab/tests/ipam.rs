@@ -53,7 +53,7 @@ fn identities(server: &ApiServer) -> Result<()> {
         server.kubectl(&[&[option.as_str()], arguments].concat(), input)
     };
     // A policy is in force a moment after it was made.
-    kvip_lab::command::wait_for("the policy", Duration::from_secs(20), || {
+    kvip_lab::command::wait_for("the policy", Duration::from_secs(60), || {
         as_role("allocator", &foreign, "")
             .ok()?
             .stderr
@@ -151,7 +151,7 @@ fn sharers(cluster: &Cluster) -> Result<()> {
     })?;
     one_each(cluster)?;
     let told = || nodes.iter().flat_map(|node| node.refusals("share-")).collect::<BTreeSet<String>>();
-    kvip_lab::command::wait_for("the third to be told", Duration::from_secs(10), || {
+    kvip_lab::command::wait_for("the third to be told", Duration::from_secs(60), || {
         told()
             .iter()
             .any(|text| text.starts_with("port tcp 80 of the shared 10.87.3.120 is in use by"))
