@@ -200,7 +200,9 @@ fn view(
     };
     let plan = plan::plan(&desired, &have);
     let keepalived_conf = keepalived::render(&desired.keepalived, &Paths::default(), build);
-    let reload = current != Some(keepalived_conf.as_str());
+    // Where keepalived has no file of kvip's, none is written for nothing.
+    let nothing = desired.keepalived.instances.is_empty();
+    let reload = current.map_or(!nothing, |current| current != keepalived_conf);
     let awaited = awaited(&desired.assignment.requests, &snapshot.claims);
     let unread = snapshot.skipped.values().flatten().cloned();
     let findings = unread.chain(desired.findings.iter().cloned()).chain(awaited).collect();
