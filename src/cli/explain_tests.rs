@@ -139,7 +139,9 @@ fn host_with(view: &mut View, left: usize) -> Vec<Command> {
     let mut todo = std::mem::take(&mut view.plan.prepare);
     let undone = todo.split_off(todo.len() - left);
     let mut table = Table::new();
-    todo.iter().for_each(|command| command.apply(&mut table));
+    for command in &todo {
+        command.apply(&mut table);
+    }
     view.table = table;
     undone
 }
