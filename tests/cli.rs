@@ -111,3 +111,22 @@ fn a_reader_that_has_gone_is_no_error() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stderr), "");
 }
+
+#[test]
+fn an_explanation_ends_as_its_subject_fares() {
+    let host = Host::new(None);
+    let golden = |case: &str| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/").to_owned() + case;
+    for (about, case, code) in [
+        ("default/nginx", "tutorial", 0),
+        ("10.87.2.50", "tutorial", 0),
+        ("10.87.2.99", "tutorial", 1),
+        ("default/missing", "bad-services", 1),
+        ("nginx", "tutorial", 2),
+    ] {
+        let output = host.kvip(&["explain", about, &golden(case)]);
+        assert_eq!(output.status.code(), Some(code), "{about}: {output:?}");
+    }
+    let output = host.kvip(&["--json", "explain", "default/nginx", &golden("tutorial")]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["schema"], &json["served"]), (&"kvip.explain.v1".into(), &true.into()));
+}

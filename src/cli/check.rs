@@ -165,7 +165,8 @@ fn words(key: &str, value: &Value) -> String {
         Value::Null if name == "interface" && key.starts_with("groups.") => "as in [node]".to_owned(),
         Value::Null => "found when kvip starts".to_owned(),
         Value::String(text) if text.is_empty() => match name {
-            "members" | "allocators" => "all nodes".to_owned(),
+            "members" => "all nodes".to_owned(),
+            "allocators" => "the nodes that may hold VIPs".to_owned(),
             "namespace_labels" | "service_labels" => "any".to_owned(),
             _ => "none".to_owned(),
         },
@@ -295,7 +296,7 @@ mod tests {
             vec!["groups.0.interface", "as in [node]"],
             vec!["groups.0.members", "all nodes", "as in [vrrp]"],
             vec!["static", "none"],
-            vec!["asking.allocators", "all nodes"],
+            vec!["asking.allocators", "the nodes that may hold VIPs"],
             vec!["cluster.manifests", "none"],
         ] {
             assert!(rows.contains(&row), "{row:?} in\n{text}");

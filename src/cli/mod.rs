@@ -8,6 +8,7 @@ mod check;
 mod cleanup;
 mod done;
 mod drain;
+mod explain;
 mod overview;
 mod plan;
 mod status;
@@ -50,6 +51,8 @@ pub struct Global {
 pub enum Command {
     /// VIPs, who holds them, what is behind them
     Status,
+    /// Why a Service or VIP is, or is not, served
+    Explain(explain::Args),
     /// What kvip would change now, or for given manifests
     Plan(plan::Args),
     /// Is the configuration right
@@ -134,6 +137,7 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
         Some(Command::PrepareWeights) => unit::prepare_weights(),
         Some(Command::HandOver) => runtime()?.block_on(unit::hand_over()),
         Some(Command::Status) => runtime()?.block_on(status::run(global)),
+        Some(Command::Explain(args)) => runtime()?.block_on(explain::run(args, global)),
         Some(Command::Plan(args)) => runtime()?.block_on(plan::run(args, global)),
         Some(Command::Drain(args)) => runtime()?.block_on(drain::drain(args, global)),
         Some(Command::Undrain) => runtime()?.block_on(drain::undrain(global)),

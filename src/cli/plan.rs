@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use figment::Figment;
 use figment::providers::{Format as _, Toml};
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{Exit, Global, SettingsArgs, style};
@@ -75,6 +76,12 @@ pub struct View {
     pub reload: bool,
     /// The file that would be written.
     pub keepalived_conf: String,
+    /// The cluster's state.
+    pub snapshot: Snapshot,
+    /// The host's network.
+    pub facts: HostFacts,
+    /// Where VIPs may come from.
+    pub allowed: Vec<IpNet>,
 }
 
 /// Runs `kvip plan`.
@@ -97,7 +104,7 @@ pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 }
 
 /// Plans for a folder: an empty host unless the folder says otherwise, neither cluster nor root needed.
-async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
+pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
     let own = folder.join(FOLDER_SETTINGS);
     let sources = if own.exists() {
         Sources { flags: sources.flags.clone(), ..Sources::of_file(own) }
@@ -129,7 +136,7 @@ fn read_facts(path: &Path) -> anyhow::Result<HostFacts> {
 }
 
 /// Plans for this host and its cluster.
-async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
+pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let host = config::require(sources)?;
     let paths = Paths::default();
     let facts = net::read().await.context("read this host's network")?;
@@ -200,11 +207,26 @@ fn view(
     };
     let plan = plan::plan(&desired, &have);
     let keepalived_conf = keepalived::render(&desired.keepalived, &Paths::default(), build);
-    let reload = current != Some(keepalived_conf.as_str());
+    // Where keepalived has no file of kvip's, none is written for nothing.
+    let nothing = desired.keepalived.instances.is_empty();
+    let reload = current.map_or(!nothing, |current| current != keepalived_conf);
     let awaited = awaited(&desired.assignment.requests, &snapshot.claims);
     let unread = snapshot.skipped.values().flatten().cloned();
     let findings = unread.chain(desired.findings.iter().cloned()).chain(awaited).collect();
-    View { heading, desired, findings, plan, table, keepalived, reload, keepalived_conf }
+    let (snapshot, facts, allowed) = (snapshot.clone(), facts.clone(), settings.allowed.clone());
+    View {
+        heading,
+        desired,
+        findings,
+        plan,
+        table,
+        keepalived,
+        reload,
+        keepalived_conf,
+        snapshot,
+        facts,
+        allowed,
+    }
 }
 
 /// What Services have not got yet: a plan changes nothing, so it gives no addresses either.

@@ -35,7 +35,7 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
 }
 
 /// The nodes that hold the VIPs that are not here, as far as the neighbour table tells.
-async fn holders(status: &Status) -> BTreeMap<IpAddr, String> {
+pub(super) async fn holders(status: &Status) -> BTreeMap<IpAddr, String> {
     let elsewhere = || status.vips.iter().filter(|vip| !vip.here).map(|vip| vip.vip);
     if elsewhere().next().is_none() {
         return BTreeMap::new();

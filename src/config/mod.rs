@@ -78,7 +78,7 @@ pub struct Asking {
     pub load_balancers: LoadBalancers,
     /// spec.externalIPs; false by default, as kube-proxy programs them as well and any tenant can write them.
     pub external_ips: bool,
-    /// Labels of the nodes that allocate addresses and write status; none: all nodes do.
+    /// Labels of the nodes that allocate addresses and write status; none: those that may hold VIPs do.
     pub allocators: BTreeMap<String, String>,
     /// How long the next allocator waits for the one before it, 10 s by default.
     pub takeover_after: Duration,

@@ -2,7 +2,7 @@
 //!
 //! Pure. Nothing here depends on endpoints: a change of them alone makes nothing of this anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::derive::{self, Assignment, Owner, Source, Task};
 use crate::ipam;
 use crate::model::{Frontend, ObjectKey};
 use crate::report::objects::{self, Address, Held, IpMode, Kind, Port, Shown, State, Verdict};
-use crate::snapshot::{Map, Service, Snapshot};
+use crate::snapshot::{Map, Node, Service, Snapshot};
 
 /// The reason of a condition when no address is given.
 const NO_ADDRESS: &str = "NoAddress";
@@ -33,12 +33,20 @@ pub struct Inputs<'a> {
     pub here: &'a BTreeSet<IpAddr>,
 }
 
-/// The nodes that allocate, by name.
+/// The nodes that allocate, by name: those that the settings select. Where these select none, the members of VRRP groups,
+/// as on other nodes there may be no kvip, and each that never acts makes some Services wait for the next one's turn.
 pub fn allocators(settings: &Settings, snapshot: &Snapshot) -> BTreeSet<String> {
     let selector = &settings.asking.allocators;
-    let chosen = |labels: &BTreeMap<String, String>| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
-    let nodes = snapshot.nodes.iter().filter(|(_, node)| chosen(&node.labels));
-    nodes.map(|(name, _)| name.clone()).collect()
+    let nodes_that = |chosen: &dyn Fn(&Node) -> bool| -> BTreeSet<String> {
+        let nodes = snapshot.nodes.iter().filter(|(_, node)| chosen(node));
+        nodes.map(|(name, _)| name.clone()).collect()
+    };
+    if !selector.is_empty() {
+        return nodes_that(&|node| selector.iter().all(|(key, value)| node.labels.get(key) == Some(value)));
+    }
+    let groups = derive::groups_of(settings);
+    let members = nodes_that(&|node| groups.iter().any(|group| group.takes(node)));
+    if members.is_empty() { nodes_that(&|_| true) } else { members }
 }
 
 /// What allocators go by.
@@ -257,5 +265,31 @@ mod tests {
         check("10.9.0.1", &[], outside());
         check("10.0.0.50, 10.9.0.1", &["10.0.0.50"], outside());
         check("", &[], None);
+    }
+
+    /// Which of three nodes allocate: node-a is an excluded control-plane node, node-b and node-c have the role edge.
+    fn check_allocators(change: impl Fn(&mut Settings), allocators: &[&str]) {
+        let labels = [(derive::EXCLUDED, ""), ("role", "edge"), ("role", "edge")];
+        let node = |(key, value): (&str, &str)| Node {
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            ..Node::default()
+        };
+        let names = ["node-a", "node-b", "node-c"].map(str::to_owned);
+        let nodes = names.into_iter().zip(labels.map(|label| Arc::new(node(label)))).collect();
+        let mut settings = Settings::standard(Vec::new());
+        change(&mut settings);
+        let got = super::allocators(&settings, &Snapshot { nodes, ..Snapshot::default() });
+        assert_eq!(got.iter().map(String::as_str).collect::<Vec<_>>(), allocators);
+    }
+
+    #[test]
+    fn those_allocate_that_are_selected_else_those_that_hold_vips() {
+        let edge = || [("role".to_owned(), "edge".to_owned())].into();
+        check_allocators(|_| (), &["node-b", "node-c"]);
+        check_allocators(|settings| settings.vrrp.excluded_too = true, &["node-a", "node-b", "node-c"]);
+        check_allocators(|settings| settings.asking.allocators = edge(), &["node-b", "node-c"]);
+        let none = || [("role".to_owned(), "none".to_owned())].into();
+        check_allocators(|settings| settings.asking.allocators = none(), &[]);
+        check_allocators(|settings| settings.vrrp.members = none(), &["node-a", "node-b", "node-c"]);
     }
 }

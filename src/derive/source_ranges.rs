@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::model::{Family, Finding, ObjectKey};
 use crate::snapshot::Service;
+use crate::snapshot::convert::parse_network;
 
 /// Who may reach a Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,12 +31,11 @@ pub fn read(key: &ObjectKey, service: &Service, findings: &mut Vec<Finding>) -> 
     let mut networks = Vec::new();
     let mut unreadable = false;
     for text in service.source_ranges.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
-        match text.parse::<IpNet>() {
-            Ok(network) => networks.push(network.trunc()),
-            Err(_) => {
-                unreadable = true;
-                findings.push(unreadable_range(key, text));
-            }
+        if let Some(network) = parse_network(text) {
+            networks.push(network);
+        } else {
+            unreadable = true;
+            findings.push(unreadable_range(key, text));
         }
     }
     let of = |family: Family| {
@@ -79,6 +79,8 @@ mod tests {
         check(&["192.0.2.0/24"], Some(&["192.0.2.0/24"]), None, 0);
         check(&[" 192.0.2.7/24 ", "fd00::/64"], Some(&["192.0.2.0/24"]), Some(&["fd00::/64"]), 0);
         check(&["192.0.2.0/24", "0.0.0.0/0", "fd00::/64"], None, Some(&["fd00::/64"]), 0);
+        // The API takes leading zeros, and kube-proxy reads them as decimal.
+        check(&["010.001.0.0/16"], Some(&["10.1.0.0/16"]), None, 0);
     }
 
     #[test]

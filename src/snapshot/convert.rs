@@ -335,7 +335,8 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     })
 }
 
-fn parse_network(text: &str) -> Option<IpNet> {
+/// A network whose address is as [`parse_address`] takes it, without the bits beyond its prefix.
+pub(crate) fn parse_network(text: &str) -> Option<IpNet> {
     let (address, length) = text.split_once('/')?;
     Some(IpNet::new(parse_address(address)?, length.parse().ok()?).ok()?.trunc())
 }

@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
@@ -68,20 +67,12 @@ impl Lab {
     /// Installs the package on all nodes, enrolls and enables it, and waits until systemd calls it active.
     pub fn install_kvip(&self, deb: &Path, settings: &Settings) -> anyhow::Result<()> {
         let kubeconfig = self.enroll()?;
-        thread::scope(|scope| {
-            let nodes: Vec<_> = self
-                .nodes()
-                .map(|node| {
-                    let kubeconfig = kubeconfig.as_bytes();
-                    scope.spawn(move || {
-                        node.install_deb(deb)?;
-                        node.configure_kvip(settings, kubeconfig)?;
-                        node.must_within(STEP_LIMIT, "systemctl enable --now kvip").map(drop)
-                    })
-                })
-                .collect();
-            nodes.into_iter().try_for_each(|node| node.join().expect("the installing thread does not panic"))
-        })
+        let installed = self.on_all_nodes(|node| {
+            node.install_deb(deb)?;
+            node.configure_kvip(settings, kubeconfig.as_bytes())?;
+            node.must_within(STEP_LIMIT, "systemctl enable --now kvip").map(drop)
+        });
+        installed.into_iter().collect()
     }
 
     /// The kubeconfig that the package's own script makes: it can do what the package's RBAC manifest allows.
@@ -95,13 +86,15 @@ impl Lab {
         if output.ok() { Ok(output.stdout) } else { bail!("make-kubeconfig: {output}") }
     }
 
-    /// The node that holds the group's anchor; `None` while there is none.
+    /// The one living node that holds the group's anchor; `None` while there is none, or more than one as in the midst of
+    /// an election.
     pub fn holder(&self) -> Option<&'static str> {
-        let holds = |node: &Node| {
-            node.run_within(Duration::from_secs(5), "ip -4 -o addr show to 169.254.255.50", b"")
-                .is_ok_and(|output| output.ok() && !output.stdout.is_empty())
-        };
-        self.nodes().find(holds).map(|node| node.spec().name)
+        let held = self.on_all_nodes(|node| {
+            let output = node.run_within(Duration::from_secs(5), "ip -4 -o addr show to 169.254.255.50", b"");
+            output.is_ok_and(|output| output.ok() && !output.stdout.is_empty())
+        });
+        let mut holders = NODES.iter().zip(held).filter(|(_, holds)| *holds).map(|(node, _)| node.name);
+        holders.next().filter(|_| holders.next().is_none())
     }
 
     /// Waits until exactly one living node holds the VIPs.

@@ -3,8 +3,10 @@
 //! Owns the lab that it started: dropping it ends everything. Decides nothing about kvip.
 
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::Child;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -82,6 +84,15 @@ impl Lab {
     /// All nodes, in their order.
     pub fn nodes(&self) -> impl Iterator<Item = Node<'_>> {
         NODES.iter().map(|spec| Node { lab: self, spec })
+    }
+
+    /// Does `act` on all nodes side by side, and gives what came of it in their order.
+    pub fn on_all_nodes<T: Send>(&self, act: impl Fn(Node<'_>) -> T + Sync) -> Vec<T> {
+        let act = &act;
+        thread::scope(|scope| {
+            let nodes: Vec<_> = self.nodes().map(|node| scope.spawn(move || act(node))).collect();
+            nodes.into_iter().map(|node| node.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        })
     }
 
     /// Runs a command as the client, which is no node.

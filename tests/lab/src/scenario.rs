@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use crate::kvip::{Settings, deb};
 use crate::lab::{Lab, Options};
-use crate::layout::{Layout, NODES};
+use crate::layout::Layout;
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 /// The tutorial's VIP and its twin of the other family.
 pub const VIP: &str = "10.87.2.50";
@@ -120,7 +121,8 @@ pub fn ask_for(lab: &Lab, vip: &str, value: Option<&str>) -> Result<()> {
     lab.kubectl(&["patch", "configmap", "vip-configmap", "--type=merge", "-p", &patch]).map(drop)
 }
 
-/// Waits until both VIPs answer, every node knows three ready pods and agrees with itself, and nothing is under way.
+/// Waits until both VIPs answer, every node knows three ready pods and agrees with itself, one of them holds all VIPs, and
+/// nothing is under way.
 pub fn wait_until_settled(lab: &Lab) -> Result<()> {
     let answered = lab.wait_for("both VIPs to answer", Duration::from_secs(120), || {
         (lab.curl(VIP).is_some() && lab.curl(VIP6).is_some()).then_some(())
@@ -130,14 +132,23 @@ pub fn wait_until_settled(lab: &Lab) -> Result<()> {
     settled.with_context(|| diagnosis(lab))
 }
 
+/// An election may go on for a moment after the VIPs answer: the weights tell that it is over.
 fn all_settled(lab: &Lab) -> bool {
-    NODES.iter().all(|node| {
-        let Ok(status) = lab.node(node.name).kvip_status() else { return false };
-        status["as_planned"] == true
-            && status["keepalived"] == "active"
-            && status["findings"].as_array().is_some_and(Vec::is_empty)
-            && status["real_servers"] == 6
-    })
+    let statuses = lab.on_all_nodes(|node| node.kvip_status().ok());
+    let mut weights: Vec<i64> = statuses.iter().flatten().filter_map(settled_weight).collect();
+    weights.sort_unstable();
+    weights == [0, 0, 64]
+}
+
+/// The weight of a node that has nothing left to do: a holder's with all VIPs, a backup's with none.
+fn settled_weight(status: &Value) -> Option<i64> {
+    let weight = status["weight"].as_i64()?;
+    let here = status["vips"].as_array()?.iter().all(|vip| vip["here"] == (weight == 64));
+    let settled = status["as_planned"] == true
+        && status["keepalived"] == "active"
+        && status["findings"].as_array().is_some_and(Vec::is_empty)
+        && status["real_servers"] == 6;
+    (here && settled).then_some(weight)
 }
 
 /// What a person would look at first.

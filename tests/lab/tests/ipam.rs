@@ -53,7 +53,7 @@ fn identities(server: &ApiServer) -> Result<()> {
         server.kubectl(&[&[option.as_str()], arguments].concat(), input)
     };
     // A policy is in force a moment after it was made.
-    kvip_lab::command::wait_for("the policy", Duration::from_secs(20), || {
+    kvip_lab::command::wait_for("the policy", Duration::from_secs(60), || {
         as_role("allocator", &foreign, "")
             .ok()?
             .stderr
@@ -151,7 +151,7 @@ fn sharers(cluster: &Cluster) -> Result<()> {
     })?;
     one_each(cluster)?;
     let told = || nodes.iter().flat_map(|node| node.refusals("share-")).collect::<BTreeSet<String>>();
-    kvip_lab::command::wait_for("the third to be told", Duration::from_secs(10), || {
+    kvip_lab::command::wait_for("the third to be told", Duration::from_secs(60), || {
         told()
             .iter()
             .any(|text| text.starts_with("port tcp 80 of the shared 10.87.3.120 is in use by"))
@@ -180,7 +180,7 @@ fn upgrade(cluster: &Cluster) -> Result<()> {
     }
     cluster.wait("four Leases", |now| (leases(now, "lease-").count() == 4).then_some(()))?;
     drop(nodes);
-    let _nodes = cluster.start([View::LeasesAlone, View::Fresh, View::Fresh], Duration::ZERO)?;
+    let nodes = cluster.start([View::LeasesAlone, View::Fresh, View::Fresh], Duration::ZERO)?;
     for number in 4..8 {
         cluster.service(&format!("lease-{number}"), "fourth", None, None, 80)?;
     }
@@ -193,7 +193,31 @@ fn upgrade(cluster: &Cluster) -> Result<()> {
         (all && twins.len() == 8 && twins.iter().all(|same| *same == Some(true))).then_some(())
     })?;
     one_each(cluster)?;
+    drop(nodes);
+    leases_taken_away(cluster)?;
     cluster.delete("lease-")
+}
+
+/// With every allocator past the upgrade an admin deletes the Leases: nothing changes, and none comes back.
+fn leases_taken_away(cluster: &Cluster) -> Result<()> {
+    let _nodes = cluster.start([View::Fresh; 3], Duration::ZERO)?;
+    let before = cluster.at_rest()?;
+    cluster.delete_leases()?;
+    cluster.service("lease-8", "fourth", None, None, 80)?;
+    cluster.wait("the new one's address", |now| (now.served("lease-8") == 1).then_some(()))?;
+    one_each(cluster)?;
+    let after = cluster.now()?;
+    ensure!(leases(&after, "").next().is_none(), "there are Leases again");
+    keep_what_they_had("lease-", &before, &after)
+}
+
+/// The Services whose names begin so have the same addresses as before.
+fn keep_what_they_had(prefix: &str, before: &Truth, after: &Truth) -> Result<()> {
+    for request in before.requests.values().filter(|request| request.service.name.starts_with(prefix)) {
+        let has = |truth: &Truth| granted(request, &truth.claims).addresses;
+        ensure!(has(before) == has(after), "{} keeps what it had", request.service);
+    }
+    Ok(())
 }
 
 /// Claims older than a minute, whose Services are gone, are found, rest, and go. Only the Service that was made again
@@ -235,10 +259,7 @@ fn upgraded(server: &ApiServer, cluster: &Cluster) -> Result<()> {
         (now.served("new") == 1 && leases(now, "").count() == 22 && all_twins(now)).then_some(())
     })?;
     one_each(cluster)?;
-    for request in before.requests.values() {
-        let has = |truth: &Truth| granted(request, &truth.claims).addresses;
-        ensure!(has(&before) == has(&cluster.now()?), "{} keeps what it had", request.service);
-    }
+    keep_what_they_had("", &before, &cluster.now()?)?;
     ["race-", "share-", "new"].into_iter().try_for_each(|prefix| cluster.delete(prefix))?;
     cluster.wait("no claim", |now| now.claims.is_empty().then_some(()))
 }

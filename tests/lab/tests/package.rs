@@ -6,11 +6,13 @@ use anyhow::{Context as _, Result, ensure};
 use kvip_lab::kvip::{Settings, old_deb};
 use kvip_lab::lab::Lab;
 use kvip_lab::scenario::{
-    SOON, VIP, ask_for, bare, diagnosis, explained, package, serving, wait_until_settled,
+    SOON, VIP, ask_for, bare, diagnosis, explained, package, tutorial, wait_until_settled,
     without_a_lost_request,
 };
 
 const MINUTES: Duration = Duration::from_secs(180);
+/// The version that is installed.
+const VERSION: &str = "dpkg-query -W -f '${Version}' kvip";
 
 /// Runs a script on a node and gives what it says, whatever its status.
 fn said(lab: &Lab, node: &str, script: &str) -> String {
@@ -19,11 +21,11 @@ fn said(lab: &Lab, node: &str, script: &str) -> String {
 
 #[test]
 fn a_life_on_a_host() -> Result<()> {
-    {
-        let lab = bare()?;
-        installing_starts_nothing(&lab)?;
-    }
-    let lab = serving()?;
+    let lab = bare()?;
+    installing_starts_nothing(&lab)?;
+    lab.install_kvip(&old_deb(lab.layout())?, &Settings::default())?;
+    tutorial(&lab)?;
+    wait_until_settled(&lab)?;
     an_upgrade_loses_nothing(&lab)?;
     ready_does_not_wait_for_keepalived(&lab)?;
     a_node_boots_without_the_api(&lab)?;
@@ -48,16 +50,20 @@ fn an_upgrade_loses_nothing(lab: &Lab) -> Result<()> {
     let node = lab.node(holder);
     let facts =
         "cat /run/kvip/weight-50; systemctl show -P MainPID keepalived; ip -4 -o addr show to 10.87.2.50";
-    node.install_deb(&old_deb(lab.layout())?)?;
-    wait_until_settled(lab)?;
     let before = node.must(facts)?;
-    ensure!(before.starts_with("64\n"), "the holder's weight is not 64 before the upgrade: {before}");
-    without_a_lost_request(lab, || node.install_deb(&package()?))?;
+    ensure!(before.starts_with("64\n"), "the holder's weight is not 64: {before}\n{}", diagnosis(lab));
+    let package = package()?;
+    without_a_lost_request(lab, || node.install_deb(&package))?;
     wait_until_settled(lab)?;
     let after = node.must(facts)?;
-    ensure!(before == after, "before the upgrade:\n{before}\nafter:\n{after}");
-    ensure!(said(lab, holder, "dpkg-query -W -f '${Version}' kvip").starts_with("0.1.0"));
-    Ok(())
+    ensure!(before == after, "before the upgrade:\n{before}\nafter:\n{after}\n{}", diagnosis(lab));
+    ensure!(said(lab, holder, VERSION).starts_with("0.1.0"));
+    let others: Result<Vec<()>> = lab
+        .on_all_nodes(|node| if node.spec().name == holder { Ok(()) } else { node.install_deb(&package) })
+        .into_iter()
+        .collect();
+    others?;
+    wait_until_settled(lab)
 }
 
 /// A start, a restart and a reload with a change of keepalived pending, in one transaction with keepalived's own restart,

@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 
 #[path = "services/edits.rs"]
 mod edits;
+#[path = "services/fields.rs"]
+mod fields;
 #[path = "services/statics.rs"]
 mod statics;
 

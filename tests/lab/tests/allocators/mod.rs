@@ -163,6 +163,14 @@ impl Cluster {
         })
     }
 
+    /// Deletes all Leases of kvip's, as an admin does.
+    pub fn delete_leases(&self) -> Result<()> {
+        let api: Api<Lease> = Api::namespaced(self.admin.clone(), object::NAMESPACE);
+        let ours = ListParams::default().labels(&object::selector());
+        self.runtime.block_on(api.delete_collection(&DeleteParams::default(), &ours))?;
+        Ok(())
+    }
+
     /// Patches the status of a Service as the allocator; what the API server said against it.
     pub fn patch_status(&self, service: &str, patch: &serde_json::Value) -> Result<Option<String>> {
         self.runtime.block_on(async {

@@ -1,7 +1,6 @@
 //! A static VIP, such as the control plane's own, answers from boot, when nothing is known of any cluster.
 
 use std::collections::BTreeSet;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -43,11 +42,7 @@ systemctl daemon-reload; systemctl enable --now backend";
 
 /// Does it on all nodes side by side.
 fn on_all(lab: &Lab, act: impl Fn(Node<'_>) -> Result<()> + Sync) -> Result<()> {
-    let act = &act;
-    thread::scope(|scope| {
-        let nodes: Vec<_> = lab.nodes().map(|node| scope.spawn(move || act(node))).collect();
-        nodes.into_iter().try_for_each(|node| node.join().expect("the thread does not panic"))
-    })
+    lab.on_all_nodes(act).into_iter().collect()
 }
 
 /// The nodes that answer at the VIP within some requests.

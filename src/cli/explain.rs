@@ -1,0 +1,378 @@
+//! `kvip explain`: why a Service or a VIP is, or is not, served on this node, link by link.
+//!
+//! Changes nothing. The chain goes from the object over address, VRRP group and host to the balancer's real servers; what
+//! is broken stands below it, with what to type. Everything that is printed is made by pure functions from a [`View`]
+//! and what the running daemon says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::plan::{self, View};
+use super::{Exit, Global, SettingsArgs, finding_rows, status, style};
+use crate::daemon::SOCKET;
+use crate::derive::{Owner, Served, WantedServer};
+use crate::keepalived::Paths;
+use crate::model::{Family, Finding, Frontend, ObjectKey};
+use crate::report::status::{Status, ask};
+
+/// The name of the JSON form.
+const SCHEMA: &str = "kvip.explain.v1";
+
+/// Arguments of `kvip explain`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A Service as namespace/name, or a VIP
+    #[arg(value_parser = subject)]
+    subject: Subject,
+    /// A folder of manifests to explain from instead of the cluster, as for `kvip plan`
+    folder: Option<PathBuf>,
+    /// A setting that wins over files and environment.
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// What is to be explained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Subject {
+    Service(ObjectKey),
+    Vip(IpAddr),
+}
+
+fn subject(text: &str) -> Result<Subject, String> {
+    let vip = text.parse().ok().map(Subject::Vip);
+    vip.or_else(|| ObjectKey::parse(text).map(Subject::Service)).ok_or_else(|| {
+        "a Service is written namespace/name, as in default/nginx, and a VIP 10.87.2.50".to_owned()
+    })
+}
+
+/// An explanation; its JSON form is this.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Explanation {
+    schema: &'static str,
+    /// Whether some frontend has a real server that gets connections.
+    served: bool,
+    /// The answer in one line.
+    answer: String,
+    /// The links of the chain that are there, in their order.
+    links: Vec<Link>,
+    /// What is broken, or not as asked.
+    findings: Vec<Finding>,
+}
+
+/// One link of the chain.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Link {
+    /// `object`, `address`, `group`, `host` or `balancer`.
+    name: &'static str,
+    /// What it is.
+    text: String,
+    /// The real servers of a balancer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    servers: Vec<Server>,
+}
+
+/// A real server.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Server {
+    address: String,
+    /// `serves` or `drains`.
+    state: &'static str,
+    /// As the kernel counts them; `None` where it does not have this real server.
+    connections: Option<u32>,
+    /// The node of its pod.
+    node: Option<String>,
+}
+
+/// Runs `kvip explain`: 0 when all about the subject is as it should be, 1 when there is something to mend.
+///
+/// # Errors
+/// When the settings are wrong, or cluster, folder or host cannot be read.
+pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let sources = &args.settings.sources(global);
+    let (view, here) = match &args.folder {
+        Some(folder) => (plan::of_folder(folder, sources).await?, None),
+        None => (plan::of_cluster(sources).await?, Some(Here::ask().await)),
+    };
+    let explanation = explain(&view, here.as_ref(), &args.subject);
+    style::print(&if global.json {
+        serde_json::to_string_pretty(&explanation)? + "\n"
+    } else {
+        text(&explanation)
+    })?;
+    Ok(if explanation.findings.is_empty() { Exit::Fine } else { Exit::Mend })
+}
+
+/// This host, as far as the running daemon tells it.
+#[derive(Debug, Default)]
+struct Here {
+    status: Option<Status>,
+    /// The nodes that hold the VIPs that are not here.
+    holders: BTreeMap<IpAddr, String>,
+}
+
+impl Here {
+    async fn ask() -> Self {
+        let Ok(status) = ask(&Paths::default().run.join(SOCKET)).await else { return Self::default() };
+        Self { holders: status::holders(&status).await, status: Some(status) }
+    }
+}
+
+/// The frontends that the subject is about, with what serves them.
+type Frontends<'a> = BTreeMap<Frontend, &'a Served>;
+
+fn explain(view: &View, here: Option<&Here>, subject: &Subject) -> Explanation {
+    let all = view.desired.frontends.iter().map(|(frontend, served)| (*frontend, &**served));
+    let frontends: Frontends = match subject {
+        Subject::Service(key) => {
+            all.filter(|(_, served)| served.owner == Owner::Service(key.clone())).collect()
+        }
+        Subject::Vip(vip) => all.filter(|(frontend, _)| frontend.vip == *vip).collect(),
+    };
+    let mut vips: BTreeSet<IpAddr> = frontends.keys().map(|frontend| frontend.vip).collect();
+    if let Subject::Vip(vip) = subject {
+        vips.extend(view.desired.vips.contains_key(vip).then_some(*vip));
+    }
+    let mut links: Vec<Link> =
+        services(subject, &frontends).iter().filter_map(|key| object(view, key)).collect();
+    for vip in &vips {
+        links.extend(address(view, *vip, &frontends));
+        links.extend(group(view, *vip));
+        links.extend(here.map(|here| host(view, here, *vip)));
+        let of_vip = frontends.iter().filter(|(frontend, _)| frontend.vip == *vip);
+        links.extend(of_vip.map(|(frontend, served)| balancer(view, *frontend, served)));
+    }
+    Explanation {
+        schema: SCHEMA,
+        served: frontends.values().any(|served| served.active() > 0),
+        answer: answer(subject, &frontends, &vips),
+        links,
+        findings: findings(view, here, subject, &frontends, &vips),
+    }
+}
+
+/// The Services that the subject is about.
+fn services(subject: &Subject, frontends: &Frontends) -> BTreeSet<ObjectKey> {
+    let owners = frontends.values().filter_map(|served| match &served.owner {
+        Owner::Service(key) => Some(key.clone()),
+        Owner::Static(_) => None,
+    });
+    let named = match subject {
+        Subject::Service(key) => Some(key.clone()),
+        Subject::Vip(_) => None,
+    };
+    owners.chain(named).collect()
+}
+
+fn answer(subject: &Subject, frontends: &Frontends, vips: &BTreeSet<IpAddr>) -> String {
+    let whose: BTreeSet<String> = frontends.values().map(|served| served.owner.to_string()).collect();
+    let sources: BTreeSet<_> = frontends.values().map(|served| served.source).collect();
+    let serves = frontends.values().any(|served| served.active() > 0);
+    match subject {
+        Subject::Service(key) if frontends.is_empty() => format!("{key} is not served"),
+        Subject::Service(key) => {
+            let verb = if serves { "is served at" } else { "refuses connections at" };
+            format!("{key} {verb} {}, asked for by {}", list(vips), list(sources))
+        }
+        Subject::Vip(vip) if vips.is_empty() => format!("{vip} is no VIP"),
+        Subject::Vip(vip) if frontends.is_empty() => format!("{vip} is a VIP, and nothing is balanced on it"),
+        Subject::Vip(vip) => {
+            let verb = if serves { "serves" } else { "refuses connections to" };
+            format!("{vip} {verb} {}, asked for by {}", list(whose), list(sources))
+        }
+    }
+}
+
+fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn link(name: &'static str, text: String) -> Link {
+    Link { name, text, servers: Vec::new() }
+}
+
+fn object(view: &View, key: &ObjectKey) -> Option<Link> {
+    let service = view.snapshot.services.get(key)?;
+    let ports = service.ports.iter().map(|port| {
+        let name = if port.name.is_empty() { String::new() } else { format!("{} ", port.name) };
+        format!("{name}{} {}", port.protocol, port.port)
+    });
+    let slices: Vec<_> = view.snapshot.slices.values().filter(|slice| slice.service == *key).collect();
+    let endpoints = || slices.iter().flat_map(|slice| &slice.endpoints);
+    let text = format!(
+        "Service {key}, port {}, {}, {}, {} ready",
+        list(ports),
+        style::count(slices.len(), "EndpointSlice"),
+        style::count(endpoints().count(), "endpoint"),
+        endpoints().filter(|endpoint| endpoint.ready).count()
+    );
+    Some(link("object", text))
+}
+
+/// The address with its range, and its pool where it is one's.
+fn address(view: &View, vip: IpAddr, frontends: &Frontends) -> Option<Link> {
+    let range = view.allowed.iter().find(|range| range.contains(&vip))?;
+    let claim = view.snapshot.claims.at(vip).filter(|claim| claim.released.is_none());
+    let pool = claim.and_then(|claim| claim.pool.as_ref()).map(|pool| format!(", of pool {pool}"));
+    let floats = if frontends.is_empty() { ", its ports are the host's" } else { "" };
+    Some(link("address", format!("{vip} in allowed range {range}{}{floats}", pool.unwrap_or_default())))
+}
+
+fn group(view: &View, vip: IpAddr) -> Option<Link> {
+    let (name, group) = view.desired.group_of(vip)?;
+    let mut members: Vec<_> = group.members.iter().collect();
+    members.sort_by_key(|(name, priority)| (std::cmp::Reverse(**priority), *name));
+    let mut instances = view.desired.keepalived.instances.iter();
+    let instance = instances.find(|one| one.vrid == group.vrid && one.family == Family::of(vip));
+    let interface = instance.map_or_else(String::new, |instance| format!(" on {}", instance.interface));
+    let text = format!(
+        "{name}: VRID {}{interface}, {}: {}",
+        group.vrid,
+        style::count(members.len(), "member"),
+        list(members.iter().map(|(name, priority)| format!("{name} {priority}")))
+    );
+    Some(link("group", text))
+}
+
+fn host(view: &View, here: &Here, vip: IpAddr) -> Link {
+    let holder =
+        || here.holders.get(&vip).map_or("elsewhere, or nowhere".to_owned(), |node| format!("on {node}"));
+    let drained = here.status.as_ref().is_some_and(|status| status.drained);
+    let drained = if drained { "; this node is drained (kvip undrain ends it)" } else { "" };
+    let place = view.facts.link_of(vip).map_or_else(holder, |link| format!("here, on {link}"));
+    link("host", format!("{vip} is {place}{drained}"))
+}
+
+fn balancer(view: &View, frontend: Frontend, served: &Served) -> Link {
+    let here = view.table.get(&frontend);
+    let slices = view.snapshot.slices.values();
+    let own = slices.filter(|slice| Owner::Service(slice.service.clone()) == served.owner);
+    let nodes: BTreeMap<IpAddr, &String> = own
+        .flat_map(|slice| &slice.endpoints)
+        .filter_map(|endpoint| Some((endpoint.address, endpoint.node.as_ref()?)))
+        .collect();
+    let servers = served.servers.iter().map(|(backend, wanted)| Server {
+        address: backend.to_string(),
+        state: match wanted {
+            WantedServer::Active => "serves",
+            WantedServer::Draining => "drains",
+        },
+        connections: here.and_then(|here| here.real_servers.get(backend)).map(|real| real.connections),
+        node: nodes.get(&backend.address).map(|node| (*node).clone()),
+    });
+    Link {
+        name: "balancer",
+        text: format!("{frontend} {}", served.virtual_server),
+        servers: servers.collect(),
+    }
+}
+
+/// What is said of the subject, of its Services and VIPs, and on a live host of all that it needs.
+fn findings(
+    view: &View,
+    here: Option<&Here>,
+    subject: &Subject,
+    frontends: &Frontends,
+    vips: &BTreeSet<IpAddr>,
+) -> Vec<Finding> {
+    let services = services(subject, frontends);
+    let about: BTreeSet<IpAddr> = match subject {
+        Subject::Vip(vip) => [*vip].into(),
+        Subject::Service(_) => BTreeSet::new(),
+    };
+    let concerns = |finding: &&Finding| {
+        let of_service = services.iter().any(|key| finding.subject == key.to_string());
+        let whole = finding.to_string();
+        let of_vip = about.iter().any(|vip| names(&whole, *vip));
+        of_vip || (of_service && matches!(subject, Subject::Service(_)))
+    };
+    let told = here.and_then(|here| here.status.as_ref()).map_or(&[][..], |status| &status.findings);
+    // The daemon's findings that are of no object are about this host, which serves the subject.
+    let of_host = told.iter().filter(|finding| !finding.subject.contains('/'));
+    let mut all: BTreeSet<Finding> = view.findings.iter().chain(told).filter(concerns).cloned().collect();
+    all.extend(of_host.cloned());
+    all.extend(not_asked(view, subject, vips).filter(|_| all.is_empty()));
+    all.extend(here.into_iter().flat_map(|here| undone(view, here, frontends)));
+    all.into_iter().collect()
+}
+
+/// Whether `text` has `vip` as a word of its own.
+fn names(text: &str, vip: IpAddr) -> bool {
+    let of_address = |c: char| c.is_ascii_hexdigit() || c == '.' || c == ':';
+    let is_vip = |word: &str| {
+        let with_port = word.parse().map(|socket: SocketAddr| socket.ip());
+        with_port.or_else(|_| word.trim_end_matches([':', '.']).parse()) == Ok(vip)
+    };
+    text.split(|c| !of_address(c)).any(is_vip)
+}
+
+/// That nothing asks for the subject, and how one does.
+fn not_asked(view: &View, subject: &Subject, vips: &BTreeSet<IpAddr>) -> Option<Finding> {
+    if !vips.is_empty() {
+        return None;
+    }
+    Some(match subject {
+        Subject::Service(key) if !view.snapshot.services.contains_key(key) => {
+            let mend = format!("kubectl -n {} get services", key.namespace);
+            Finding::new(key, "there is no such Service").mend(mend)
+        }
+        Subject::Service(key) => {
+            let mend =
+                format!("kubectl -n {} annotate service {} kvip.io/vips=ADDRESS", key.namespace, key.name);
+            Finding::new(key, "nothing asks for a VIP for it").mend(mend)
+        }
+        Subject::Vip(vip) => Finding::new(vip, "nothing asks for it").mend("kvip status lists the VIPs"),
+    })
+}
+
+/// What this host has not done yet, or nobody does.
+fn undone(view: &View, here: &Here, frontends: &Frontends) -> Vec<Finding> {
+    let mut all = Vec::new();
+    if here.status.is_none() {
+        let text = "the daemon does not answer, so nothing here follows the cluster";
+        all.push(Finding::new("kvip", text).mend("systemctl status kvip; journalctl -u kvip -n 50"));
+    }
+    let left = view.plan.prepare.iter().filter(|command| frontends.contains_key(command.frontend())).count();
+    if left > 0 {
+        let text = format!("{} of IPVS not made yet on this node", style::count(left, "change"));
+        all.push(Finding::new("kvip", text).mend("kvip plan; journalctl -u kvip -n 50"));
+    }
+    all
+}
+
+/// The explanation for people.
+fn text(explanation: &Explanation) -> String {
+    let mut rows = Vec::new();
+    for link in &explanation.links {
+        rows.push(vec![link.name.to_owned(), link.text.clone()]);
+        let lines = style::table(&server_rows(&link.servers));
+        rows.extend(lines.lines().map(|line| vec![String::new(), format!("  {line}")]));
+    }
+    let mut text = format!("{}\n\n{}", explanation.answer, style::indent(&style::table(&rows), 2));
+    if explanation.findings.is_empty() {
+        return text + "\nall of it is as it should be\n";
+    }
+    let rows: Vec<_> = explanation.findings.iter().flat_map(finding_rows).collect();
+    if !explanation.links.is_empty() {
+        text.push('\n');
+    }
+    text + "to mend\n" + &style::indent(&style::table(&rows), 2)
+}
+
+/// Connections are a column where the kernel was asked.
+fn server_rows(servers: &[Server]) -> Vec<Vec<String>> {
+    let asked = servers.iter().any(|server| server.connections.is_some());
+    let row = |server: &Server| {
+        let count = server.connections.map(|count| style::count(count as usize, "connection"));
+        let count = asked.then(|| count.unwrap_or_default());
+        let first = [server.address.clone(), server.state.to_owned()];
+        first.into_iter().chain(count).chain(server.node.clone()).collect()
+    };
+    servers.iter().map(row).collect()
+}
+
+#[cfg(test)]
+#[path = "explain_tests.rs"]
+mod tests;

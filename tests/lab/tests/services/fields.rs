@@ -1,0 +1,177 @@
+//! Fields of Services and labels of Nodes whose effect is in the kernel or on the wire, one after the other.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kvip_lab::asking::{
+    Asking, POOLS, explain, items, must, object, settings, wait_for_addresses, wait_for_answer,
+    wait_until_gone,
+};
+use kvip_lab::lab::{Lab, Node};
+use kvip_lab::layout::{NODES, NodeSpec};
+use kvip_lab::scenario::{SOON, VIP, wait_until_settled};
+
+use super::{asking, delete};
+
+/// A pod on node-b that its readiness probe calls not ready; its port has a name.
+const UNREADY: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: unready, labels: {app: unready}, annotations: {lab.kvip/ready: "false"}}
+spec: {nodeName: node-b, containers: [{name: c, image: nginx, ports: [{name: web, containerPort: 80}]}]}
+"#;
+
+/// The status of a request over HTTP that the client makes; 0 when there is no answer.
+fn status_of(lab: &Lab, url: &str) -> Option<u32> {
+    let words = ["curl", "-s", "-g", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "3", url];
+    lab.client(&words).ok()?.stdout.parse().ok()
+}
+
+#[test]
+fn pods_that_are_not_ready_serve_where_a_service_publishes_them() -> Result<()> {
+    let lab = asking()?;
+    lab.kubectl_with(&["apply", "-f", "-"], UNREADY)?;
+    let single = Asking::new("single")
+        .annotation("kvip.io/vips", "10.87.2.57")
+        .spec("selector", serde_json::json!({"app": "unready"}))
+        .spec("ports", serde_json::json!([{"port": 80, "targetPort": "web"}]));
+    single.clone().spec("publishNotReadyAddresses", true).apply(&lab)?;
+    let answer = wait_for_answer(&lab, "10.87.2.57")?;
+    must(&lab, answer.starts_with("node-b unready "), &format!("the pod does not answer but {answer}"))?;
+    single.spec("publishNotReadyAddresses", false).apply(&lab)?;
+    let refused = lab.wait_for("10.87.2.57 to refuse", SOON, || {
+        let output = lab.client(&["curl", "-s", "--max-time", "3", "http://10.87.2.57/"]).ok()?;
+        (output.status == 7).then_some(())
+    });
+    refused.with_context(|| explain(&lab, "single"))?;
+    health_check_node_ports_tell_who_has_ready_pods(&lab)?;
+    lab.kubectl(&["delete", "pod", "unready", "--wait=false"])?;
+    delete(&lab, "single")?;
+    wait_until_gone(&lab, "10.87.2.57")
+}
+
+/// The pod becomes ready: its node says so on the Service's healthCheckNodePort, and the others say that they have none.
+fn health_check_node_ports_tell_who_has_ready_pods(lab: &Lab) -> Result<()> {
+    settings(lab, &[POOLS, "[balancing]\nhealth_check_node_port = true\n"].concat())?;
+    Asking::new("checked")
+        .load_balancer()
+        .spec("externalTrafficPolicy", "Local")
+        .spec("selector", serde_json::json!({"app": "unready"}))
+        .apply(lab)?;
+    let port = object(lab, "service checked")?["spec"]["healthCheckNodePort"].as_u64();
+    let port = port.context("policy Local gives a healthCheckNodePort")?;
+    lab.kubectl(&["annotate", "pod", "unready", "lab.kvip/ready=true", "--overwrite"])?;
+    let told = lab.wait_for("200 of node-b and 503 of the others", SOON, || {
+        let said = |node: &NodeSpec| status_of(lab, &format!("http://{}:{port}/", node.v4));
+        let wanted = NODES.iter().map(|node| Some(if node.name == "node-b" { 200 } else { 503 }));
+        NODES.iter().map(said).eq(wanted).then_some(())
+    });
+    told.with_context(|| explain(lab, "checked"))?;
+    delete(lab, "checked")?;
+    settings(lab, POOLS)
+}
+
+/// The nodes that have pods of `service`.
+fn nodes_with_pods(lab: &Lab, service: &str) -> Result<BTreeSet<String>> {
+    let slices = items(lab, &format!("endpointslices -l kubernetes.io/service-name={service}"))?;
+    let endpoints = slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten();
+    let nodes: BTreeSet<String> =
+        endpoints.filter_map(|endpoint| Some(endpoint["nodeName"].as_str()?.to_owned())).collect();
+    must(lab, nodes.len() > 1, &format!("pods on one node alone tell nothing: {nodes:?}"))?;
+    Ok(nodes)
+}
+
+/// Waits until on each node the pods of those nodes get connections at `vip` that `wanted` names for it.
+fn wait_for_nodes(lab: &Lab, what: &str, vip: &str, wanted: impl Fn(&str) -> BTreeSet<String>) -> Result<()> {
+    let found = lab.wait_for(what, SOON, || {
+        let served = lab.on_all_nodes(|node| nodes_served(&node, vip));
+        let wanted = NODES.iter().map(|node| Some(wanted(node.name)));
+        served.into_iter().eq(wanted).then_some(())
+    });
+    found.with_context(|| explain(lab, ""))
+}
+
+/// The nodes whose pods get connections at `vip`, by the IPVS table of `node`.
+fn nodes_served(node: &Node<'_>, vip: &str) -> Option<BTreeSet<String>> {
+    let table = node.ipvs().ok()?;
+    let servers = table.lines().filter(|line| line.starts_with(&format!("-a -t {vip}:80 ")));
+    let with_weight = servers.filter(|line| !line.contains(" -w 0"));
+    let runs =
+        |line: &str, spec: &NodeSpec| line.contains(&format!(" -r {}", spec.pod4.trim_end_matches("0/24")));
+    Some(
+        with_weight
+            .filter_map(|line| Some(NODES.iter().find(|spec| runs(line, spec))?.name.to_owned()))
+            .collect(),
+    )
+}
+
+/// The EndpointSlice controller writes the hints, from the Nodes' zones.
+#[test]
+fn traffic_is_kept_in_the_holders_zone() -> Result<()> {
+    let lab = asking()?;
+    let label = |value: &str| {
+        let zone = |node: &str| format!("topology.kubernetes.io/zone{}", value.replace("NODE", node));
+        NODES.iter().try_for_each(|node| {
+            lab.kubectl(&["label", "--overwrite", "node", node.name, &zone(node.name)]).map(drop)
+        })
+    };
+    label("=zone-of-NODE")?;
+    let zoned = Asking::new("zoned").load_balancer();
+    zoned.clone().apply(&lab)?;
+    let vip = wait_for_addresses(&lab, "zoned", 1)?.remove(0);
+    let pods = nodes_with_pods(&lab, "zoned")?;
+    wait_for_nodes(&lab, "pods of all zones to serve", &vip, |_| pods.clone())?;
+    zoned.spec("trafficDistribution", "PreferClose").apply(&lab)?;
+    // A node whose zone has no pod takes all.
+    wait_for_nodes(&lab, "pods of its own zone alone to serve each node", &vip, |node| {
+        if pods.contains(node) { [node.to_owned()].into() } else { pods.clone() }
+    })?;
+    wait_for_answer(&lab, &vip)?;
+    delete(&lab, "zoned")?;
+    label("-")?;
+    wait_until_gone(&lab, &vip)
+}
+
+const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+#[test]
+fn a_node_that_is_excluded_hands_over_and_takes_nothing_back() -> Result<()> {
+    let lab = asking()?;
+    let excluded = lab.wait_for_holder()?;
+    lab.kubectl(&["label", "node", excluded, &format!("{EXCLUDE}=")])?;
+    let moved = lab.wait_for("another holder", SOON, || lab.holder().filter(|node| *node != excluded));
+    let holder = moved.with_context(|| explain(&lab, ""))?;
+    must(&lab, lab.curl(VIP).is_some(), "the VIPs are served by the other holder")?;
+    lab.kubectl(&["label", "node", excluded, &format!("{EXCLUDE}-")])?;
+    wait_until_settled(&lab)?;
+    must(&lab, lab.holder() == Some(holder), &format!("{excluded} took the VIPs back"))
+}
+
+#[test]
+fn a_group_has_a_holder_of_its_own() -> Result<()> {
+    const ANCHOR: &str = "169.254.255.61";
+    let lab = asking()?;
+    let group =
+        "[[groups]]\nname = \"edge\"\nvrid = 61\naddresses = [\"10.87.2.57\"]\nmembers = \"lab=edge\"\n";
+    let first = lab.wait_for_holder()?;
+    let member = lab.other_than(first);
+    lab.kubectl(&["label", "node", member, "lab=edge"])?;
+    settings(&lab, &[POOLS, group].concat())?;
+    Asking::new("edge").annotation("kvip.io/vips", "10.87.2.57").apply(&lab)?;
+    wait_for_answer(&lab, "10.87.2.57")?;
+    let anchors = lab.on_all_nodes(|node| node.must(&format!("ip -4 -o addr show to {ANCHOR}")));
+    for (node, anchor) in NODES.iter().zip(anchors) {
+        let here = !anchor?.is_empty();
+        must(&lab, here == (node.name == member), &format!("{} has the group's anchor: {here}", node.name))?;
+    }
+    must(&lab, lab.holder() == Some(first), "the other VIPs stay where they were")?;
+    delete(&lab, "edge")?;
+    wait_until_gone(&lab, "10.87.2.57")?;
+    settings(&lab, POOLS)?;
+    lab.kubectl(&["label", "node", member, "lab-"])?;
+    let gone = lab.wait_for("the group's anchor to be gone", Duration::from_secs(90), || {
+        lab.node(member).must(&format!("ip -4 -o addr show to {ANCHOR}")).ok()?.is_empty().then_some(())
+    });
+    gone.with_context(|| explain(&lab, ""))
+}
