@@ -54,11 +54,16 @@ impl Lab {
         Probe::start(self.enter(&argv))
     }
 
-    /// Asks `count` times and reports.
+    /// Asks `count` times, on each connection that is held, and reports.
     pub fn ask(&self, asker: Asker, question: &Question, count: u64) -> anyhow::Result<Report> {
         let report = self.asking(asker, &question.count(count))?.stop()?;
+        let wanted = count * u64::from(question.connections.unwrap_or(1));
         let found = u64::try_from(report.asked())?;
-        ensure!(found == count, "{asker:?} asked {found} times, not {count}: {}", question.arguments());
+        ensure!(
+            found == wanted,
+            "{asker:?} asked {found} times, not {wanted}: {}\n{report}",
+            question.arguments()
+        );
         Ok(report)
     }
 }

@@ -14,16 +14,23 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::ask::Question;
 use super::serve::stream_socket;
 use super::{Transport, understand};
-use crate::prober::{self, ANSWER_LIMIT, Failure, Outcome, Sample, failure, now_us};
+use crate::prober::{self, Failure, Outcome, Sample, failure, now_us};
+
+/// What a connection may take to open: a lost first packet is sent again after a second.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Opens so many connections, asks until the count is reached or standard input ends, and waits for the last answers.
 pub fn run(question: &Question, connections: u16) {
     let held: Vec<_> = (0..connections).filter_map(|place| Held::open(question, place)).collect();
     prober::tick(Duration::from_millis(question.every_ms), question.count, |number| {
-        held.iter().for_each(|held| held.ask(&question.line(number), number));
+        for held in &held {
+            held.ask(&question.line(number), number);
+        }
     });
     prober::settle(|| held.iter().all(|held| held.state().open.is_empty()));
-    held.iter().for_each(|held| held.end(Failure::Timeout));
+    for held in &held {
+        held.end(Failure::Timeout);
+    }
 }
 
 /// One connection.
@@ -122,7 +129,9 @@ impl Held {
         if open.is_empty() && how != Failure::Timeout {
             self.report(now_us(), Outcome::Failed(how));
         }
-        open.into_values().for_each(|start_us| self.report(start_us, Outcome::Failed(how)));
+        for start_us in open.into_values() {
+            self.report(start_us, Outcome::Failed(how));
+        }
     }
 
     fn report(&self, start_us: u64, outcome: Outcome) {
@@ -142,7 +151,7 @@ fn connect(question: &Question, place: u16) -> io::Result<Socket> {
         stream => stream_socket(stream, question.target)?,
     };
     socket.bind(&question.source(place).into())?;
-    socket.connect_timeout(&question.target.into(), ANSWER_LIMIT)?;
+    socket.connect_timeout(&question.target.into(), OPEN_LIMIT)?;
     if question.transport == Transport::Tcp {
         // A question is not to wait for the answer to the one before.
         socket.set_tcp_nodelay(true)?;
@@ -162,13 +171,17 @@ mod tests {
 
     /// Asks 0, 1, ..., and answers what was read after all of them.
     fn check(held: &Held, read: impl Fn() -> String, write: impl Fn(&str)) {
-        (0..3).for_each(|number| held.ask(&format!("{number}\n"), number));
+        for number in 0..3 {
+            held.ask(&format!("{number}\n"), number);
+        }
         let mut asked = String::new();
         while asked.lines().count() < 3 {
             asked += &read();
         }
         assert_eq!(asked, "0\n1\n2\n");
-        asked.lines().for_each(|token| write(&format!("{token} node-a echo-1 saw 127.0.0.1\n")));
+        for token in asked.lines() {
+            write(&format!("{token} node-a echo-1 saw 127.0.0.1\n"));
+        }
         prober::settle(|| held.state().open.is_empty());
         assert!(held.state().open.is_empty());
     }

@@ -63,7 +63,8 @@ fn answer(question: &str, node: &str, pod: &str, peer: IpAddr) -> String {
     let token = words.next().unwrap_or("?");
     let octets: usize = words.next().and_then(|octets| octets.parse().ok()).unwrap_or(0);
     let text = format!("{token} {node} {pod} saw {peer}", peer = peer.to_canonical());
-    format!("{text:<width$}\n", width = octets.saturating_sub(1))
+    let padding = " ".repeat(octets.saturating_sub(text.len() + 1));
+    format!("{text}{padding}\n")
 }
 
 /// The word of the question that was answered, and what the answer says.
@@ -95,8 +96,8 @@ mod tests {
 
     #[test]
     fn an_answer_is_as_long_as_was_asked_for() {
-        let text = answer("7 100", "node-a", "echo-1", "10.0.0.1".parse().unwrap());
-        assert_eq!((text.len(), text.lines().count()), (100, 1));
+        let text = answer("7 200000", "node-a", "echo-1", "10.0.0.1".parse().unwrap());
+        assert_eq!((text.len(), text.lines().count()), (200_000, 1));
         assert_eq!(understand(&text), understand("7 node-a echo-1 saw 10.0.0.1\n"));
     }
 
