@@ -262,7 +262,7 @@ mod tests {
     use crate::prober::Failure;
 
     fn samples(outcomes: impl Iterator<Item = Outcome>) -> Report {
-        let sample = |(number, outcome)| Sample { start_us: number, end_us: number, outcome };
+        let sample = |(number, outcome)| Sample { connection: 0, start_us: number, end_us: number, outcome };
         Report::new((0..).zip(outcomes).map(sample).collect())
     }
 

@@ -317,7 +317,12 @@ impl Node<'_> {
 
 /// A command line that runs `argv` in the client's namespace, given to the lab's own.
 pub fn client_argv<S: AsRef<str>>(argv: &[S]) -> Vec<String> {
-    let net = format!("--net=/run/netns/{CLIENT}");
+    namespace_argv(CLIENT, argv)
+}
+
+/// As [`client_argv`], in the namespace of that name.
+pub fn namespace_argv<S: AsRef<str>>(name: &str, argv: &[S]) -> Vec<String> {
+    let net = format!("--net=/run/netns/{name}");
     let words = ["nsenter", &net, "--"].into_iter();
     words.chain(argv.iter().map(AsRef::as_ref)).map(str::to_owned).collect()
 }

@@ -68,6 +68,18 @@ pub const CLIENT: &str = "client";
 pub const CLIENT_V4: &str = "10.87.2.200";
 /// The client's IPv6 address.
 pub const CLIENT_V6: &str = "fd00:87:2::200";
+/// Name of the network namespace of a client that is not on the nodes' network: the bridge is its router.
+pub const OUTSIDE: &str = "outside";
+/// That client's IPv4 address.
+pub const OUTSIDE_V4: &str = "192.0.2.200";
+/// That client's IPv6 address.
+pub const OUTSIDE_V6: &str = "2001:db8:2::200";
+/// The router's IPv4 address on that client's network.
+pub const OUTSIDE_ROUTER_V4: &str = "192.0.2.1";
+/// The router's IPv6 address on that client's network.
+pub const OUTSIDE_ROUTER_V6: &str = "2001:db8:2::1";
+/// The largest packet between router and client, in octets: less than on the nodes' network, and the client does not say so.
+pub const OUTSIDE_MTU: u16 = 1400;
 /// All pods' IPv4 range.
 pub const PODS_V4: &str = "10.2.0.0/16";
 /// All pods' IPv6 range.

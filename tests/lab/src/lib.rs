@@ -8,13 +8,14 @@
 //! lab        what tests call                  serve    process 1, raises everything
 //! kvip       the package on the nodes             
 //! alone      the API server without machines
-//! probe      a client's view, measured        network  bridge, taps, client
+//! probe      a client's view, measured        network  bridge, taps, clients
+//! trace      the packets at nodes' cards
 //! namespace  start, find, enter, end          vm       one QEMU a node
 //! image      disk image and snapshot          prober   the asking itself
 //! kubeconfig, pki   who may do what            control  etcd, API server, controllers, kubelets
 //!                                             api      short questions to the API server
 //!                                             kubelet  what makes Pods of namespaces in a node
-//!                                             peer     asks over UDP and SCTP too, and answers in pods
+//!                                             peer     asks and holds connections, and answers in pods
 //! demo       the story of `make demo`
 //! stage      how it is printed
 //!            layout, command, progress, machine, qmp, ssh: used by both
@@ -46,4 +47,5 @@ pub mod scenario;
 pub mod serve;
 pub mod ssh;
 pub mod stage;
+pub mod trace;
 pub mod vm;

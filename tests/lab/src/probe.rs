@@ -2,7 +2,7 @@
 //!
 //! Owns the prober process while it runs, and the report's arithmetic. Never asks by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -123,6 +123,21 @@ impl Report {
         self.only(|sample| matches!(&sample.outcome, Outcome::Answered { node: from, .. } if from == node))
     }
 
+    /// A report for each connection that was held, by its number.
+    pub fn connections(&self) -> BTreeMap<u32, Self> {
+        let numbers = self.samples.iter().map(|sample| sample.connection).filter(|number| *number > 0);
+        let view = |number| (number, self.only(|sample| sample.connection == number));
+        numbers.collect::<BTreeSet<_>>().into_iter().map(view).collect()
+    }
+
+    /// How the last request failed; none when it was answered. Of a connection: how it ended.
+    pub fn end(&self) -> Option<Failure> {
+        match self.samples.last()?.outcome {
+            Outcome::Failed(failure) => Some(failure),
+            Outcome::Answered { .. } => None,
+        }
+    }
+
     /// How many requests were made.
     pub fn asked(&self) -> usize {
         self.samples.len()
@@ -226,11 +241,12 @@ mod tests {
 
     fn answer(start_us: u64, end_us: u64, node: &str) -> Sample {
         let outcome = Outcome::Answered { node: node.to_owned(), pod: String::new(), body: String::new() };
-        Sample { start_us, end_us, outcome }
+        Sample { connection: 0, start_us, end_us, outcome }
     }
 
     fn timeout(start_us: u64) -> Sample {
-        Sample { start_us, end_us: start_us + 900, outcome: Outcome::Failed(Failure::Timeout) }
+        let outcome = Outcome::Failed(Failure::Timeout);
+        Sample { connection: 0, start_us, end_us: start_us + 900, outcome }
     }
 
     fn check_gap(samples: Vec<Sample>, gap: Option<(u64, u64)>) {
@@ -251,6 +267,17 @@ mod tests {
         check_gap(vec![timeout(0), timeout(500)], Some((0, 1400)));
         check_gap(vec![answer(0, 10, "a"), timeout(100), timeout(200)], Some((10, 1100)));
         check_gap(vec![timeout(0), answer(2000, 2010, "a")], Some((0, 2010)));
+    }
+
+    #[test]
+    fn each_connection_has_a_report_and_an_end() {
+        let on = |connection, sample| Sample { connection, ..sample };
+        let samples =
+            vec![answer(0, 10, "a"), on(2, timeout(100)), on(1, timeout(50)), on(1, answer(90, 99, "b"))];
+        let report = Report::new(samples);
+        let ends: Vec<_> =
+            report.connections().into_iter().map(|(number, view)| (number, view.end())).collect();
+        assert_eq!(ends, [(1, None), (2, Some(Failure::Timeout))]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub const ANSWER_LIMIT: Duration = Duration::from_millis(900);
 pub enum Failure {
     /// The connection was refused.
     Refused,
-    /// The connection was reset.
+    /// The connection was reset or closed.
     Reset,
     /// No answer within [`ANSWER_LIMIT`].
     Timeout,
@@ -56,6 +56,8 @@ pub enum Outcome {
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
+    /// The number of the connection that it was made on, from 1; 0 for one that had a connection of its own.
+    pub connection: u32,
     /// When it was started, in microseconds since the epoch.
     pub start_us: u64,
     /// When its outcome was known, in microseconds since the epoch.
@@ -126,7 +128,7 @@ pub fn ask(target: SocketAddr) -> Sample {
         Ok(text) => judge(&text),
         Err(error) => Outcome::Failed(failure(&error)),
     };
-    Sample { start_us, end_us: now_us(), outcome }
+    Sample { connection: 0, start_us, end_us: now_us(), outcome }
 }
 
 /// What is left of the time for an answer to a request that began then.

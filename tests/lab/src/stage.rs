@@ -131,7 +131,7 @@ mod tests {
     use crate::prober::Failure;
 
     fn check_line(outcome: Outcome, line: &str) {
-        let sample = Sample { start_us: 3_250_000, end_us: 3_262_000, outcome };
+        let sample = Sample { connection: 0, start_us: 3_250_000, end_us: 3_262_000, outcome };
         assert_eq!(request_line(&sample, UNIX_EPOCH + Duration::from_secs(2)), line);
     }
 

@@ -17,6 +17,8 @@ use super::status::{self, Health, Place};
 const READY: &str = "lab.kvip/ready";
 /// How long, in seconds, a deleted Pod goes on serving before it is told to end; see [`pre_stop`].
 const PRE_STOP: &str = "lab.kvip/pre-stop-seconds";
+/// The name of a TCP port on which `lab-peer` answers instead of nginx.
+const ECHO: &str = "echo";
 /// What a Pod that was deleted by force still gets, as from a real kubelet.
 const SHORTEST_GRACE: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,8 @@ pub struct Local {
 pub struct Ports {
     /// Of nginx.
     pub tcp: BTreeSet<u16>,
+    /// Of `lab-peer`, over TCP.
+    pub echo: BTreeSet<u16>,
     /// Of `lab-peer`.
     pub udp: BTreeSet<u16>,
     /// Of `lab-peer`.
@@ -162,13 +166,14 @@ fn pre_stop(pod: &Pod) -> i64 {
     annotated.unwrap_or_else(|| sleeps.max().unwrap_or(0)).max(0)
 }
 
-/// The ports of its containers; nginx listens on 80 when no TCP port is named.
+/// The ports of its containers; a TCP port named `echo` is lab-peer's. nginx listens on 80 when it has no port.
 fn ports(pod: &Pod) -> Ports {
     let mut found = Ports::default();
     for port in containers(pod).flat_map(|container| container.ports.iter().flatten()) {
         let ports = match port.protocol.as_deref() {
             Some("UDP") => &mut found.udp,
             Some("SCTP") => &mut found.sctp,
+            _ if port.name.as_deref() == Some(ECHO) => &mut found.echo,
             _ => &mut found.tcp,
         };
         ports.extend(u16::try_from(port.container_port));

@@ -163,4 +163,6 @@ fn ports_are_by_protocol_and_nginx_has_eighty_by_default() {
     assert_eq!(ports_of(other), Ports { udp: [53].into(), sctp: [3868].into(), ..tcp(&[80]) });
     let two = json!([{"containerPort": 443}, {"containerPort": 80, "protocol": "TCP"}]);
     assert_eq!(ports_of(two), tcp(&[80, 443]));
+    let echo = json!([{"containerPort": 7, "name": "echo"}, {"containerPort": 7, "name": "echo-udp", "protocol": "UDP"}]);
+    assert_eq!(ports_of(echo), Ports { echo: [7].into(), udp: [7].into(), ..tcp(&[80]) });
 }

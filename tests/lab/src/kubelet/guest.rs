@@ -125,7 +125,7 @@ fn listeners((v4, v6): (&str, &str), ports: &Ports) -> Vec<String> {
         let both = |port: &u16| [format!("{transport}:{v4}:{port}"), format!("{transport}:[{v6}]:{port}")];
         ports.iter().flat_map(both).collect::<Vec<_>>()
     };
-    [of("udp", &ports.udp), of("sctp", &ports.sctp)].concat()
+    [of("tcp", &ports.echo), of("udp", &ports.udp), of("sctp", &ports.sctp)].concat()
 }
 
 /// A script that starts `lab-peer` in a pod and succeeds when it listens. It ends with the pod: `lab-pod del` kills what
@@ -153,13 +153,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_addresses_listen_on_udp_and_sctp_ports() {
-        let ports = Ports { tcp: [80].into(), udp: [53].into(), sctp: [3868].into() };
+    fn both_addresses_listen_on_the_ports_that_are_not_nginx_s() {
+        let ports = Ports { tcp: [80].into(), echo: [7].into(), udp: [53].into(), sctp: [3868].into() };
         let found = listeners(("10.2.4.10", "fd00:2:4::10"), &ports);
         let both = |transport: &str, port: &str| {
             ["10.2.4.10", "[fd00:2:4::10]"].map(|address| format!("{transport}:{address}:{port}"))
         };
-        assert_eq!(found, [both("udp", "53"), both("sctp", "3868")].concat());
+        assert_eq!(found, [both("tcp", "7"), both("udp", "53"), both("sctp", "3868")].concat());
     }
 
     #[test]

@@ -6,7 +6,8 @@ use anyhow::ensure;
 
 use super::ask::Question;
 use super::install;
-use crate::lab::{Lab, Node, client_argv};
+use crate::lab::{Lab, Node, namespace_argv};
+use crate::layout::{CLIENT, OUTSIDE};
 use crate::namespace::beside;
 use crate::probe::{Probe, Report};
 use crate::ssh;
@@ -19,6 +20,8 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(60);
 pub enum Asker<'a> {
     /// The client, which is no node. It has the kernel of the lab's host, so perhaps no SCTP.
     Client,
+    /// A client behind a router with a narrow link, otherwise as [`Self::Client`].
+    Outside,
     /// A process on that node.
     Node(&'a str),
     /// A process in the pod, by its node and its name there.
@@ -37,22 +40,30 @@ impl Lab {
                 &format!("{before}{} {words}", install::PROGRAM),
             ))
         };
+        let here = |namespace: &str| {
+            let program = beside("lab-peer")?.to_string_lossy().into_owned();
+            let words = [&[&*program], &words.split(' ').collect::<Vec<_>>()[..]].concat();
+            Ok::<_, anyhow::Error>(namespace_argv(namespace, &words))
+        };
         let argv = match asker {
-            Asker::Client => {
-                let program = beside("lab-peer")?.to_string_lossy().into_owned();
-                client_argv(&[&[&*program], &words.split(' ').collect::<Vec<_>>()[..]].concat())
-            }
+            Asker::Client => here(CLIENT)?,
+            Asker::Outside => here(OUTSIDE)?,
             Asker::Node(node) => on(node, "")?,
             Asker::Pod(node, pod) => on(node, &format!("ip netns exec {pod} "))?,
         };
         Probe::start(self.enter(&argv))
     }
 
-    /// Asks `count` times and reports.
+    /// Asks `count` times, on each connection that is held, and reports.
     pub fn ask(&self, asker: Asker, question: &Question, count: u64) -> anyhow::Result<Report> {
         let report = self.asking(asker, &question.count(count))?.stop()?;
+        let wanted = count * u64::from(question.connections.unwrap_or(1));
         let found = u64::try_from(report.asked())?;
-        ensure!(found == count, "{asker:?} asked {found} times, not {count}: {}", question.arguments());
+        ensure!(
+            found == wanted,
+            "{asker:?} asked {found} times, not {wanted}: {}\n{report}",
+            question.arguments()
+        );
         Ok(report)
     }
 }

@@ -24,7 +24,7 @@ enum Verb {
         node: String,
         /// The pod's name.
         pod: String,
-        /// Where: udp:ADDRESS:PORT, sctp:ADDRESS:PORT.
+        /// Where: tcp:ADDRESS:PORT, udp:ADDRESS:PORT, sctp:ADDRESS:PORT.
         #[arg(required = true)]
         listeners: Vec<Listener>,
     },
@@ -32,7 +32,10 @@ enum Verb {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
-        Verb::Ask(question) => ask::run(question).map_err(Into::into),
+        Verb::Ask(question) => {
+            ask::run(question);
+            Ok(())
+        }
         Verb::Serve { node, pod, listeners } => serve::run(&node, &pod, &listeners),
     }
 }

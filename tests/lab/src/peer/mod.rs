@@ -1,12 +1,14 @@
 //! `lab-peer`: both ends of a conversation about who is who, over TCP, UDP and SCTP.
 //!
-//! A small program of its own, so that guests get it in a moment: in pods it answers on UDP and SCTP ports, and on the
-//! client, nodes and in pods it asks. Owns the words of both ends. Never needs a name server or a file.
+//! A small program of its own, so that guests get it in a moment: in pods it answers on UDP and SCTP ports and on TCP ports
+//! named `echo`, and on the client, nodes and in pods it asks. Owns the words of both ends. Never needs a name server or a file.
 //!
-//! An answer is what the pods' nginx says, behind the question's own word: `TOKEN NODE POD saw ADDRESS`.
+//! A question is a line: `TOKEN`, or `TOKEN OCTETS` for an answer of that length. The answer is one too: what the pods' nginx
+//! says behind the question's own word, `TOKEN NODE POD saw ADDRESS`, and spaces up to the length.
 
 pub mod ask;
 pub mod drive;
+pub mod hold;
 pub mod install;
 pub mod serve;
 
@@ -21,7 +23,7 @@ use crate::prober::{Failure, Outcome};
 /// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Transport {
-    /// HTTP over TCP, as the pods' nginx answers.
+    /// HTTP, as the pods' nginx answers; on a connection that is held, lines as over the others.
     Tcp,
     /// A datagram for a datagram.
     Udp,
@@ -55,9 +57,14 @@ impl FromStr for Transport {
 /// The longest question or answer, in octets.
 const LONGEST: usize = 512;
 
-/// The answer to the question `token`.
-fn answer(token: &str, node: &str, pod: &str, peer: IpAddr) -> String {
-    format!("{token} {node} {pod} saw {peer}\n", peer = peer.to_canonical())
+/// The answer to `question`.
+fn answer(question: &str, node: &str, pod: &str, peer: IpAddr) -> String {
+    let mut words = question.split_whitespace();
+    let token = words.next().unwrap_or("?");
+    let octets: usize = words.next().and_then(|octets| octets.parse().ok()).unwrap_or(0);
+    let text = format!("{token} {node} {pod} saw {peer}", peer = peer.to_canonical());
+    let padding = " ".repeat(octets.saturating_sub(text.len() + 1));
+    format!("{text}{padding}\n")
 }
 
 /// The word of the question that was answered, and what the answer says.
@@ -85,6 +92,13 @@ mod tests {
         let body = "node-a echo-1 saw 10.0.0.1".to_owned();
         assert_eq!(token, "7");
         assert_eq!(outcome, Outcome::Answered { node: "node-a".into(), pod: "echo-1".into(), body });
+    }
+
+    #[test]
+    fn an_answer_is_as_long_as_was_asked_for() {
+        let text = answer("7 200000", "node-a", "echo-1", "10.0.0.1".parse().unwrap());
+        assert_eq!((text.len(), text.lines().count()), (200_000, 1));
+        assert_eq!(understand(&text), understand("7 node-a echo-1 saw 10.0.0.1\n"));
     }
 
     #[test]

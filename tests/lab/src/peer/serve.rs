@@ -1,6 +1,6 @@
 //! The answering end: one thread a listener, for as long as the process lives.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 use std::thread;
@@ -14,9 +14,9 @@ use super::{LONGEST, Transport, answer};
 /// Said on standard output when all listeners are there.
 pub const READY: &str = "lab-peer: ready";
 /// A peer that says nothing for so long is not waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where to listen: `udp:10.2.4.10:53` or `sctp:[fd00:2:4::10]:3868`.
+/// Where to listen: `udp:10.2.4.10:53` or `sctp:[fd00:2:4::10]:3868`; over TCP too lines are answered, not HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listener {
     transport: Transport,
@@ -54,8 +54,7 @@ struct Name {
 
 impl Name {
     fn answer(&self, question: &[u8], peer: IpAddr) -> String {
-        let question = String::from_utf8_lossy(question);
-        answer(question.split_whitespace().next().unwrap_or("?"), &self.node, &self.pod, peer)
+        answer(&String::from_utf8_lossy(question), &self.node, &self.pod, peer)
     }
 }
 
@@ -96,18 +95,22 @@ fn streams(name: &Name, socket: &Socket) {
         let Ok((stream, peer)) = socket.accept() else { continue };
         let Some(peer) = peer.as_socket() else { continue };
         let name = name.clone();
-        thread::spawn(move || converse(&name, stream, peer.ip()));
+        thread::spawn(move || converse(&name, &stream, peer.ip()));
     }
 }
 
-/// Answers each question; a peer that breaks off needs no answer.
-fn converse(name: &Name, mut stream: Socket, peer: IpAddr) {
+/// Answers each question, also those that come several at a time; a peer that breaks off needs no answer.
+fn converse(name: &Name, stream: &Socket, peer: IpAddr) {
     let _ = stream.set_read_timeout(Some(PATIENCE));
-    let mut buffer = [0; LONGEST];
-    while let Ok(count @ 1..) = stream.read(&mut buffer) {
-        if stream.write_all(name.answer(&buffer[..count], peer).as_bytes()).is_err() {
+    let _ = stream.set_tcp_nodelay(true);
+    let mut questions = BufReader::new(stream);
+    let mut question = Vec::new();
+    while let Ok(1..) = questions.read_until(b'\n', &mut question) {
+        let mut stream = stream;
+        if stream.write_all(name.answer(&question, peer).as_bytes()).is_err() {
             return;
         }
+        question.clear();
     }
 }
 

@@ -1,0 +1,144 @@
+//! Modes dr and tunnel: for backends that carry the VIP themselves, so that all that the holder does is to pass packets on.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, ensure};
+use kvip_lab::lab::Lab;
+use kvip_lab::layout::{BRIDGE, BRIDGE_V4, BRIDGE_V6, NODES};
+use kvip_lab::namespace::beside;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::peer::install;
+use kvip_lab::scenario::diagnosis;
+use serde_json::json;
+
+use super::{ECHO, Mode, answered_by, echo, kept_source, modes, pod_on};
+
+const DR: Mode = Mode { name: "dr", v4: "10.87.2.55", v6: "fd00:87:2::55" };
+const TUNNEL: Mode = Mode { name: "tunnel", v4: "10.87.2.56", v6: "fd00:87:2::56" };
+/// So many connections, each asked once: enough to meet both backends.
+const CONNECTIONS: u16 = 12;
+
+/// Hosts on the nodes' network with the VIP on their loopback device, which they tell nobody of (ip-sysctl: arp_ignore).
+#[test]
+fn hosts_that_carry_the_vip_are_served_by_direct_routing() -> Result<()> {
+    let lab = modes()?;
+    let program = beside("lab-peer")?;
+    for number in [1, 2] {
+        let output = lab.host(&["sh", "-c", &host_script(number, &program.to_string_lossy())])?;
+        ensure!(output.ok(), "{output}");
+    }
+    serve(&lab, DR, &[backend(1), backend(2)])?;
+    check(&lab, DR)
+}
+
+fn host_script(number: u8, program: &str) -> String {
+    let (name, [v4, v6], listeners) = (format!("backend-{number}"), backend(number), listeners(DR));
+    let [vip4, vip6] = DR.vips();
+    format!(
+        "set -e
+ip netns add {name}
+ip link add to-{name} type veth peer name eth0 netns {name}
+ip link set to-{name} master {BRIDGE} up
+ip -n {name} -batch - <<X
+link set lo up
+addr add {v4}/24 dev eth0
+addr add {v6}/64 dev eth0 nodad
+addr add {vip4}/32 dev lo
+addr add {vip6}/128 dev lo nodad
+link set eth0 up
+route add default via {BRIDGE_V4}
+route add default via {BRIDGE_V6}
+X
+ip netns exec {name} sh -c 'cd /proc/sys/net/ipv4/conf/all; echo 1 >arp_ignore; echo 2 >arp_announce'
+ip netns exec {name} setsid {program} serve {name} {name} {listeners} &"
+    )
+}
+
+/// Pods of nodes that do not hold the VIP: one that does takes packets from its own address for forged.
+#[test]
+fn pods_that_carry_the_vip_are_served_through_tunnels() -> Result<()> {
+    let lab = modes()?;
+    let holder = lab.wait_for_holder()?;
+    let others = NODES.iter().map(|node| node.name).filter(|node| *node != holder);
+    let backends = others.map(|node| {
+        let pod = pod_on(&lab, node)?;
+        let shown = lab.node(node).must(&pod_script(node, &pod))?;
+        Ok(["inet", "inet6"].map(|family| address_of(family, &shown)))
+    });
+    serve(&lab, TUNNEL, &backends.collect::<Result<Vec<_>>>()?)?;
+    check(&lab, TUNNEL)
+}
+
+/// Shows the pod's addresses last.
+fn pod_script(node: &str, pod: &str) -> String {
+    let ([vip4, vip6], program, listeners) = (TUNNEL.vips(), install::PROGRAM, listeners(TUNNEL));
+    format!(
+        "set -e
+modprobe -a ipip ip6_tunnel
+ip -n {pod} -batch - <<X
+link set tunl0 up
+link set ip6tnl0 up
+addr add {vip4}/32 dev tunl0
+addr add {vip6}/128 dev ip6tnl0 nodad
+X
+ip netns exec {pod} sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.tunl0.rp_filter=0
+ip netns exec {pod} setsid {program} serve {node} {pod} {listeners} </dev/null >/dev/null 2>&1 &
+ip -n {pod} -o addr show dev eth0 scope global"
+    )
+}
+
+/// The address behind the word `family`, without its prefix length.
+fn address_of(family: &str, shown: &str) -> String {
+    let mut words = shown.split_whitespace().skip_while(|word| *word != family).skip(1);
+    words.next().and_then(|word| word.split('/').next()).unwrap_or_default().to_owned()
+}
+
+fn backend(number: u8) -> [String; 2] {
+    [format!("10.87.2.21{number}"), format!("fd00:87:2::21{number}")]
+}
+
+/// What `lab-peer` listens on: the VIPs themselves.
+fn listeners(mode: Mode) -> String {
+    let mut words = String::new();
+    for question in mode.questions() {
+        let _ = write!(words, " '{}:{}'", question.transport, question.target);
+    }
+    words
+}
+
+/// A Service in that mode whose endpoints are written by hand, each of both families.
+fn serve(lab: &Lab, mode: Mode, backends: &[[String; 2]]) -> Result<()> {
+    let name = mode.service();
+    mode.on(echo(&name)).spec("selector", json!(null)).apply(lab)?;
+    for (place, kind) in ["IPv4", "IPv6"].into_iter().enumerate() {
+        let endpoints: Vec<_> = backends.iter().map(|both| json!({"addresses": [both[place]]})).collect();
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
+            "metadata": {
+                "name": format!("{name}-{}", kind.to_lowercase()), "namespace": "default",
+                "labels": {"kubernetes.io/service-name": name},
+            },
+            "endpoints": endpoints,
+            "ports": [{"name": "tcp", "port": ECHO, "protocol": "TCP"}, {"name": "udp", "port": ECHO, "protocol": "UDP"}],
+        });
+        lab.kubectl_with(&["apply", "-f", "-"], &slice.to_string())?;
+    }
+    answered_by(lab, mode, backends.len())
+}
+
+/// Both clients are answered by both backends, which see who asks.
+fn check(lab: &Lab, mode: Mode) -> Result<()> {
+    for question in mode.questions() {
+        let question = question.connections(CONNECTIONS);
+        for asker in [Asker::Client, Asker::Outside] {
+            let report = lab.ask(asker, &question, 1)?;
+            let what = format!("{} {} from {asker:?}", mode.name, question.arguments());
+            println!("{what}: {report}; pods saw {:?}", report.sources());
+            let good = report.failures().is_empty()
+                && report.pods().len() == 2
+                && kept_source(&report, asker, question.target.is_ipv4());
+            ensure!(good, "{what}: {report}\n{}", diagnosis(lab));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! A client behind a link that takes 1400 octets: the router's word about it has to reach the pod.
+
+use anyhow::{Result, ensure};
+use kvip_lab::lab::Lab;
+use kvip_lab::layout::{OUTSIDE_MTU, OUTSIDE_V4, OUTSIDE_V6};
+use kvip_lab::peer::Transport;
+use kvip_lab::peer::ask::Question;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::scenario::diagnosis;
+
+use super::{MODES, Mode, modes, pod_on};
+
+/// Connections, so that each pod has some.
+const CONNECTIONS: u16 = 6;
+/// Questions on each; over UDP the answers before the router has spoken are lost.
+const QUESTIONS: u64 = 5;
+/// Of a download.
+const LONG: usize = 200_000;
+/// Of a datagram: with its headers it fits the nodes' network and not the link.
+const DATAGRAM: usize = 1440;
+
+#[test]
+fn what_is_too_long_for_the_way_is_made_shorter_by_the_pod() -> Result<()> {
+    let lab = modes()?;
+    for mode in MODES {
+        for question in mode.questions() {
+            forget_the_way(&lab)?;
+            check(&lab, mode, question)?;
+        }
+    }
+    Ok(())
+}
+
+/// Pods know what routers said for ten minutes.
+fn forget_the_way(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let pod = pod_on(lab, node.spec().name)?;
+        node.must(&format!("for family in -4 -6; do ip -n {pod} $family route flush cache; done"))?;
+    }
+    Ok(())
+}
+
+fn check(lab: &Lab, mode: Mode, question: Question) -> Result<()> {
+    let is_stream = question.transport == Transport::Tcp;
+    let question = question.connections(CONNECTIONS).octets(if is_stream { LONG } else { DATAGRAM });
+    let report = lab.ask(Asker::Outside, &question, QUESTIONS)?;
+    println!("{:4} {}: {report}", mode.name, question.arguments());
+    let why = || format!("{} {}: {report}\n{}", mode.name, question.arguments(), diagnosis(lab));
+    ensure!(!is_stream || report.failures().is_empty(), "a download did not complete, {}", why());
+    let ends: Vec<_> = report.connections().into_values().filter_map(|view| view.end()).collect();
+    ensure!(ends.is_empty(), "connections ended without an answer: {ends:?}, {}", why());
+    for node in report.nodes().keys() {
+        let known = known_limit(lab, node, question.target.is_ipv4())?;
+        ensure!(known, "the pod on {node} was not told of {OUTSIDE_MTU} octets, {}", why());
+    }
+    Ok(())
+}
+
+/// Whether the pod on that node knows the limit of the way.
+fn known_limit(lab: &Lab, node: &str, is_v4: bool) -> Result<bool> {
+    let pod = pod_on(lab, node)?;
+    let route = lab
+        .node(node)
+        .must(&format!("ip -n {pod} route get {}", if is_v4 { OUTSIDE_V4 } else { OUTSIDE_V6 }))?;
+    Ok(route.contains(&format!("mtu {OUTSIDE_MTU}")))
+}

@@ -1,0 +1,133 @@
+//! Where packets travel: which node sends the answers, and that nothing goes round in circles when tables differ.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use kvip_lab::lab::Lab;
+use kvip_lab::layout::NODES;
+use kvip_lab::peer::Transport;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::probe::Report;
+use kvip_lab::scenario::diagnosis;
+use kvip_lab::trace::Packets;
+
+use super::{DSR, ECHO, MODES, Mode, NAT, modes, pod_on, question};
+
+/// Connections, so that each pod has some.
+const CONNECTIONS: u16 = 9;
+/// On its way to a pod a packet comes to the holder, and from there to the pod's node.
+const PASSES: usize = 2;
+
+/// What all nodes' cards see of a client that asks each connection a few times.
+fn traced(lab: &Lab, transport: Transport, vip: &str, count: u64) -> Result<(Report, Packets)> {
+    let question = question(transport, vip).connections(CONNECTIONS);
+    let trace = lab.trace(&format!("host {vip} and port {ECHO}"))?;
+    let report = lab.asking(Asker::Client, &question.count(count))?.stop()?;
+    Ok((report, trace.stop()?))
+}
+
+#[test]
+fn answers_leave_from_the_pods_node_or_through_the_holder() -> Result<()> {
+    let lab = modes()?;
+    let holder = lab.wait_for_holder()?;
+    for mode in MODES {
+        for question in mode.questions() {
+            let (vip, transport) = (question.target.ip().to_string(), question.transport);
+            let (report, packets) = traced(&lab, transport, &vip, 5)?;
+            let answers = packets.only(|packet| packet.leaving && packet.source.ip() == question.target.ip());
+            println!(
+                "{:4} {transport} {vip:14} answers by pods of {:?}, sent by {:?}",
+                mode.name,
+                report.nodes(),
+                answers.sent()
+            );
+            let why = || format!("{}: {report}\n{packets}", mode.name);
+            ensure!(report.failures().is_empty(), "not all was answered, {}", why());
+            ensure!(report.nodes().len() == NODES.len(), "not all pods were met, {}", why());
+            check_senders(mode, holder, &report, &answers.sent()).with_context(why)?;
+            ensure!(
+                packets.most_passes() <= PASSES,
+                "a packet passed {} times, {}",
+                packets.most_passes(),
+                why()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_senders(mode: Mode, holder: &str, report: &Report, sent: &BTreeMap<&str, usize>) -> Result<()> {
+    if mode == NAT {
+        ensure!(sent.keys().eq([&holder]), "answers left from {sent:?}, not only from {holder}");
+        return Ok(());
+    }
+    for (node, answers) in report.nodes() {
+        // Each answer is a packet at least, and what answers two nodes share would show as more at one and fewer at the other.
+        let packets = sent.get(&*node).copied().unwrap_or(0);
+        ensure!(packets >= answers, "{node} sent {packets} packets, and its pods answered {answers} times");
+    }
+    Ok(())
+}
+
+/// All nodes but the holder are told, behind kvip's back, that the pods are on each other.
+#[test]
+fn nothing_goes_round_where_tables_differ() -> Result<()> {
+    let lab = modes()?;
+    let holder = lab.wait_for_holder()?;
+    let others: Vec<&str> = NODES.iter().map(|node| node.name).filter(|node| *node != holder).collect();
+    lab.nodes().try_for_each(|node| node.must("systemctl stop kvip").map(drop))?;
+    let seen = crossed(&lab, holder, &others);
+    lab.nodes().try_for_each(|node| node.must("systemctl start kvip").map(drop))?;
+    seen
+}
+
+fn crossed(lab: &Lab, holder: &str, others: &[&str]) -> Result<()> {
+    let (first, second) = (others[0], others[1]);
+    keep_only(lab, holder, first)?;
+    keep_only(lab, first, second)?;
+    keep_only(lab, second, first)?;
+    for question in DSR.questions() {
+        let (report, packets) = traced(lab, question.transport, &question.target.ip().to_string(), 3)?;
+        println!(
+            "tables differ, {}: {report}; a packet passed {} times at most",
+            question.arguments(),
+            packets.most_passes()
+        );
+        ensure!(packets.most_passes() <= PASSES, "packets go round: {report}\n{packets}\n{}", diagnosis(lab));
+        let nodes: Vec<String> = report.nodes().into_keys().collect();
+        ensure!(
+            nodes == [first] && report.failures().is_empty(),
+            "{first} has the pod, and {report}\n{}",
+            diagnosis(lab)
+        );
+    }
+    Ok(())
+}
+
+/// In the node's tables for the VIPs of dsr, leaves the pod of `kept` alone. What serves packets of peers stays.
+fn keep_only(lab: &Lab, node: &str, kept: &str) -> Result<()> {
+    let pod = pod_on(lab, kept)?;
+    let shown = lab.node(kept).must(&format!("ip -n {pod} -br addr show eth0"))?;
+    let addresses = shown.split_whitespace().filter_map(|word| word.split_once('/'));
+    let kept: Vec<String> = addresses.flat_map(|(address, _)| at_port(address)).collect();
+    let vips: Vec<String> = DSR.vips().into_iter().flat_map(at_port).collect();
+    let table = lab.node(node).ipvs()?;
+    let remove = |line: &str| match line.split(' ').collect::<Vec<_>>()[..] {
+        ["-a", kind, vip, "-r", server, ..] if is_in(&vips, vip) && !is_in(&kept, server) => {
+            Some(format!("ipvsadm -d {kind} {vip} -r {server}\n"))
+        }
+        _ => None,
+    };
+    let script: String = table.lines().filter_map(remove).collect();
+    ensure!(!script.is_empty(), "{node} has no real servers to remove:\n{table}");
+    lab.node(node).must(&format!("set -e\n{script}")).map(drop)
+}
+
+/// As ipvsadm writes an address of either family.
+fn at_port(address: &str) -> [String; 2] {
+    [format!("{address}:{ECHO}"), format!("[{address}]:{ECHO}")]
+}
+
+fn is_in(list: &[String], word: &str) -> bool {
+    list.iter().any(|listed| listed == word)
+}

@@ -1,0 +1,74 @@
+//! Who asks, from where, and whom the pods see.
+
+use std::thread;
+
+use anyhow::{Result, ensure};
+use kvip_lab::lab::Lab;
+use kvip_lab::layout;
+use kvip_lab::peer::ask::Question;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::probe::Report;
+use kvip_lab::scenario::diagnosis;
+
+use super::{MODES, Mode, NAT, modes, pod_on, promised};
+
+/// So many connections, each asked once: enough to meet every pod.
+const CONNECTIONS: u16 = 12;
+
+#[test]
+fn all_are_answered_and_pods_see_whom_the_mode_promises() -> Result<()> {
+    let lab = modes()?;
+    let holder = lab.wait_for_holder()?;
+    let other = lab.other_than(holder);
+    let (near, far) = (pod_on(&lab, holder)?, pod_on(&lab, other)?);
+    let askers = [
+        ("client", Asker::Client),
+        ("outside", Asker::Outside),
+        ("the holder", Asker::Node(holder)),
+        ("another node", Asker::Node(other)),
+        ("a pod of the holder", Asker::Pod(holder, &near)),
+        ("a pod elsewhere", Asker::Pod(other, &far)),
+    ];
+    println!("{holder} holds the VIPs, {other} is another node");
+    for mode in MODES {
+        thread::scope(|scope| {
+            let lab: &Lab = &lab;
+            let asking: Vec<_> =
+                askers.map(|(name, asker)| scope.spawn(move || check(lab, mode, holder, name, asker))).into();
+            asking.into_iter().try_for_each(|asked| asked.join().expect("an asking thread does not panic"))
+        })?;
+    }
+    Ok(())
+}
+
+fn check(lab: &Lab, mode: Mode, holder: &str, name: &str, asker: Asker) -> Result<()> {
+    for question in mode.questions() {
+        let question = question.connections(CONNECTIONS);
+        let report = lab.ask(asker, &question, 1)?;
+        let Question { transport, target, .. } = question;
+        println!("{:4} {transport} {:14} from {name:20} pods saw {}", mode.name, target.ip(), seen(&report));
+        let why = || format!("{} {}: {report}\n{}", mode.name, question.arguments(), diagnosis(lab));
+        ensure!(report.answered() == usize::from(CONNECTIONS), "{name} was not always answered, {}", why());
+        ensure!(report.pods().len() == 3, "{name} met not all pods, {}", why());
+        if let Some(promised) = promised(asker, target.is_ipv4()) {
+            for node in report.nodes().keys() {
+                let saw: Vec<String> = report.from_node(node).sources().into_keys().collect();
+                let expected =
+                    if mode == NAT && node != holder { address(holder, target.is_ipv4()) } else { promised };
+                ensure!(saw == [expected], "{name}: on {node} {saw:?} was seen, not {expected}, {}", why());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn address(node: &str, is_v4: bool) -> &'static str {
+    let spec = layout::node(node).expect("the holder is a node");
+    if is_v4 { spec.v4 } else { spec.v6 }
+}
+
+/// `10.87.2.4 (8), 10.87.2.200 (4)`.
+fn seen(report: &Report) -> String {
+    let sources = report.sources();
+    sources.iter().map(|(source, count)| format!("{source} ({count})")).collect::<Vec<_>>().join(", ")
+}
