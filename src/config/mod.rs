@@ -164,6 +164,20 @@ pub struct Balancing {
     pub probe_port: u16,
     /// Whether kvip answers on healthCheckNodePort, for clusters without kube-proxy; false by default.
     pub health_check_node_port: bool,
+    /// Which frontends are kept from kube-proxy.
+    pub shield: Shield,
+}
+
+/// Which frontends are kept from kube-proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shield {
+    /// Those that it has rules for too, unless it is in ipvs mode.
+    Auto,
+    /// All.
+    On,
+    /// None.
+    Off,
 }
 
 /// `[dsr]`: what mode dsr takes of this host.
@@ -225,6 +239,7 @@ impl Settings {
                 drain_limit: Duration::from_secs(60),
                 probe_port: 10250,
                 health_check_node_port: false,
+                shield: Shield::Auto,
             },
             dsr: Dsr::standard(),
             asking: Asking::standard(),

@@ -341,6 +341,10 @@ fn balancing() {
         "4: balancing.health_check_node_port = 1: true or false, without quotes",
     );
     check(
+        "[balancing]\nshield = 'all'",
+        "4: balancing.shield = \"all\": \"auto\" (the frontends that kube-proxy has rules for too), \"on\" (all) or \"off\" (none)",
+    );
+    check(
         "[balancing]\nmode = 'x'",
         "4: balancing.mode = \"x\": one of nat, dsr, dr, tunnel, proxy, announce",
     );

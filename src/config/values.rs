@@ -16,7 +16,7 @@ use serde::de::value::{Error as SerdeError, StrDeserializer};
 
 use super::raw::Raw;
 use super::units::{DurationError, format_duration, parse_duration};
-use super::{AddressRange, LoadBalancers, Mode, Scheduler, Transport};
+use super::{AddressRange, LoadBalancers, Mode, Scheduler, Shield, Transport};
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
@@ -58,6 +58,12 @@ pub(super) fn truth(raw: Raw) -> Result<bool, String> {
 pub(super) fn load_balancers(raw: Raw) -> Result<LoadBalancers, String> {
     let wanted =
         "\"off\", \"class\" (those of class kvip.io/kvip) or \"default\" (those without a class too)";
+    named(text(raw)?).ok_or_else(|| wanted.into())
+}
+
+/// Which frontends are kept from kube-proxy.
+pub(super) fn shield(raw: Raw) -> Result<Shield, String> {
+    let wanted = "\"auto\" (the frontends that kube-proxy has rules for too), \"on\" (all) or \"off\" (none)";
     named(text(raw)?).ok_or_else(|| wanted.into())
 }
 

@@ -12,7 +12,7 @@ use super::asks::{Asked, Asks, Source, Want};
 use super::grammar::Entry;
 use super::options::Options;
 use super::policy::Policy;
-use super::{GroupView, Inputs, Owner, Vip, groups, load_balancer, mode, source_ranges};
+use super::{GroupView, Inputs, Owner, Vip, groups, load_balancer, mode, shield, source_ranges};
 use crate::config::{Mode, Static};
 use crate::ipam::{Refusal, Request, Reserved, Step};
 use crate::keepalived;
@@ -37,6 +37,8 @@ pub struct Assignment {
     pub source_ranges: BTreeMap<Frontend, BTreeSet<IpNet>>,
     /// This host's own addresses, where source ranges are about them.
     pub host: BTreeSet<IpAddr>,
+    /// Frontends to keep from kube-proxy.
+    pub shielded: BTreeSet<Frontend>,
     /// What Services of type LoadBalancer ask of the pools.
     pub requests: Arc<Requests>,
     /// What is refused.
@@ -171,6 +173,7 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     let source_ranges = tasks.source_ranges();
     let host = if source_ranges.is_empty() { BTreeSet::new() } else { own_addresses(inputs) };
     Assignment {
+        shielded: shield::shielded(inputs, &tasks.by_owner),
         node,
         groups: Arc::new(groups.views),
         keepalived: Arc::new(groups.keepalived),

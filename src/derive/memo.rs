@@ -310,6 +310,7 @@ impl Deriver {
             closed: vips.filter(|(_, vip)| !vip.floats_only && !vip.announced).map(|(vip, _)| *vip).collect(),
             sources: self.assignment.source_ranges.clone(),
             host: self.assignment.host.clone(),
+            shielded: self.assignment.shielded.clone(),
             // Where replies come back by themselves.
             local_pods: self
                 .pod_ranges

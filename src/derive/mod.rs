@@ -18,6 +18,7 @@ mod mode;
 mod options;
 mod policy;
 mod serve;
+mod shield;
 mod source_ranges;
 mod steering;
 mod virtual_servers;

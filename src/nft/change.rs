@@ -94,6 +94,15 @@ mod tests {
     }
 
     #[test]
+    fn the_shield_changes_by_elements_while_there_is_one() {
+        let shielded =
+            |hosts: &[u8]| Ruleset { shielded: ruleset(hosts, &[]).frontends, ..ruleset(&[50, 51], &[]) };
+        let text = "add element inet kvip shielded4 { 10.87.2.51 . udp . 53 : 10.87.2.51 }\n";
+        check(&shielded(&[50]), &shielded(&[50, 51]), text);
+        assert_eq!(change(&shielded(&[]), &shielded(&[50])), None);
+    }
+
+    #[test]
     fn networks_are_written_anew() {
         let text = "flush set inet kvip localpods4\nadd element inet kvip localpods4 { 10.2.4.0/25 }\n";
         check(&ruleset(&[], &["10.2.4.0/24"]), &ruleset(&[], &["10.2.4.0/25"]), text);

@@ -8,6 +8,7 @@ mod change;
 pub mod client;
 mod render;
 mod seal;
+mod shield;
 mod sources;
 mod steering;
 
@@ -38,6 +39,8 @@ pub struct Ruleset {
     /// This node's own addresses. Its own processes reach a VIP that it holds from that very VIP: they may where one of
     /// these addresses may.
     pub host: BTreeSet<IpAddr>,
+    /// Frontends that kube-proxy has rules for too: connections to them reach IPVS as if it had none.
+    pub shielded: BTreeSet<Frontend>,
     /// Which packets go to which virtual server in mode dsr.
     pub steering: Steering,
 }

@@ -9,9 +9,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Ruleset;
 use super::sources::{self, Limited};
-use super::steering;
+use super::{Ruleset, shield, steering};
 use crate::model::{Family, Frontend};
 
 /// The one table that is kvip's, with its family.
@@ -83,12 +82,14 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn new(ruleset: &Ruleset) -> Self {
         let [v4, v6] = [Family::V4, Family::V6].map(|family| Limited::new(ruleset, family));
-        let steering = &ruleset.steering;
-        let chains =
-            [CHAINS, sources::CHAINS, &v4.chains(), &v6.chains(), &steering::chains(steering)].concat();
+        let Ruleset { steering, shielded, .. } = ruleset;
+        let limits = [v4.chains(), v6.chains()].concat();
+        let steers = steering::chains(steering);
+        let chains = [CHAINS, sources::CHAINS, &limits, &steers, shield::chains(shielded)].concat();
         let of = |family, limited: &Limited| {
             let steered = steering::sets(steering, family);
-            sets(ruleset, family).into_iter().chain(limited.sets()).chain(steered)
+            let shield = shield::set(shielded, family);
+            sets(ruleset, family).into_iter().chain(limited.sets()).chain(steered).chain(shield)
         };
         let shared = steering::shared_sets(steering);
         Self { sets: of(Family::V4, &v4).chain(of(Family::V6, &v6)).chain(shared).collect(), chains }
@@ -141,8 +142,8 @@ pub(super) enum Kind {
     Networks,
     /// Values with a verdict each.
     Map,
-    /// Values with a mark each.
-    Marks,
+    /// Values with a value each.
+    Values,
 }
 
 /// A set or map.
@@ -161,7 +162,7 @@ impl Set {
 
     fn render(&self) -> String {
         let Self { kind, name, of, elements } = self;
-        let word = if matches!(kind, Kind::Map | Kind::Marks) { "map" } else { "set" };
+        let word = if matches!(kind, Kind::Map | Kind::Values) { "map" } else { "set" };
         let flags = if *kind == Kind::Networks { "\t\tflags interval\n" } else { "" };
         let elements = match &elements[..] {
             [] => String::new(),

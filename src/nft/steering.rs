@@ -63,13 +63,13 @@ pub(super) fn sets(steering: &Steering, family: Family) -> Vec<Set> {
             frontends.iter().map(|(frontend, _)| tuple(frontend)).collect(),
         ),
         Set::new(
-            Kind::Marks,
+            Kind::Values,
             format!("frompeers{number}"),
             marks.clone(),
             frontends.iter().map(|(frontend, marks)| marked(steer | marks.peers, frontend)).collect(),
         ),
         Set::new(
-            Kind::Marks,
+            Kind::Values,
             format!("fromhere{number}"),
             marks,
             frontends.iter().map(|(frontend, marks)| marked(steer | marks.own, frontend)).collect(),

@@ -8,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod shield;
 mod sources;
 
 use std::env;
@@ -68,6 +69,14 @@ fn limited() -> Ruleset {
     ruleset
 }
 
+/// Frontends of which kube-proxy knows some.
+fn shielded() -> Ruleset {
+    let known = ["tcp 10.87.2.50 80", "udp 10.87.2.50 53", "sctp fd00:87:2::50 3868"];
+    let frontends = [&known[..], &["tcp 10.87.2.51 80"]].concat();
+    let shielded = known.map(frontend).into();
+    Ruleset { shielded, ..ruleset(&frontends, &["10.87.2.50"], &["10.2.4.0/24"]) }
+}
+
 /// Every golden file's name, without its ending, with the ruleset that renders it.
 fn cases() -> Vec<(&'static str, Ruleset)> {
     vec![
@@ -99,6 +108,7 @@ fn cases() -> Vec<(&'static str, Ruleset)> {
             ),
         ),
         ("source-ranges", limited()),
+        ("shield", shielded()),
     ]
 }
 

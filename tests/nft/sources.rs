@@ -21,16 +21,16 @@ use super::{frontend, in_namespace};
 
 /// On one machine a packet takes microseconds; what has not come by then was dropped.
 const PATIENCE: Duration = Duration::from_millis(250);
-const VIPS: [&str; 4] = ["10.87.2.50", "10.87.2.51", "fd00:87:2::50", "fd00:87:2::51"];
+pub(super) const VIPS: [&str; 4] = ["10.87.2.50", "10.87.2.51", "fd00:87:2::50", "fd00:87:2::51"];
 const TCP_PORTS: [u16; 2] = [80, 81];
 const UDP_PORT: u16 = 53;
 
 /// The client's namespace; it ends with this value.
-struct Client(Child);
+pub(super) struct Client(Child);
 
 impl Client {
     /// Lays the cable and gives both ends their addresses.
-    fn join() -> Self {
+    pub(super) fn join() -> Self {
         let child = Command::new("unshare")
             .args(["--net", "sh", "-c", "echo made; exec cat"])
             .stdin(Stdio::piped())
@@ -56,7 +56,7 @@ impl Client {
     }
 
     /// Runs `act` on the client.
-    fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
         thread::scope(|scope| {
             let entered = scope.spawn(|| {

@@ -90,7 +90,7 @@ async fn write_status(
 
 fn dropped(key: &ObjectKey) -> Finding {
     let text = "the API server did not keep the status that kvip wrote: it is older than 1.30 and knows no \
-        ipMode, or an admission webhook changes it; kube-proxy may take connections before kvip balances them";
+        ipMode, or an admission webhook changes it; only balancing.shield keeps kube-proxy from these connections";
     Finding::new(key, text).mend(format!(
         "kubectl -n {} get service {} -o jsonpath='{{.status}}'; kubectl version",
         key.namespace, key.name

@@ -172,6 +172,23 @@ pub fn wait_for_answer(lab: &Lab, address: &str) -> Result<String> {
     answered.with_context(|| explain(lab, ""))
 }
 
+/// Waits until a process of each node, and one in a pod of each, is answered at `address`, port 80.
+pub fn check_answered_inside(lab: &Lab, address: &str) -> Result<()> {
+    let url = format!("http://{}/", in_url(address));
+    for node in lab.nodes() {
+        let pod =
+            node.must("lab-pod list")?.split_whitespace().next().context("a pod on each node")?.to_owned();
+        for who in [String::new(), format!("ip netns exec {pod} ")] {
+            let script = format!("{who}curl -s -g --max-time 5 {url}");
+            let answered = lab.wait_for(&format!("{script} on {}", node.spec().name), SOON, || {
+                node.run(&script).ok()?.ok().then_some(())
+            });
+            answered.with_context(|| explain(lab, ""))?;
+        }
+    }
+    Ok(())
+}
+
 /// `address` as a URL has it.
 pub fn in_url(address: &str) -> String {
     if address.contains(':') { format!("[{address}]") } else { address.to_owned() }

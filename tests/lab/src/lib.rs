@@ -6,7 +6,8 @@
 //! ```text
 //! outside the namespaces                      inside them
 //! lab        what tests call                  serve    process 1, raises everything
-//! kvip       the package on the nodes             
+//! kvip       the package on the nodes
+//! kube_proxy the real one on the nodes
 //! alone      the API server without machines
 //! probe      a client's view, measured        network  bridge, taps, clients
 //! trace      the packets at nodes' cards
@@ -29,6 +30,7 @@ pub mod command;
 pub mod control;
 pub mod demo;
 pub mod image;
+pub mod kube_proxy;
 pub mod kubeconfig;
 pub mod kubelet;
 pub mod kvip;

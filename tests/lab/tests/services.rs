@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use kvip::report::objects::place;
 use kvip_lab::asking::{
-    Asking, POOLS, addresses, claimed, condition, events, explain, in_url, ingress, items, must, object,
-    settings, wait_for_addresses, wait_for_answer, wait_until_gone, wait_until_unsaid,
+    Asking, POOLS, addresses, check_answered_inside, claimed, condition, events, explain, in_url, ingress,
+    items, must, object, settings, wait_for_addresses, wait_for_answer, wait_until_gone, wait_until_unsaid,
 };
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
@@ -42,23 +42,6 @@ fn asking() -> Result<Turn> {
 
 fn delete(lab: &Lab, service: &str) -> Result<()> {
     lab.kubectl(&["delete", "service", service]).map(drop)
-}
-
-/// Curl on each node, and in a pod of each, is answered by `address`.
-fn check_answered_inside(lab: &Lab, address: &str) -> Result<()> {
-    let url = format!("http://{}/", in_url(address));
-    for node in lab.nodes() {
-        let pod =
-            node.must("lab-pod list")?.split_whitespace().next().context("a pod on each node")?.to_owned();
-        for who in [String::new(), format!("ip netns exec {pod} ")] {
-            let script = format!("{who}curl -s -g --max-time 5 {url}");
-            let answered = lab.wait_for(&format!("{script} on {}", node.spec().name), SOON, || {
-                node.run(&script).ok()?.ok().then_some(())
-            });
-            answered.with_context(|| explain(lab, ""))?;
-        }
-    }
-    Ok(())
 }
 
 /// The versions of all that kvip may write: they change with each write.

@@ -1,0 +1,161 @@
+//! kvip beside the real kube-proxy, in each of its modes: who is asked, and who answers.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kvip_lab::asking::{
+    Asking, POOLS, check_answered_inside, explain, must, object, settings, wait_for_addresses,
+    wait_for_answer, wait_until_gone,
+};
+use kvip_lab::kube_proxy::Mode;
+use kvip_lab::kvip::Settings;
+use kvip_lab::lab::Lab;
+use kvip_lab::scenario::{SOON, Turn, VIP, ask_for, bare, set_up};
+use serde_json::json;
+
+/// kvip's minute's audit, and what comes of it on a slow machine.
+const AUDIT: Duration = Duration::from_secs(120);
+/// A VIP that a Service asks for by annotation, one of spec.externalIPs, and one that somebody else announces.
+const ANNOTATED: &str = "10.87.2.57";
+const EXTERNAL: &str = "10.87.2.58";
+const FOREIGN: &str = "10.87.2.59";
+
+/// The lab with kvip and kube-proxy, and a Service for each way of asking: the address that a pool gave.
+fn beside(mode: &Mode) -> Result<(Turn, String)> {
+    let lab = bare()?;
+    if lab.curl(VIP).is_none() {
+        set_up(&lab, &Settings::default())?;
+    }
+    settings(&lab, POOLS)?;
+    Asking::new("noted").annotation("kvip.io/vips", ANNOTATED).apply(&lab)?;
+    Asking::new("web").load_balancer().apply(&lab)?;
+    let given = wait_for_addresses(&lab, "web", 1)?.remove(0);
+    lab.start_kube_proxy(mode)?;
+    Ok((lab, given))
+}
+
+/// How many connections IPVS has seen to port 80 of `vip`, on all nodes.
+fn seen(lab: &Lab, vip: &str) -> Result<u64> {
+    let mut seen = 0;
+    for node in lab.nodes() {
+        let table = node.must("ipvsadm -Ln --stats --exact")?;
+        let server = format!("{vip}:80");
+        let line = table.lines().find(|line| line.split_whitespace().nth(1) == Some(&server));
+        let count = line.and_then(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+        seen += count.with_context(|| format!("{} has no {server}: {table}", node.spec().name))?;
+    }
+    Ok(seen)
+}
+
+/// Asks `vip` as the client, on each node and in a pod of each: how many were answered, and how many of all IPVS saw.
+fn asked_and_seen(lab: &Lab, vip: &str) -> Result<(u64, u64)> {
+    let before = seen(lab, vip)?;
+    let mut answered = u64::from(lab.curl(vip).is_some());
+    for node in lab.nodes() {
+        let pod = "pod=$(lab-pod list | awk 'NR == 1 { print $1 }')";
+        for who in ["", "ip netns exec $pod "] {
+            let script = format!("{pod}; {who}curl -s --max-time 5 http://{vip}/");
+            answered += u64::from(node.run(&script)?.ok());
+        }
+    }
+    Ok((answered, seen(lab, vip)? - before))
+}
+
+/// All of the lab's askers are answered at `vip`, and through IPVS.
+fn check_balanced(lab: &Lab, vip: &str) -> Result<()> {
+    wait_for_answer(lab, vip)?;
+    let (answered, seen) = asked_and_seen(lab, vip)?;
+    must(lab, (answered, seen) == (7, 7), &format!("{vip}: {answered} of 7 answered, IPVS saw {seen}"))
+}
+
+/// A ClusterIP answers: kube-proxy works at all.
+fn check_cluster_ip(lab: &Lab) -> Result<()> {
+    let service = object(lab, "service nginx")?;
+    let address = service["spec"]["clusterIP"].as_str().context("a ClusterIP")?;
+    check_answered_inside(lab, address)
+}
+
+/// What holds in every mode: kube-proxy and kvip each have their own.
+fn check_both(lab: &Lab, given: &str) -> Result<()> {
+    check_cluster_ip(lab)?;
+    [VIP, ANNOTATED, given].iter().try_for_each(|vip| check_balanced(lab, vip))
+}
+
+/// Restarts kube-proxy everywhere while a client asks the VIP: the longest time without an answer.
+fn gap_of_restart(lab: &Lab) -> Result<Duration> {
+    let probe = lab.probe(VIP, 80, Duration::from_millis(100))?;
+    lab.restart_kube_proxy()?;
+    let back = lab.wait_for("IPVS to be whole on all nodes", AUDIT, || {
+        let whole = |table: String| table.contains(&format!("-a -t {VIP}:80 "));
+        lab.nodes().all(|node| node.ipvs().is_ok_and(whole)).then_some(())
+    });
+    back.with_context(|| explain(lab, ""))?;
+    wait_for_answer(lab, VIP)?;
+    let report = probe.stop()?;
+    eprintln!("kube-proxy restarted: {report}");
+    Ok(report.longest_gap().map_or(Duration::ZERO, |gap| gap.length()))
+}
+
+/// What kvip's settings are to say of the shield, and what then stands in its table for `vip`.
+fn shield(lab: &Lab, setting: &str, vip: &str, shielded: bool) -> Result<()> {
+    settings(lab, &format!("{POOLS}\n[balancing]\nshield = \"{setting}\"\n"))?;
+    let element = format!("{vip} . tcp . 80 : {vip}");
+    let set = lab.wait_for(&format!("the shield of {vip} to be {setting}"), SOON, || {
+        let is_set = |table: String| table.contains(&element) == shielded;
+        lab.nodes().all(|node| node.must("nft list table inet kvip").is_ok_and(is_set)).then_some(())
+    });
+    set.with_context(|| explain(lab, ""))
+}
+
+/// Without the shield kube-proxy has all connections to `vip`, with it IPVS has.
+fn check_shield(lab: &Lab, vip: &str) -> Result<()> {
+    shield(lab, "off", vip, false)?;
+    let taken = lab.wait_for(&format!("kube-proxy to take connections to {vip}"), SOON, || {
+        (asked_and_seen(lab, vip).ok()? == (7, 0)).then_some(())
+    });
+    taken.with_context(|| explain(lab, ""))?;
+    shield(lab, "auto", vip, true)?;
+    check_balanced(lab, vip)
+}
+
+/// A Service that another load balancer announces, without `ipMode: Proxy`, and that kvip serves too.
+fn check_foreign(lab: &Lab) -> Result<()> {
+    let class = "example.com/other";
+    Asking::new("foreign").load_balancer().spec("loadBalancerClass", class).apply(lab)?;
+    let status =
+        json!({"status": {"loadBalancer": {"ingress": [{"ip": FOREIGN, "ipMode": "VIP"}]}}}).to_string();
+    lab.kubectl(&["patch", "service", "foreign", "--subresource=status", "--type=merge", "-p", &status])?;
+    ask_for(lab, FOREIGN, Some("default/foreign"))?;
+    check_shield(lab, FOREIGN)?;
+    ask_for(lab, FOREIGN, None)?;
+    lab.kubectl(&["delete", "service", "foreign"])?;
+    wait_until_gone(lab, FOREIGN)
+}
+
+/// spec.externalIPs, which kube-proxy always has rules for.
+fn check_external(lab: &Lab) -> Result<()> {
+    Asking::new("external").spec("externalIPs", json!([EXTERNAL])).apply(lab)?;
+    check_shield(lab, EXTERNAL)?;
+    lab.kubectl(&["delete", "service", "external"])?;
+    wait_until_gone(lab, EXTERNAL)
+}
+
+#[test]
+fn iptables() -> Result<()> {
+    let (lab, given) = beside(&Mode::Iptables)?;
+    check_both(&lab, &given)?;
+    check_foreign(&lab)?;
+    check_external(&lab)
+}
+
+/// At each of its starts kube-proxy flushes all of IPVS.
+#[test]
+fn nftables() -> Result<()> {
+    let (lab, given) = beside(&Mode::Nftables)?;
+    check_both(&lab, &given)?;
+    check_foreign(&lab)?;
+    check_external(&lab)?;
+    let gap = gap_of_restart(&lab)?;
+    must(&lab, gap < AUDIT, &format!("{gap:?} without an answer"))?;
+    check_both(&lab, &given)
+}
