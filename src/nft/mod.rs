@@ -10,6 +10,7 @@ mod render;
 mod seal;
 mod sources;
 mod steering;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

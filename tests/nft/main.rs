@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod sources;
+mod watch;
 
 use std::env;
 use std::io::{ErrorKind, Read, Write};
