@@ -23,6 +23,7 @@ mod run;
 mod saving;
 pub mod settings;
 pub mod status;
+mod tuning;
 mod turn;
 mod weight_files;
 mod weights;

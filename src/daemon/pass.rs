@@ -7,6 +7,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::core::{Core, Decision};
+use super::tuning::tune;
 use crate::derive::{Changed, Desired};
 use crate::host::Host;
 use crate::ipvs::Command;
@@ -22,6 +23,8 @@ pub struct Applied {
     ruleset: Option<String>,
     /// More than endpoints may differ from what the last pass saw: the host, the settings, keepalived.
     pub look_at_all: bool,
+    /// What is wrong with the host, and stands in no VIP's way.
+    pub findings: Vec<Finding>,
     /// Passes after which a second plan was not empty.
     pub faults: u64,
 }
@@ -130,6 +133,7 @@ async fn everything<H: Host, L: Ledger>(
     if core.disown(&desired) {
         problems.extend(ledger.save(&core.owned).err());
     }
+    applied.findings = tune(core, host, ledger, &desired).await;
     let again = core.decide(&desired, now);
     let as_planned = prepared && check(&again, core, applied);
     Outcome { desired, prepared, as_planned, problems }
