@@ -19,6 +19,8 @@ mod moves;
 pub mod objects;
 mod orders;
 pub mod pass;
+mod probe;
+mod repairs;
 mod run;
 mod saving;
 pub mod settings;
