@@ -1,13 +1,14 @@
 //! The host that kvip changes: the kernel's, and in the tests a simulated one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
-use crate::ipvs::{Client, Command, Key, Table};
+use crate::ipvs::{self, Client, Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
 use crate::model::Finding;
 use crate::net::{self, Address, PolicyRoute};
 use crate::nft::{self, Ruleset};
 use crate::owned::Owned;
+use crate::sysctl;
 
 /// What the daemon does to its host beside keepalived. Each error is a finding: what failed and how to mend it.
 pub trait Host: Send {
@@ -21,8 +22,29 @@ pub trait Host: Send {
         known: &Table,
     ) -> impl Future<Output = Result<Table, Finding>> + Send;
 
+    /// Whether these virtual servers are there as they are expected; real servers are not looked at.
+    fn has(&mut self, expected: &[(Key, &Service)]) -> impl Future<Output = Result<bool, Finding>> + Send;
+
     /// Changes IPVS; the commands that failed come back by their index.
     fn change_table(&mut self, commands: &[Command]) -> impl Future<Output = Vec<(usize, Finding)>> + Send;
+
+    /// How long IPVS remembers connections in which nothing moves.
+    fn timeouts(&mut self) -> impl Future<Output = Result<Timeouts, Finding>> + Send;
+
+    /// Sets those that are given.
+    fn set_timeouts(&mut self, change: Timeouts) -> impl Future<Output = Result<(), Finding>> + Send;
+
+    /// IPVS's sync daemons that run.
+    fn sync_daemons(&mut self) -> impl Future<Output = Result<BTreeSet<SyncDaemon>, Finding>> + Send;
+
+    /// Starts or stops a sync daemon.
+    fn change_sync(&mut self, command: &SyncCommand) -> impl Future<Output = Result<(), Finding>> + Send;
+
+    /// The kernel's settings of these names; what cannot be read is left out.
+    fn sysctls(
+        &mut self,
+        names: &[&'static str],
+    ) -> impl Future<Output = BTreeMap<&'static str, String>> + Send;
 
     /// A fingerprint of the table `inet kvip` as it is now, `None` when there is none.
     fn ruleset(&mut self) -> impl Future<Output = Result<Option<String>, Finding>> + Send;
@@ -59,23 +81,46 @@ impl Kernel {
         }
         Ok(self.ipvs.as_mut().expect("opened above"))
     }
-}
 
-impl Host for Kernel {
-    async fn table(&mut self, owned: &Owned) -> Result<Table, Finding> {
-        let read = self.ipvs()?.table(&|key| owned.has(key));
-        read.map_err(|error| {
+    fn ask_ipvs<T>(&mut self, ask: impl FnOnce(&mut Client) -> Result<T, ipvs::Error>) -> Result<T, Finding> {
+        ask(self.ipvs()?).map_err(|error| {
             self.ipvs = None;
             problem("IPVS", &error)
         })
     }
+}
+
+impl Host for Kernel {
+    async fn table(&mut self, owned: &Owned) -> Result<Table, Finding> {
+        self.ask_ipvs(|client| client.table(&|key| owned.has(key)))
+    }
 
     async fn servers(&mut self, keys: &BTreeSet<Key>, known: &Table) -> Result<Table, Finding> {
-        let read = self.ipvs()?.servers(keys, known);
-        read.map_err(|error| {
-            self.ipvs = None;
-            problem("IPVS", &error)
-        })
+        self.ask_ipvs(|client| client.servers(keys, known))
+    }
+
+    async fn has(&mut self, expected: &[(Key, &Service)]) -> Result<bool, Finding> {
+        self.ask_ipvs(|client| client.has(expected))
+    }
+
+    async fn timeouts(&mut self) -> Result<Timeouts, Finding> {
+        self.ask_ipvs(Client::timeouts)
+    }
+
+    async fn set_timeouts(&mut self, change: Timeouts) -> Result<(), Finding> {
+        self.ask_ipvs(|client| client.set_timeouts(change))
+    }
+
+    async fn sync_daemons(&mut self) -> Result<BTreeSet<SyncDaemon>, Finding> {
+        self.ask_ipvs(Client::sync_daemons)
+    }
+
+    async fn change_sync(&mut self, command: &SyncCommand) -> Result<(), Finding> {
+        self.ask_ipvs(|client| client.change_sync(command))
+    }
+
+    async fn sysctls(&mut self, names: &[&'static str]) -> BTreeMap<&'static str, String> {
+        sysctl::read(names)
     }
 
     async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {

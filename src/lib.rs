@@ -63,4 +63,5 @@ pub mod plan;
 pub mod rank;
 pub mod report;
 pub mod snapshot;
+pub mod sysctl;
 pub mod unit;

@@ -1,4 +1,4 @@
-//! What of this host is kvip's: VIPs that it rendered once, and virtual servers by mark that it made. Kept on disk, as
+//! What of this host is kvip's: VIPs that it rendered once, virtual servers by mark that it made, and sync daemons. Kept on disk, as
 //! what an earlier run programmed is still kvip's to retire.
 
 use std::collections::BTreeSet;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ipvs::Key;
+use crate::ipvs::{Key, SyncDaemon};
 use crate::model::Family;
 
 /// What is kvip's.
@@ -17,6 +17,8 @@ pub struct Owned {
     pub vips: BTreeSet<IpAddr>,
     /// Firewall marks of virtual servers.
     pub marks: BTreeSet<(Family, u32)>,
+    /// Sync daemons that kvip started.
+    pub sync_daemons: BTreeSet<SyncDaemon>,
 }
 
 impl Owned {
@@ -39,14 +41,20 @@ impl Owned {
 #[serde(untagged)]
 enum Written {
     Vips(BTreeSet<IpAddr>),
-    All { vips: BTreeSet<IpAddr>, marks: BTreeSet<(Family, u32)> },
+    All {
+        vips: BTreeSet<IpAddr>,
+        #[serde(default)]
+        marks: BTreeSet<(Family, u32)>,
+        #[serde(default)]
+        sync_daemons: BTreeSet<SyncDaemon>,
+    },
 }
 
 impl From<Written> for Owned {
     fn from(written: Written) -> Self {
         match written {
-            Written::Vips(vips) => Self { vips, marks: BTreeSet::new() },
-            Written::All { vips, marks } => Self { vips, marks },
+            Written::Vips(vips) => Self { vips, ..Self::default() },
+            Written::All { vips, marks, sync_daemons } => Self { vips, marks, sync_daemons },
         }
     }
 }
@@ -54,13 +62,15 @@ impl From<Written> for Owned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipvs::sync::Role;
 
     #[test]
     fn both_forms_are_read() {
         let vips = BTreeSet::from(["10.87.2.50".parse().unwrap()]);
         let list: Owned = serde_json::from_str(r#"["10.87.2.50"]"#).unwrap();
-        assert_eq!(list, Owned { vips: vips.clone(), marks: BTreeSet::new() });
-        let owned = Owned { vips, marks: [(Family::V4, 0x101)].into() };
+        assert_eq!(list, Owned { vips: vips.clone(), ..Owned::default() });
+        let daemon = SyncDaemon { role: Role::Backup, interface: "eth0".into(), sync_id: 50 };
+        let owned = Owned { vips, marks: [(Family::V4, 0x101)].into(), sync_daemons: [daemon].into() };
         let text = serde_json::to_string(&owned).unwrap();
         assert_eq!(serde_json::from_str::<Owned>(&text).unwrap(), owned);
     }

@@ -163,6 +163,9 @@ fn words(key: &str, value: &Value) -> String {
     let name = key.rsplit('.').next().unwrap_or(key);
     match value {
         Value::Null if name == "interface" && key.starts_with("groups.") => "as in [node]".to_owned(),
+        Value::Null if name.ends_with("_timeout") => "left to the kernel".to_owned(),
+        Value::Null if name == "sync_interface" => "the VIPs'".to_owned(),
+        Value::Null if name == "sync_id" => "vrrp.vrid".to_owned(),
         Value::Null => "found when kvip starts".to_owned(),
         Value::String(text) if text.is_empty() => match name {
             "members" => "all nodes".to_owned(),

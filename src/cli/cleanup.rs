@@ -8,7 +8,7 @@ use super::done::Done;
 use super::{Exit, Global};
 use crate::daemon::{Ledger, SOCKET};
 use crate::haproxy;
-use crate::ipvs::{Client, Command};
+use crate::ipvs::{Client, Command, sync};
 use crate::keepalived::{self, Paths};
 use crate::net;
 use crate::nft;
@@ -42,6 +42,7 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     report("HAProxy", stopped.map(usize::from));
     report("addresses", addresses(&owned).await);
     report("IPVS virtual servers", virtual_servers(&owned));
+    report("IPVS sync daemons", sync_daemons(&owned));
     report("nftables table inet kvip", table());
     report("policy rules and routes", policy_routes().await);
     report("state files", files(&paths));
@@ -80,6 +81,18 @@ fn virtual_servers(owned: &Owned) -> anyhow::Result<usize> {
         Some((index, error)) => Err(error).with_context(|| commands[index].to_string()),
         None => Ok(commands.len()),
     }
+}
+
+fn sync_daemons(owned: &Owned) -> anyhow::Result<usize> {
+    if owned.sync_daemons.is_empty() {
+        return Ok(0);
+    }
+    let mut client = Client::open()?;
+    let (commands, _) = sync::plan(None, &client.sync_daemons()?, &owned.sync_daemons);
+    for command in &commands {
+        client.change_sync(command)?;
+    }
+    Ok(commands.len())
 }
 
 async fn policy_routes() -> anyhow::Result<usize> {

@@ -29,7 +29,7 @@ pub struct Table {
 }
 
 /// Every key outside of tables, in the order of the installed file.
-pub const KEYS: [Key; 31] = [
+pub const KEYS: [Key; 38] = [
     key("cluster.source", "kubernetes"),
     bare("cluster.manifests"),
     key("cluster.kubeconfig", "/etc/kvip/kubeconfig"),
@@ -58,6 +58,13 @@ pub const KEYS: [Key; 31] = [
     key("balancing.probe_port", "10250"),
     key("balancing.health_check_node_port", "false"),
     key("balancing.shield", "auto"),
+    key("balancing.beside_kube_proxy_ipvs", "false"),
+    bare("balancing.tcp_timeout"),
+    bare("balancing.tcp_fin_timeout"),
+    bare("balancing.udp_timeout"),
+    key("balancing.sync", "false"),
+    bare("balancing.sync_interface"),
+    bare("balancing.sync_id"),
     key("dsr.mark_bits", "0x1001fff"),
     key("dsr.route_table", "5087"),
     key("dsr.rule_priority", "50"),

@@ -30,6 +30,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::ipvs::Timeouts;
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
@@ -166,6 +167,12 @@ pub struct Balancing {
     pub health_check_node_port: bool,
     /// Which frontends are kept from kube-proxy.
     pub shield: Shield,
+    /// The admin's word that a kube-proxy in ipvs mode leaves kvip's virtual servers alone; false by default.
+    pub beside_kube_proxy_ipvs: bool,
+    /// How long the host's IPVS remembers connections in which nothing moves; the kernel's own where not given.
+    pub timeouts: Timeouts,
+    /// The sync daemon.
+    pub sync: Sync,
 }
 
 /// Which frontends are kept from kube-proxy.
@@ -178,6 +185,17 @@ pub enum Shield {
     On,
     /// None.
     Off,
+}
+
+/// The kernel's IPVS sync daemon, which tells backups of the holder's connections.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sync {
+    /// Whether it runs; false by default.
+    pub on: bool,
+    /// The interface that it speaks over; that of the VIPs by default.
+    pub interface: Option<String>,
+    /// What daemons that belong together share; the VRID of `[vrrp]` by default.
+    pub id: Option<u8>,
 }
 
 /// `[dsr]`: what mode dsr takes of this host.
@@ -240,6 +258,9 @@ impl Settings {
                 probe_port: 10250,
                 health_check_node_port: false,
                 shield: Shield::Auto,
+                beside_kube_proxy_ipvs: false,
+                timeouts: Timeouts::default(),
+                sync: Sync::default(),
             },
             dsr: Dsr::standard(),
             asking: Asking::standard(),

@@ -6,7 +6,10 @@ use super::entries::{self, Row};
 use super::keys;
 use super::raw::Merged;
 use super::values::{self, NETWORKS_WANTED};
-use super::{Asking, Balancing, Cluster, Dsr, Group, Node, Pool, Settings, Static, Tenant, Vrrp, cross};
+use super::{
+    Asking, Balancing, Cluster, Dsr, Group, Node, Pool, Settings, Static, Sync, Tenant, Vrrp, cross,
+};
+use crate::ipvs::Timeouts;
 use ipnet::IpNet;
 
 /// What is wrong with an empty `vips.allowed`.
@@ -104,6 +107,17 @@ fn balancing(merged: &mut Merged) -> Balancing {
         probe_port: merged.read("balancing.probe_port", values::port),
         health_check_node_port: merged.read("balancing.health_check_node_port", values::truth),
         shield: merged.read("balancing.shield", values::shield),
+        beside_kube_proxy_ipvs: merged.read("balancing.beside_kube_proxy_ipvs", values::truth),
+        timeouts: Timeouts {
+            tcp: merged.read_optional("balancing.tcp_timeout", values::ipvs_timeout),
+            tcp_fin: merged.read_optional("balancing.tcp_fin_timeout", values::ipvs_timeout),
+            udp: merged.read_optional("balancing.udp_timeout", values::ipvs_timeout),
+        },
+        sync: Sync {
+            on: merged.read("balancing.sync", values::truth),
+            interface: merged.read_optional("balancing.sync_interface", values::interface),
+            id: merged.read_optional("balancing.sync_id", values::sync_id),
+        },
     }
 }
 

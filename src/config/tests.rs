@@ -340,6 +340,13 @@ fn balancing() {
         "[balancing]\nhealth_check_node_port = 1",
         "4: balancing.health_check_node_port = 1: true or false, without quotes",
     );
+    check("[balancing]\ntcp_timeout = '0s'", "4: balancing.tcp_timeout = \"0s\": 1s to 10d");
+    check(
+        "[balancing]\nudp_timeout = 30",
+        "4: balancing.udp_timeout = 30: needs a unit: \"30ms\" or \"30s\"",
+    );
+    check("[balancing]\nsync_id = 256", "4: balancing.sync_id = 256: a sync ID is 0 to 255");
+    check("[balancing]\nsync = 'yes'", "4: balancing.sync = \"yes\": true or false, without quotes");
     check(
         "[balancing]\nshield = 'all'",
         "4: balancing.shield = \"all\": \"auto\" (the frontends that kube-proxy has rules for too), \"on\" (all) or \"off\" (none)",

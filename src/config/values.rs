@@ -187,6 +187,16 @@ pub(super) fn drain_limit(raw: Raw) -> Result<Duration, String> {
     seconds(raw, 0..=3_600)
 }
 
+/// How long IPVS remembers a connection in which nothing moves; the kernel counts in whole seconds.
+pub(super) fn ipvs_timeout(raw: Raw) -> Result<Duration, String> {
+    seconds(raw, 1..=864_000)
+}
+
+/// What sync daemons that belong together share.
+pub(super) fn sync_id(raw: Raw) -> Result<u8, String> {
+    integer(raw).and_then(|number| u8::try_from(number).ok()).ok_or_else(|| "a sync ID is 0 to 255".into())
+}
+
 /// How adverts travel.
 pub(super) fn transport(raw: Raw) -> Result<Transport, String> {
     named(text(raw)?).ok_or_else(|| "\"multicast\" or \"unicast\"".into())

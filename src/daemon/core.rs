@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::members::Members;
+use super::repairs::IpvsDrift;
 use crate::config::Settings;
 use crate::derive::{Changed, Deriver, Desired, Inputs, WantedServer};
 use crate::ipvs::{Command, Key, Table};
@@ -48,6 +49,8 @@ pub struct Core {
     /// The link-layer addresses of peers.
     pub macs: Macs,
     deriver: Deriver,
+    /// What the kernel had when that was doubted.
+    doubted: Option<Table>,
     real_servers: usize,
     members: Members,
     draining: BTreeMap<(Key, Backend), Drain>,
@@ -86,6 +89,7 @@ impl Core {
             macs: Macs::new(),
             written: Arc::default(),
             deriver: Deriver::default(),
+            doubted: None,
             real_servers: 0,
             members: Members::default(),
             draining: BTreeMap::new(),
@@ -122,10 +126,25 @@ impl Core {
         alone.then(Arc::default)
     }
 
-    /// Takes note of what the kernel has; `None`: that is not known any more.
-    pub fn know(&mut self, table: Option<Table>) {
-        self.real_servers = table.iter().flatten().map(|(_, server)| server.real_servers.len()).sum();
-        self.table = table;
+    /// Takes note of what the kernel has, read anew; what another hand has done to what was there before.
+    pub fn know(&mut self, table: Table) -> IpvsDrift {
+        let before = self.doubted.take();
+        let drift = before.map(|before| IpvsDrift::between(&before, &table)).unwrap_or_default();
+        self.real_servers = table.values().map(|server| server.real_servers.len()).sum();
+        self.table = Some(table);
+        drift
+    }
+
+    /// What the kernel has may be something else than is known: it is to be read anew, and compared.
+    pub fn doubt(&mut self) {
+        self.doubted = self.table.take().or(self.doubted.take());
+        self.real_servers = 0;
+    }
+
+    /// What the kernel has is not known any more, as a change of it failed.
+    pub fn forget(&mut self) {
+        (self.table, self.doubted) = (None, None);
+        self.real_servers = 0;
     }
 
     /// Takes note of the real servers of some virtual servers, read again.

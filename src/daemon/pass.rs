@@ -7,12 +7,15 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::core::{Core, Decision};
+use super::repairs::{Drift, Repairs, TableDrift};
+use super::tuning::tune;
 use crate::derive::{Changed, Desired};
 use crate::host::Host;
 use crate::ipvs::Command;
 use crate::model::{Finding, Frontend};
 use crate::net::PolicyRoute;
 use crate::nft;
+use crate::nft::watch::Touched;
 use crate::owned::Owned;
 
 /// What carries over from pass to pass beside the [`Core`].
@@ -22,6 +25,16 @@ pub struct Applied {
     ruleset: Option<String>,
     /// More than endpoints may differ from what the last pass saw: the host, the settings, keepalived.
     pub look_at_all: bool,
+    /// What the kernel tells of changes of the table `inet kvip` by other hands.
+    pub touched: Touched,
+    /// The table may be something else than what was last read or written.
+    pub ruleset_doubtful: bool,
+    /// What other hands did that is not yet put right.
+    drift: Drift,
+    /// What was put right.
+    pub repairs: Repairs,
+    /// What is wrong with the host, and stands in no VIP's way.
+    pub findings: Vec<Finding>,
     /// Passes after which a second plan was not empty.
     pub faults: u64,
 }
@@ -116,7 +129,7 @@ async fn everything<H: Host, L: Ledger>(
     let mut problems = Vec::new();
     if core.own(&desired) {
         problems.extend(ledger.save(&core.owned).err());
-        core.know(None);
+        core.doubt();
     }
     if let Err(finding) = read(core, applied, host).await {
         problems.push(finding);
@@ -129,6 +142,10 @@ async fn everything<H: Host, L: Ledger>(
     problems.extend(remove_strays(host, &decision).await);
     if core.disown(&desired) {
         problems.extend(ledger.save(&core.owned).err());
+    }
+    applied.findings = tune(core, host, ledger, &desired).await;
+    if prepared {
+        note_repairs(applied, now);
     }
     let again = core.decide(&desired, now);
     let as_planned = prepared && check(&again, core, applied);
@@ -148,11 +165,35 @@ fn check(again: &Decision, core: &Core, applied: &mut Applied) -> bool {
 /// Reads what the core does not know: after start, after an audit forgot it, and the connections of what drains.
 async fn read<H: Host>(core: &mut Core, applied: &mut Applied, host: &mut H) -> Result<(), Finding> {
     if core.table.is_some() {
-        return read_draining(core, host).await;
+        read_draining(core, host).await?;
+    } else {
+        applied.drift.ipvs += core.know(host.table(&core.owned).await?);
+        applied.ruleset_doubtful = true;
     }
-    core.know(Some(host.table(&core.owned).await?));
-    applied.ruleset = host.ruleset().await?;
+    if applied.ruleset_doubtful {
+        read_ruleset(applied, host).await?;
+    }
     Ok(())
+}
+
+/// Reads what the table `inet kvip` is, and what another hand has done to it.
+async fn read_ruleset<H: Host>(applied: &mut Applied, host: &mut H) -> Result<(), Finding> {
+    let now = host.ruleset().await?;
+    applied.ruleset_doubtful = false;
+    if applied.ruleset.is_some() && applied.ruleset != now {
+        let by = applied.touched.by.clone();
+        applied.drift.nftables = Some(TableDrift { gone: now.is_none(), by });
+    }
+    applied.ruleset = now;
+    Ok(())
+}
+
+/// Says what other hands did and is put right now.
+fn note_repairs(applied: &mut Applied, now: Instant) {
+    let drift = std::mem::take(&mut applied.drift);
+    for text in applied.repairs.note(&drift, now) {
+        warn!("{text}");
+    }
 }
 
 /// Reads the connections of real servers that drain.
@@ -232,7 +273,10 @@ async fn write_ruleset<H: Host>(
             core.written = Arc::clone(ruleset);
             None
         }
-        Err(finding) => Some(finding),
+        Err(finding) => {
+            applied.ruleset = None;
+            Some(finding)
+        }
     }
 }
 
@@ -247,7 +291,7 @@ async fn change<H: Host>(core: &mut Core, host: &mut H, commands: &[Command]) ->
         core.changed(command);
     }
     if !failed.is_empty() {
-        core.know(None);
+        core.forget();
     }
     let mut findings: Vec<Finding> = failed.into_iter().map(|(_, finding)| finding).collect();
     findings.dedup();

@@ -9,21 +9,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
-use super::Ledger;
 use super::admission::Admitted;
 use super::core::Core;
 use super::settings::Joined;
 use super::status::View;
 use super::turn::{Daemon, Inputs, Outputs};
 use super::writers::{self, Answers, Orders, Writers};
+use super::{Ledger, probe};
 use crate::config::{self, HostLayers, Settings, Sources};
 use crate::health::{self, Targets, checks, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
 use crate::net::{self, peers};
+use crate::nft::{self, watch::Touched};
 use crate::owned::Owned;
 use crate::report::beats;
 use crate::report::status;
@@ -73,8 +74,9 @@ async fn turn_until_stopped(
     let mut hang_up = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let [mut tick, mut probe] = [TICK, probe::INTERVAL].map(tokio::time::interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let started = Instant::now();
     let mut ready = false;
     let mut told = String::new();
@@ -83,6 +85,7 @@ async fn turn_until_stopped(
         tokio::select! {
             changed = daemon.inputs.changed() => changed?,
             _ = tick.tick() => watchdog.beat(notifier, feeds),
+            _ = probe.tick() => if !daemon.probe().await { continue },
             _ = hang_up.recv() => {
                 notifier.reloading();
                 reload(sources, daemon);
@@ -180,6 +183,7 @@ struct Feeds {
     facts: watch::Receiver<net::HostFacts>,
     peers: watch::Sender<BTreeSet<IpAddr>>,
     macs: watch::Receiver<peers::Macs>,
+    ruleset: watch::Receiver<Touched>,
     keepalived: watch::Receiver<keepalived::Status>,
     wants: watch::Sender<Option<keepalived::Config>>,
     targets: watch::Sender<Targets>,
@@ -205,6 +209,7 @@ impl Feeds {
             keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::unit()),
             facts,
             macs: peers::spawn(wanted_peers),
+            ruleset: nft::watch::watch(),
             peers,
             wants,
             targets,
@@ -221,6 +226,7 @@ impl Feeds {
             dead: self.dead.clone(),
             unhealthy: self.unhealthy.clone(),
             macs: self.macs.clone(),
+            ruleset: self.ruleset.clone(),
             keepalived: self.keepalived.clone(),
             answers: self.answers.clone(),
         }

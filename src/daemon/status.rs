@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::pass::Outcome;
 use crate::derive::{DEFAULT_GROUP, Desired, GroupView};
 use crate::model::{Finding, Vrid};
-use crate::report::status::{Cluster, Frontend, Group, SCHEMA, Status, Vip};
+use crate::report::status::{Cluster, Frontend, Group, Repairs, SCHEMA, Status, Vip};
 use crate::report::words::{age, count};
 use crate::snapshot::Snapshot;
 
@@ -90,6 +90,8 @@ pub struct View {
     pub weights: BTreeMap<Vrid, i16>,
     /// Passes after which planning again was not empty.
     pub faults: u64,
+    /// How often what other hands did was put right.
+    pub repairs: Repairs,
 }
 
 impl View {
@@ -118,6 +120,7 @@ impl View {
             real_servers,
             as_planned: self.outcome.as_ref().is_some_and(|outcome| outcome.as_planned),
             faults: self.faults,
+            repairs: self.repairs,
             keepalived_reloads: self.keepalived_reloads,
             dead_nodes: self.dead.iter().cloned().collect(),
             findings: self.findings.to_vec(),

@@ -13,6 +13,7 @@ use super::admission::Admitted;
 use super::core::{Core, news};
 use super::orders::Ordered;
 use super::pass::{self, Applied, Outcome, pass};
+use super::probe::Rounds;
 use super::saving::Saving;
 use super::settings::Joined;
 use super::status::{Since, View};
@@ -29,6 +30,7 @@ use crate::keepalived::{self, Paths, hold};
 use crate::model::{Finding, Vrid};
 use crate::net::HostFacts;
 use crate::net::peers::Macs;
+use crate::nft::watch::Touched;
 use crate::report::status::Cluster;
 use crate::snapshot::Snapshot;
 use crate::snapshot::admit::{self, Update};
@@ -54,6 +56,8 @@ pub struct Inputs {
     pub unhealthy: watch::Receiver<BTreeSet<SocketAddr>>,
     /// The link-layer addresses of peers.
     pub macs: watch::Receiver<Macs>,
+    /// What other hands do to the table `inet kvip`.
+    pub ruleset: watch::Receiver<Touched>,
     /// What keepalived runs.
     pub keepalived: watch::Receiver<keepalived::Status>,
     /// What those tell who write to the cluster.
@@ -74,6 +78,7 @@ impl Inputs {
             changed = self.dead.changed() => changed.map_err(ended("health")),
             changed = self.unhealthy.changed() => changed.map_err(ended("checks")),
             changed = self.macs.changed() => changed.map_err(ended("peers")),
+            changed = self.ruleset.changed() => changed.map_err(ended("nftables")),
             changed = self.keepalived.changed() => changed.map_err(ended("keepalived")),
             // Without a connection to write over they end, and there is nothing to hear.
             Ok(()) = self.answers.outcomes.changed() => Ok(()),
@@ -117,6 +122,7 @@ pub struct Daemon<H, L> {
     /// Something changed since the last pass.
     news: bool,
     applied: Applied,
+    rounds: Rounds,
     weights: Weights,
     ordered: Ordered,
     joined: Option<Joined>,
@@ -156,6 +162,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             taken_in: None,
             news: true,
             applied: Applied::default(),
+            rounds: Rounds::default(),
             weights: Weights::default(),
             ordered: Ordered::default(),
             joined: None,
@@ -193,7 +200,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.note_moves(now);
         self.order();
         self.tell_local();
-        self.tell(drained, weights);
+        self.tell(drained, weights, now);
     }
 
     fn take_in(&mut self, now: Instant) {
@@ -255,6 +262,9 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let mut news = false;
         news |= update_from(&mut core.facts, &self.inputs.facts.borrow_and_update());
         news |= update_from(&mut core.carried, &self.inputs.keepalived.borrow_and_update().vips);
+        let touched = update_from(&mut self.applied.touched, &self.inputs.ruleset.borrow_and_update());
+        self.applied.ruleset_doubtful |= touched;
+        news |= touched;
         self.applied.look_at_all |= news;
         self.news |= news;
         self.news |= update_from(&mut core.unhealthy, &self.inputs.unhealthy.borrow_and_update());
@@ -262,8 +272,20 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.news |= update_from(&mut core.dead, &self.inputs.dead.borrow_and_update().nodes);
         if self.audited.is_none_or(|last| now.duration_since(last) >= AUDIT) {
             self.audited = Some(now);
-            self.core.know(None);
+            self.core.doubt();
         }
+    }
+
+    /// Asks the kernel for some of the virtual servers that it should have; true when it has not, which the next turn puts
+    /// right. What cannot be asked shows when the table is read.
+    pub async fn probe(&mut self) -> bool {
+        let Some(table) = &self.core.table else { return false };
+        let expected = self.rounds.next(table);
+        let intact = expected.is_empty() || self.host.has(&expected).await.unwrap_or(false);
+        if !intact {
+            self.core.doubt();
+        }
+        !intact
     }
 
     /// Whether there is something to do: an idle turn costs no derivation.
@@ -339,9 +361,9 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         groups.filter_map(weigh).collect()
     }
 
-    fn tell(&mut self, drained: bool, weights: BTreeMap<Vrid, i16>) {
+    fn tell(&mut self, drained: bool, weights: BTreeMap<Vrid, i16>, now: Instant) {
         let keepalived = self.inputs.keepalived.borrow().clone();
-        self.tell_findings(&keepalived);
+        self.tell_findings(&keepalived, now);
         let contact = self.inputs.contact.borrow();
         let view = View {
             hostname: self.core.facts.hostname.clone(),
@@ -359,6 +381,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             drained,
             weights,
             faults: self.applied.faults,
+            repairs: self.applied.repairs.counts(),
         };
         drop(contact);
         self.outputs.status.send_replace(Arc::new(view));
@@ -401,8 +424,8 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     }
 
     /// Says which findings came and which went.
-    fn tell_findings(&mut self, keepalived: &keepalived::Status) {
-        let findings = self.all_findings(keepalived);
+    fn tell_findings(&mut self, keepalived: &keepalived::Status, now: Instant) {
+        let findings = self.all_findings(keepalived, now);
         if findings == *self.findings {
             return;
         }
@@ -416,7 +439,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.findings = Arc::new(findings);
     }
 
-    fn all_findings(&self, keepalived: &keepalived::Status) -> Vec<Finding> {
+    fn all_findings(&self, keepalived: &keepalived::Status, now: Instant) -> Vec<Finding> {
         let mut all = Vec::new();
         if let Some(outcome) = &self.outcome {
             all.extend(outcome.problems.iter().cloned());
@@ -426,6 +449,8 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             self.core.snapshot.iter().flat_map(|snapshot| snapshot.skipped.values().flatten().cloned()),
         );
         all.extend(keepalived.problem.clone());
+        all.extend(self.applied.findings.iter().cloned());
+        all.extend(self.applied.repairs.fights(now));
         all.extend(self.joined.iter().flat_map(|joined| joined.findings.iter().cloned()));
         let answers = &self.inputs.answers;
         all.extend(answers.said.borrow().iter().cloned());

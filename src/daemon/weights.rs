@@ -78,6 +78,8 @@ impl Weights {
         now: Instant,
     ) -> i16 {
         let holds_anchor = core.holds_anchor(group.vrid);
+        // A node that can serve all of them comes before one that leaves some of them to others.
+        let contact_age = if desired.assignment.yielded.is_empty() { contact_age } else { Duration::MAX };
         if !desired.is_member_of(group) {
             return if holds_anchor { weight::LEAVING } else { weight::OUT };
         }

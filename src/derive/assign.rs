@@ -12,7 +12,7 @@ use super::asks::{Asked, Asks, Source, Want};
 use super::grammar::Entry;
 use super::options::Options;
 use super::policy::Policy;
-use super::{GroupView, Inputs, Owner, Vip, groups, load_balancer, mode, shield, source_ranges};
+use super::{GroupView, Inputs, Owner, Vip, groups, kube_proxy, load_balancer, mode, shield, source_ranges};
 use crate::config::{Mode, Static};
 use crate::ipam::{Refusal, Request, Reserved, Step};
 use crate::keepalived;
@@ -29,6 +29,8 @@ pub struct Assignment {
     pub groups: Arc<BTreeMap<String, GroupView>>,
     /// What keepalived must run.
     pub keepalived: Arc<keepalived::Config>,
+    /// VIPs that this host leaves to others, as it cannot serve them.
+    pub yielded: BTreeSet<IpAddr>,
     /// The VIPs to hold.
     pub vips: Arc<BTreeMap<IpAddr, Vip>>,
     /// What each Service and static VIP serves.
@@ -125,6 +127,18 @@ impl Task {
         }
     }
 
+    /// Those of its frontends that IPVS balances.
+    pub fn balanced_by_ipvs(&self) -> Box<dyn Iterator<Item = Frontend> + '_> {
+        match self {
+            Self::Service { .. } => {
+                let others = |mode| matches!(mode, Mode::Announce | Mode::Proxy);
+                let ours = self.serving().filter(move |(_, serving)| !others(serving.mode));
+                Box::new(ours.map(|(frontend, _)| *frontend))
+            }
+            Self::Static { .. } => self.frontends(),
+        }
+    }
+
     /// Its frontends of mode dsr, with their marks.
     pub fn marks(&self) -> impl Iterator<Item = (Frontend, Marks)> {
         self.serving().filter_map(|(frontend, serving)| Some((*frontend, serving.marks?)))
@@ -163,26 +177,33 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     tasks.mark();
     let announced = tasks.announced();
     let held = asks.vips.iter().filter(|(vip, _)| carried(vip));
+    let source_ranges = tasks.source_ranges();
+    let shielded = shield::shielded(inputs, &tasks.by_owner);
+    let mut findings = tasks.findings;
+    let tasks = tasks.by_owner.into_iter().map(|(owner, task)| (owner, Arc::new(task))).collect();
+    let yielded = kube_proxy::yielded(inputs, &tasks);
+    findings.extend(kube_proxy::finding(inputs, &yielded));
+    let held = held.filter(|(vip, _)| !yielded.contains(*vip));
     let held = held.map(|(vip, asked)| {
         (*vip, Vip { floats_only: asked.floats_only, announced: announced.contains(vip) })
     });
     let vips = held.collect();
     let reserved =
         policy.reserved(asks.vips.iter().filter(|(_, asked)| !asked.is_granted()).map(|(vip, _)| *vip));
-    let requests = load_balancer::refusals(inputs, asks.requests, reserved, &mut tasks.findings);
-    let source_ranges = tasks.source_ranges();
+    let requests = load_balancer::refusals(inputs, asks.requests, reserved, &mut findings);
     let host = if source_ranges.is_empty() { BTreeSet::new() } else { own_addresses(inputs) };
     Assignment {
-        shielded: shield::shielded(inputs, &tasks.by_owner),
+        shielded,
         node,
         groups: Arc::new(groups.views),
-        keepalived: Arc::new(groups.keepalived),
+        keepalived: Arc::new(kube_proxy::without(&yielded, groups.keepalived)),
+        yielded,
         vips: Arc::new(vips),
-        tasks: tasks.by_owner.into_iter().map(|(owner, task)| (owner, Arc::new(task))).collect(),
+        tasks,
         source_ranges,
         host,
         requests: Arc::new(requests),
-        findings: tasks.findings,
+        findings,
     }
 }
 

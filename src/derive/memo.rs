@@ -173,6 +173,7 @@ impl Deriver {
             around: Surroundings { dead: inputs.dead.clone(), node, zone },
             scheduler: inputs.settings.balancing.scheduler.name().to_owned(),
             unhealthy: inputs.unhealthy.clone(),
+            yielded: self.assignment.yielded.clone(),
         };
         if context != self.context {
             self.context = context;
@@ -254,8 +255,9 @@ impl Deriver {
         let mut nodes = false;
         for owner in dirty {
             let task = self.assignment.tasks.get(owner);
-            let fresh =
-                task.map(|task| serve(&self.context, owner, task, &self.slices(owner, inputs.snapshot)));
+            let fresh = task
+                .map(|task| serve(&self.context, owner, task, &self.slices(owner, inputs.snapshot)))
+                .filter(|part| !part.frontends.is_empty());
             let before = self.parts.remove(owner).unwrap_or_default();
             let now = fresh.clone().unwrap_or_default();
             nodes |= self.swap(&before, &now, &mut touched);
@@ -304,11 +306,15 @@ impl Deriver {
 
     /// What the nftables table must do.
     fn ruleset(&self, inputs: &Inputs) -> nft::Ruleset {
-        let vips = self.assignment.vips.iter();
+        let Assignment { vips, tasks, source_ranges, yielded, .. } = &*self.assignment;
+        let here = |vip: &IpAddr| !yielded.contains(vip);
+        let vips = vips.iter();
+        let frontends = tasks.values().flat_map(|task| task.balanced_here());
+        let sources = source_ranges.iter().map(|(frontend, networks)| (*frontend, networks.clone()));
         nft::Ruleset {
-            frontends: self.assignment.tasks.values().flat_map(|task| task.balanced_here()).collect(),
+            frontends: frontends.filter(|frontend| here(&frontend.vip)).collect(),
             closed: vips.filter(|(_, vip)| !vip.floats_only && !vip.announced).map(|(vip, _)| *vip).collect(),
-            sources: self.assignment.source_ranges.clone(),
+            sources: sources.filter(|(frontend, _)| here(&frontend.vip)).collect(),
             host: self.assignment.host.clone(),
             shielded: self.assignment.shielded.clone(),
             // Where replies come back by themselves.
@@ -328,7 +334,8 @@ impl Deriver {
 
     /// Whether a frontend of mode dsr is served.
     fn steers(&self) -> bool {
-        self.assignment.tasks.values().any(|task| task.marks().next().is_some())
+        let mut tasks = self.assignment.tasks.values();
+        self.assignment.yielded.is_empty() && tasks.any(|task| task.marks().next().is_some())
     }
 
     fn policy_routes(&self, inputs: &Inputs) -> BTreeSet<PolicyRoute> {

@@ -11,6 +11,7 @@ mod endpoints;
 mod external;
 mod grammar;
 mod groups;
+mod kube_proxy;
 mod load_balancer;
 mod membership;
 mod memo;

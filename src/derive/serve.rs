@@ -1,7 +1,7 @@
 //! One owner's frontends with their real servers: the only step that looks at endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::asks::Source;
@@ -25,6 +25,8 @@ pub struct Context {
     pub scheduler: String,
     /// Backends of static VIPs that do not answer.
     pub unhealthy: BTreeSet<SocketAddr>,
+    /// VIPs that this host leaves to others.
+    pub yielded: BTreeSet<IpAddr>,
 }
 
 /// What one owner's task comes to.
@@ -41,15 +43,18 @@ pub struct Part {
 /// Makes the part of `owner`, with the slices of its Service.
 pub fn serve(context: &Context, owner: &Owner, task: &Task, slices: &[&Arc<EndpointSlice>]) -> Part {
     let mut part = Part::default();
+    let here = |frontend: &Frontend| !context.yielded.contains(&frontend.vip);
     match (task, owner) {
         (Task::Service { options, selector, frontends, .. }, Owner::Service(key)) => {
             let service = Facts { key, options, selector: selector.as_ref() };
-            for (frontend, serving) in frontends {
+            for (frontend, serving) in frontends.iter().filter(|(frontend, _)| here(frontend)) {
                 part.service(context, service, *frontend, serving, slices);
             }
         }
-        (Task::Static { frontend, backends }, owner) => part.fixed(context, owner, *frontend, backends),
-        (Task::Service { .. }, Owner::Static(_)) => {}
+        (Task::Static { frontend, backends }, owner) if here(frontend) => {
+            part.fixed(context, owner, *frontend, backends);
+        }
+        (Task::Static { .. }, _) | (Task::Service { .. }, Owner::Static(_)) => {}
     }
     part
 }

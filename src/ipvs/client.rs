@@ -10,6 +10,8 @@ use rustix::io::Errno;
 use super::codec;
 use super::model::{Command, Key, Service, Table, VirtualServer};
 use super::socket::{BATCH, Failure, PATIENCE, Socket};
+use super::sync::{self, SyncCommand, SyncDaemon};
+use super::timeouts::{self, Timeouts};
 use super::wire::DecodeError;
 
 /// A dump that others disturb is tried so often; each try takes milliseconds.
@@ -111,6 +113,54 @@ impl Client {
             table.insert(*key, self.virtual_server(family, key, &before.service)?);
         }
         Ok(table)
+    }
+
+    /// Whether all of `expected` are there as they are expected. Real servers are not looked at.
+    pub fn has(&mut self, expected: &[(Key, &Service)]) -> Result<bool, Error> {
+        let family = self.family()?;
+        for batch in expected.chunks(BATCH) {
+            let question = |i: usize, sequence| codec::get_service(family, sequence, &batch[i].0);
+            for ((key, want), answer) in batch.iter().zip(self.socket.batch(batch.len(), question)) {
+                let payload = match answer {
+                    Err(Failure::Refused(Errno::SRCH)) => return Ok(false),
+                    answer => answer?,
+                };
+                if codec::service(&payload)?.is_none_or(|(at, have)| at != *key || have != **want) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// How long connections in which nothing moves are remembered.
+    pub fn timeouts(&mut self) -> Result<Timeouts, Error> {
+        let family = self.family()?;
+        let answer = self.socket.ask(|sequence| timeouts::get(family, sequence))?;
+        Ok(timeouts::read(answer.first().ok_or(DecodeError::Missing("timeouts"))?)?)
+    }
+
+    /// Sets those that are given.
+    pub fn set_timeouts(&mut self, change: Timeouts) -> Result<(), Error> {
+        let family = self.family()?;
+        let set = self.socket.ask(|sequence| timeouts::set(family, sequence, change));
+        set.map(drop).map_err(|failure| refused(format!("set the timeouts {change}"), failure))
+    }
+
+    /// The sync daemons that run.
+    pub fn sync_daemons(&mut self) -> Result<BTreeSet<SyncDaemon>, Error> {
+        let family = self.family()?;
+        let answer = self.socket.ask(|sequence| sync::dump(family, sequence))?;
+        Ok(answer.iter().map(|payload| sync::read(payload)).collect::<Result<_, _>>()?)
+    }
+
+    /// Starts or stops a sync daemon; one that does not run was stopped.
+    pub fn change_sync(&mut self, command: &SyncCommand) -> Result<(), Error> {
+        let family = self.family()?;
+        match (self.socket.ask(|sequence| sync::command(family, sequence, command)), command) {
+            (Err(Failure::Refused(Errno::SRCH)), SyncCommand::Stop(_)) => Ok(()),
+            (done, _) => done.map(drop).map_err(|failure| refused(command.to_string(), failure)),
+        }
     }
 
     fn table_once(&mut self, family: u16, only: &dyn Fn(&Key) -> bool) -> Result<Table, Error> {
@@ -230,6 +280,16 @@ fn verdict(command: &Command, failure: Failure) -> Verdict {
             Verdict::Done
         }
         _ => Verdict::Failed(refusal(command, Failure::Refused(errno))),
+    }
+}
+
+/// `failure` as the error of what was to be done.
+fn refused(command: String, failure: Failure) -> Error {
+    match failure {
+        Failure::Refused(errno) if errno != Errno::PERM => {
+            Error::Refused { command, reason: errno.to_string() }
+        }
+        other => other.into(),
     }
 }
 

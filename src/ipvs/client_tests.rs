@@ -237,3 +237,37 @@ fn a_disturbed_dump_is_repeated() {
     check_dumps(&[&[80, 80], &[80], &[80]], Ok(&[80]));
     check_dumps(&[&[80, 80]], Err(Error::Unsteady));
 }
+
+/// Whether the virtual servers of ports 80 and 443 are there with `wlc`, when the kernel answers for each port as `answer`
+/// says.
+#[track_caller]
+fn check_has(answers: [Answer; 2], expected: Result<bool, Error>) {
+    let (mut client, log) = client(move |request| Some(answers[request.number].clone()));
+    let wlc = service("wlc");
+    assert_eq!(client.has(&[(frontend(80), &wlc), (frontend(443), &wlc)]), expected);
+    assert_eq!(*log.lock().unwrap(), [vec![GET_SERVICE; 2]], "in one send");
+}
+
+#[test]
+fn a_probe_sees_what_is_gone_or_changed() {
+    let there = |port| (vec![service_object(port)], 0);
+    let gone = || (Vec::new(), Errno::SRCH.raw_os_error());
+    let other = || (vec![codec::command(FAMILY, 0, &Command::NewService(frontend(443), service("rr")))], 0);
+    check_has([there(80), there(443)], Ok(true));
+    check_has([there(80), gone()], Ok(false));
+    check_has([gone(), there(443)], Ok(false));
+    check_has([there(80), other()], Ok(false));
+    check_has([there(80), (Vec::new(), 1)], Err(Error::NotPermitted));
+}
+
+#[test]
+fn sync_daemons_that_do_not_run_were_stopped() {
+    let daemon = SyncDaemon { role: sync::Role::Master, interface: "eth9".into(), sync_id: 50 };
+    let answer = |command: &SyncCommand, errno: Errno| {
+        let (mut client, _) = client(move |_| Some((Vec::new(), errno.raw_os_error())));
+        client.change_sync(command).map_err(|error| error.to_string())
+    };
+    assert_eq!(answer(&SyncCommand::Stop(daemon.clone()), Errno::SRCH), Ok(()));
+    let refusal = "start sync daemon master on eth9, sync ID 50: No such device (os error 19)";
+    assert_eq!(answer(&SyncCommand::Start(daemon), Errno::NODEV), Err(refusal.into()));
+}

@@ -16,7 +16,8 @@ const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 
-const VERSION: u8 = 1;
+/// The version of the family IPVS.
+pub(super) const VERSION: u8 = 1;
 const CMD_NEW_SERVICE: u8 = 1;
 const CMD_SET_SERVICE: u8 = 2;
 const CMD_DEL_SERVICE: u8 = 3;
@@ -88,6 +89,13 @@ pub(super) fn get_info(family: u16, sequence: u32) -> Vec<u8> {
 /// Asks for all virtual servers.
 pub(super) fn dump_services(family: u16, sequence: u32) -> Vec<u8> {
     Writer::new(family, DUMP, sequence, CMD_GET_SERVICE, VERSION).finish()
+}
+
+/// Asks for one virtual server, which is the only answer, or ESRCH.
+pub(super) fn get_service(family: u16, sequence: u32, key: &Key) -> Vec<u8> {
+    let mut writer = Writer::new(family, 0, sequence, CMD_GET_SERVICE, VERSION);
+    writer.nest(ATTR_SERVICE, |writer| put_key(writer, key));
+    writer.finish()
 }
 
 /// Asks for the real servers of the virtual server `key`. The kernel answers with none when there is no such virtual

@@ -5,14 +5,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::golden::{bytes, check};
 use super::super::wire::{Body, replies};
 use super::*;
-
-/// `text`: hexadecimal bytes, spaces between them, a comment behind each `#`.
-fn bytes(text: &str) -> Vec<u8> {
-    let digits: String = text.lines().filter_map(|line| line.split('#').next()).collect();
-    digits.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
-}
 
 fn frontend(address: &str, protocol: Protocol, port: u16) -> Key {
     Frontend { vip: address.parse().unwrap(), protocol, port }.into()
@@ -24,12 +19,6 @@ fn backend(address: &str, port: u16) -> Backend {
 
 fn real(forward: Forward, weight: u32, connections: u32) -> RealServer {
     RealServer { connections, ..RealServer::new(forward, weight) }
-}
-
-#[track_caller]
-fn check(message: &[u8], golden: &str) {
-    let golden = bytes(golden);
-    assert_eq!(message, golden, "\n  have {message:02x?}\n  want {golden:02x?}");
 }
 
 const SERVICE_V4: &str = "
@@ -55,6 +44,17 @@ fn dump_services() {
         &super::dump_services(0x1c, 8),
         "14 00 00 00  1c 00  01 03  08 00 00 00  00 00 00 00    # REQUEST and DUMP
          04 01 00 00                                            # GET_SERVICE",
+    );
+}
+
+#[test]
+fn get_service() {
+    check(
+        &super::get_service(0x1c, 8, &frontend("10.87.2.50", Protocol::Tcp, 80)),
+        &("44 00 00 00  1c 00  01 00  08 00 00 00  00 00 00 00   04 01 00 00    # REQUEST alone
+           30 00 01 80"
+            .to_owned()
+            + SERVICE_V4),
     );
 }
 

@@ -103,12 +103,13 @@ impl Socket {
     }
 
     /// Sends up to [`BATCH`] requests at once, each made by `request` from its index and sequence number; what
-    /// became of each, in their order. Once the socket fails, what is not answered failed as well.
+    /// became of each, in their order, with the object that a question is answered by. Once the socket fails, what is
+    /// not answered failed as well.
     pub(super) fn batch(
         &mut self,
         count: usize,
         request: impl Fn(usize, u32) -> Vec<u8>,
-    ) -> Vec<Result<(), Failure>> {
+    ) -> Vec<Result<Vec<u8>, Failure>> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         for index in 0..count.min(BATCH) {
@@ -116,28 +117,30 @@ impl Socket {
             bytes.extend(request(index, self.sequence));
         }
         let mut outcomes = vec![None; count.min(BATCH)];
-        let exchange = self.send(&bytes).and_then(|()| self.acknowledgements(first, &mut outcomes));
+        let exchange = self.send(&bytes).and_then(|()| self.outcomes(first, &mut outcomes));
         let failure = exchange.err();
         self.broken |= failure.is_some();
         let unanswered = || Err(failure.clone().expect("without a failure every request was answered"));
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unanswered)).collect()
     }
 
-    fn acknowledgements(
+    fn outcomes(
         &mut self,
         first: u32,
-        outcomes: &mut [Option<Result<(), Failure>>],
+        outcomes: &mut [Option<Result<Vec<u8>, Failure>>],
     ) -> Result<(), Failure> {
         while outcomes.iter().any(Option::is_none) {
             let length = self.receive()?;
             for reply in wire::replies(&self.buffer[..length])? {
                 let index = reply.sequence.wrapping_sub(first) as usize;
-                if let (Body::End(number), Some(outcome)) = (reply.body, outcomes.get_mut(index)) {
-                    *outcome = Some(match number {
-                        0 => Ok(()),
-                        _ => Err(Failure::Refused(Errno::from_raw_os_error(number))),
-                    });
-                }
+                let Some(outcome) = outcomes.get_mut(index) else { continue };
+                // Behind an object may come an acknowledgement that says no more.
+                outcome.get_or_insert(match reply.body {
+                    Body::Data(payload) => Ok(payload.to_vec()),
+                    Body::End(0) => Ok(Vec::new()),
+                    Body::End(number) => Err(Failure::Refused(Errno::from_raw_os_error(number))),
+                    Body::Interrupted => Err(Failure::Overtaken),
+                });
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ mod seal;
 mod shield;
 mod sources;
 mod steering;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -56,12 +56,24 @@ pub struct Status {
     pub as_planned: bool,
     /// Passes after which a second plan was not empty; each is a defect.
     pub faults: u64,
+    /// How often kvip has put right what another program did.
+    #[serde(default)]
+    pub repairs: Repairs,
     /// Reloads of keepalived since kvip started.
     pub keepalived_reloads: u64,
     /// Nodes that do not answer.
     pub dead_nodes: Vec<String>,
     /// What is not served, or not as asked.
     pub findings: Vec<Finding>,
+}
+
+/// How often kvip has put right what another program did, since kvip started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repairs {
+    /// Virtual servers.
+    pub ipvs: u64,
+    /// The table `inet kvip`.
+    pub nftables: u64,
 }
 
 /// The cluster's side.

@@ -1,10 +1,10 @@
 //! A simulated host: an IPVS table, a ruleset and addresses in memory, which can refuse and which counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvip::host::Host;
-use kvip::ipvs::{Command, Key, Table};
+use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
 use kvip::keepalived::Config;
 use kvip::model::Finding;
 use kvip::net::{Address, HostFacts, PolicyRoute};
@@ -25,6 +25,12 @@ pub struct Kernel {
     pub facts: watch::Sender<HostFacts>,
     /// What keepalived is wanted to run at this moment.
     pub wanted: watch::Receiver<Option<Config>>,
+    /// How long IPVS remembers connections.
+    pub timeouts: Timeouts,
+    /// The sync daemons that run.
+    pub sync_daemons: BTreeSet<SyncDaemon>,
+    /// The kernel's settings that can be read.
+    pub sysctls: BTreeMap<&'static str, String>,
     /// IPVS refuses every change.
     pub ipvs_refuses: bool,
     /// IPVS cannot even be read.
@@ -58,6 +64,9 @@ impl Simulated {
             written: Ruleset::default(),
             facts,
             wanted,
+            timeouts: Timeouts::default(),
+            sync_daemons: BTreeSet::new(),
+            sysctls: BTreeMap::new(),
             ipvs_refuses: false,
             ipvs_is_gone: false,
             nft_refuses: false,
@@ -91,6 +100,51 @@ impl Host for Simulated {
         }
         let those = kernel.table.iter().filter(|(key, _)| keys.contains(key));
         Ok(those.map(|(key, server)| (*key, server.clone())).collect())
+    }
+
+    async fn has(&mut self, expected: &[(Key, &Service)]) -> Result<bool, Finding> {
+        let kernel = self.kernel();
+        if kernel.ipvs_is_gone {
+            return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
+        }
+        let here = |key, want: &Service| kernel.table.get(key).is_some_and(|server| server.service == *want);
+        Ok(expected.iter().all(|(key, want)| here(key, want)))
+    }
+
+    async fn timeouts(&mut self) -> Result<Timeouts, Finding> {
+        Ok(self.kernel().timeouts)
+    }
+
+    async fn set_timeouts(&mut self, change: Timeouts) -> Result<(), Finding> {
+        let mut kernel = self.kernel();
+        kernel.note(format!("set the timeouts {change}"));
+        let Timeouts { tcp, tcp_fin, udp } = kernel.timeouts;
+        kernel.timeouts = Timeouts {
+            tcp: change.tcp.or(tcp),
+            tcp_fin: change.tcp_fin.or(tcp_fin),
+            udp: change.udp.or(udp),
+        };
+        Ok(())
+    }
+
+    async fn sync_daemons(&mut self) -> Result<BTreeSet<SyncDaemon>, Finding> {
+        Ok(self.kernel().sync_daemons.clone())
+    }
+
+    async fn change_sync(&mut self, command: &SyncCommand) -> Result<(), Finding> {
+        let mut kernel = self.kernel();
+        kernel.note(command.to_string());
+        match command {
+            SyncCommand::Start(daemon) => kernel.sync_daemons.insert(daemon.clone()),
+            SyncCommand::Stop(daemon) => kernel.sync_daemons.remove(daemon),
+        };
+        Ok(())
+    }
+
+    async fn sysctls(&mut self, names: &[&'static str]) -> BTreeMap<&'static str, String> {
+        let kernel = self.kernel();
+        let known = names.iter().filter_map(|name| kernel.sysctls.get_key_value(name));
+        known.map(|(name, value)| (*name, value.clone())).collect()
     }
 
     async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {

@@ -1,6 +1,6 @@
 //! From snapshots to the kernel: the order of things, churn, leaving, draining, audits and strays.
 
-use kvip::ipvs::{Key, Table, VirtualServer};
+use kvip::ipvs::{Key, VirtualServer};
 use kvip::model::{Frontend, Protocol};
 use std::os::unix::fs::MetadataExt as _;
 
@@ -135,20 +135,6 @@ fn a_vip_that_goes_while_kvip_is_away_is_retired_by_the_next_run() {
     world.after(1);
     assert_eq!(world.kernel().table.keys().copied().collect::<Vec<_>>(), [nginx().into(), other]);
     assert_eq!(world.owned(), ["10.87.2.50"]);
-}
-
-#[test]
-fn an_audit_finds_and_repairs_what_others_did() {
-    let mut world = World::serving();
-    world.acts();
-    world.kernel().table = Table::new();
-    world.kernel().ruleset = None;
-    world.tick(59);
-    assert_eq!(world.acts(), [""; 0]);
-    world.tick(1);
-    assert_eq!(world.servers(nginx()).unwrap().len(), 2);
-    assert!(world.kernel().ruleset.is_some());
-    assert_eq!(world.acts().len(), 7, "two virtual servers, four real servers, one ruleset");
 }
 
 #[test]

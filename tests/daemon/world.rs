@@ -15,6 +15,7 @@ use kvip::keepalived::{self, Config, Paths, weight};
 use kvip::model::{Backend, Family, Finding, Frontend, ObjectKey, Protocol, Vrid};
 use kvip::net::peers::Macs;
 use kvip::net::{Address, HostFacts, Link};
+use kvip::nft::watch::Touched;
 use kvip::report::objects::agreement::Own;
 use kvip::report::objects::{State, Wanted};
 use kvip::report::status::Status;
@@ -115,6 +116,7 @@ struct Ends {
     dead: watch::Sender<Dead>,
     unhealthy: watch::Sender<std::collections::BTreeSet<std::net::SocketAddr>>,
     macs: watch::Sender<Macs>,
+    ruleset: watch::Sender<Touched>,
     keepalived: watch::Sender<keepalived::Status>,
     writers: Writers,
     wanted: watch::Receiver<Option<Config>>,
@@ -177,11 +179,13 @@ impl World {
         let facts = self.kernel().facts.borrow().clone();
         let table = self.kernel().table.clone();
         let ruleset = self.kernel().ruleset.clone();
+        let sync_daemons = self.kernel().sync_daemons.clone();
         let keepalived = self.ends.keepalived.borrow().clone();
         let mut world = Self::booted(settings, self.root, Some(facts));
         world.now = self.now;
         world.kernel().table = table;
         world.kernel().ruleset = ruleset;
+        world.kernel().sync_daemons = sync_daemons;
         world.ends.keepalived.send_replace(keepalived);
         world
     }
@@ -209,9 +213,11 @@ impl World {
         let (unhealthy, unhealthy_in) = watch::channel(std::collections::BTreeSet::new());
         let (macs, macs_in) = watch::channel(Macs::new());
         let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
+        let (ruleset, ruleset_in) = watch::channel(Touched::default());
         let inputs = Inputs {
             unhealthy: unhealthy_in,
             macs: macs_in,
+            ruleset: ruleset_in,
             updates: updates_in,
             contact: contact_in,
             facts: facts_in,
@@ -234,6 +240,7 @@ impl World {
             dead,
             unhealthy,
             macs,
+            ruleset,
             keepalived,
             writers,
             wanted,
@@ -263,9 +270,25 @@ impl World {
         self.turn();
     }
 
-    /// Turns each second for `seconds`, as the loop's tick does.
+    /// Turns each second for `seconds`, and probes four times as often, as the loop does.
     pub fn tick(&mut self, seconds: u64) {
-        (0..seconds).for_each(|_| self.after(1));
+        for _ in 0..seconds {
+            (0..4).for_each(|_| self.probe());
+            self.turn();
+        }
+    }
+
+    /// The loop's next probe, and the turn that follows where something is not as it should be.
+    pub fn probe(&mut self) {
+        self.now += Duration::from_millis(250);
+        if self.runtime.block_on(self.daemon.probe()) {
+            self.turn();
+        }
+    }
+
+    /// The kernel tells that another hand changed something in the table `inet kvip`.
+    pub fn ruleset_touched(&mut self) {
+        self.ends.ruleset.send_modify(|touched| touched.times += 1);
     }
 
     pub fn kernel(&self) -> std::sync::MutexGuard<'_, Kernel> {

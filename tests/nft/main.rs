@@ -10,6 +10,7 @@
 mod common;
 mod shield;
 mod sources;
+mod watch;
 
 use std::env;
 use std::io::{ErrorKind, Read, Write};

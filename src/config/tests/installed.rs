@@ -51,7 +51,13 @@ fn installed_file_says_every_key_and_its_default() {
         address: "10.87.2.4".parse().ok(),
     };
     assert_eq!(node, example);
-    let written = Settings { node: Node::default(), ..loaded.settings };
+    let Balancing { timeouts, sync, .. } = &loaded.settings.balancing;
+    let minutes = [timeouts.tcp, timeouts.tcp_fin, timeouts.udp].map(|time| time.unwrap().as_secs() / 60);
+    assert_eq!(minutes, [15, 2, 5], "what the kernel begins with");
+    assert_eq!(*sync, Sync { on: false, interface: Some("ens19".into()), id: Some(50) });
+    let Balancing { timeouts, sync, .. } = defaults().balancing;
+    let balancing = Balancing { timeouts, sync, ..loaded.settings.balancing };
+    let written = Settings { node: Node::default(), balancing, ..loaded.settings };
     assert_eq!(
         written,
         Settings {

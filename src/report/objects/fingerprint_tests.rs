@@ -61,6 +61,9 @@ fn what_must_agree_changes_it() {
     });
     check("balancing.scheduler=rr", &|s| s.balancing.scheduler = Scheduler::Rr);
     check("balancing.drain_limit=5m", &|s| s.balancing.drain_limit = Duration::from_mins(5));
+    check("balancing.beside_kube_proxy_ipvs=true", &|s| s.balancing.beside_kube_proxy_ipvs = true);
+    check("balancing.sync=true", &|s| s.balancing.sync.on = true);
+    check("balancing.sync_id=7", &|s| s.balancing.sync.id = Some(7));
     check("asking.annotations=false", &|s| s.asking.annotations = false);
     check("asking.load_balancers=default", &|s| s.asking.load_balancers = LoadBalancers::Default);
     check("asking.external_ips=true", &|s| s.asking.external_ips = true);
@@ -99,6 +102,8 @@ fn what_is_the_hosts_own_or_without_meaning_does_not_count() {
     same(&|s| s.cluster.kubeconfig = "/elsewhere".into());
     same(&|s| s.vrrp.gone_after = Duration::from_secs(5));
     same(&|s| s.balancing.probe_port = 1);
+    same(&|s| s.balancing.timeouts.udp = Some(Duration::from_secs(30)));
+    same(&|s| s.balancing.sync.interface = Some("ens19".into()));
     same(&|s| s.allowed.push("10.87.2.0/24".parse().unwrap()));
     let [one, other] = [None, Some("ens19")].map(|name| changed(|s| s.groups = vec![group_of(60, name)]));
     assert_eq!(one, other);

@@ -1,0 +1,62 @@
+//! kube-proxy in ipvs mode, which deletes every virtual server that is not its own.
+//!
+//! kvip cannot read kube-proxy's configuration, so it goes by the admin's word that ipvs.excludeCIDRs keeps kube-proxy
+//! away. Without it this host yields: it holds no VIP that IPVS would balance, as there would soon be nothing behind it,
+//! and programs nothing for it. Other modes go on.
+//!
+//! That is of this host and not of the cluster: what Services are assigned, and what is said to the API, stays as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::assign::Task;
+use super::{Inputs, Owner};
+use crate::keepalived;
+use crate::model::Finding;
+use crate::report::words::count;
+
+/// The device that kube-proxy makes in its ipvs mode (pkg/proxy/ipvs in Kubernetes).
+pub const DEVICE: &str = "kube-ipvs0";
+
+/// Whether kube-proxy runs in ipvs mode on this host, or did before.
+pub fn has_ipvs_mode(inputs: &Inputs) -> bool {
+    inputs.facts.links.contains_key(DEVICE)
+}
+
+/// The VIPs that this host must leave to others.
+pub fn yielded(inputs: &Inputs, tasks: &BTreeMap<Owner, Arc<Task>>) -> BTreeSet<IpAddr> {
+    if !has_ipvs_mode(inputs) || inputs.settings.balancing.beside_kube_proxy_ipvs {
+        return BTreeSet::new();
+    }
+    tasks.values().flat_map(|task| task.balanced_by_ipvs()).map(|frontend| frontend.vip).collect()
+}
+
+/// What is said of them.
+pub fn finding(inputs: &Inputs, yielded: &BTreeSet<IpAddr>) -> Option<Finding> {
+    let first = yielded.first()?;
+    let which = if yielded.len() == 1 {
+        first.to_string()
+    } else {
+        format!("{first} and {} more", count(yielded.len() - 1, "VIP"))
+    };
+    let text = format!(
+        "in mode ipvs ({DEVICE} is there) it deletes virtual servers that are not its own, so this node does not hold {which}"
+    );
+    let allowed: Vec<String> = inputs.settings.allowed.iter().map(ToString::to_string).collect();
+    let mend = format!(
+        "put {} into ipvs.excludeCIDRs of kube-proxy's configuration, then set balancing.beside_kube_proxy_ipvs = true; or run \
+         kube-proxy with mode nftables or iptables and then ip link delete {DEVICE}",
+        allowed.join(", ")
+    );
+    Some(Finding::new("kube-proxy", text).mend(mend))
+}
+
+/// The configuration without `yielded`; an instance without VIPs is none.
+pub fn without(yielded: &BTreeSet<IpAddr>, mut config: keepalived::Config) -> keepalived::Config {
+    for instance in &mut config.instances {
+        instance.vips.retain(|vip| !yielded.contains(vip));
+    }
+    config.instances.retain(|instance| !instance.vips.is_empty());
+    config
+}

@@ -1,0 +1,132 @@
+//! The kernel's settings without which VIPs cannot be served: what must hold, and what to type where it does not.
+//!
+//! kvip verifies and never sets them: those of IPVS are the package's (sysctl.d), forwarding is the cluster's. Only
+//! [`read`] does IO.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::config::Mode;
+use crate::derive::Desired;
+use crate::model::{Family, Finding};
+
+/// Where the package puts those of IPVS.
+const OURS: &str = "/usr/lib/sysctl.d/50-kvip.conf";
+
+/// A setting that must be 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub name: &'static str,
+    /// What is so without it.
+    without: &'static str,
+    /// The package sets it at boot.
+    ours: bool,
+}
+
+const CONNTRACK: Wanted = Wanted {
+    name: "net.ipv4.vs.conntrack",
+    without: "clients get no answer from pods on other nodes than the holder",
+    ours: true,
+};
+const EXPIRE_NODEST: Wanted = Wanted {
+    name: "net.ipv4.vs.expire_nodest_conn",
+    without: "connections to a pod that is gone hang",
+    ours: true,
+};
+const EXPIRE_QUIESCENT: Wanted = Wanted {
+    name: "net.ipv4.vs.expire_quiescent_template",
+    without: "clients with session affinity stay at a pod that is ending",
+    ours: true,
+};
+const SLOPPY_TCP: Wanted = Wanted {
+    name: "net.ipv4.vs.sloppy_tcp",
+    without: "open connections in mode dsr do not survive a change of the holder",
+    ours: true,
+};
+const FORWARD_V4: Wanted =
+    Wanted { name: "net.ipv4.ip_forward", without: "no packet to a VIP reaches a pod", ours: false };
+const FORWARD_V6: Wanted = Wanted {
+    name: "net.ipv6.conf.all.forwarding",
+    without: "no packet to an IPv6 VIP reaches a pod",
+    ours: false,
+};
+
+/// What must be 1 for what is desired.
+pub fn wanted(desired: &Desired) -> Vec<Wanted> {
+    let balanced = || desired.frontends.iter().filter(|(_, served)| !served.virtual_servers.is_empty());
+    let of = |family| balanced().any(|(frontend, _)| Family::of(frontend.vip) == family);
+    let by_dsr = balanced().any(|(_, served)| served.mode == Mode::Dsr);
+    let any = balanced().next().is_some();
+    let all = [
+        (any, CONNTRACK),
+        (any, EXPIRE_NODEST),
+        (any, EXPIRE_QUIESCENT),
+        (by_dsr, SLOPPY_TCP),
+        (of(Family::V4), FORWARD_V4),
+        (of(Family::V6), FORWARD_V6),
+    ];
+    all.into_iter().filter_map(|(needed, wanted)| needed.then_some(wanted)).collect()
+}
+
+/// A finding for each that is there and something else.
+pub fn findings(wanted: &[Wanted], have: &BTreeMap<&'static str, String>) -> Vec<Finding> {
+    let finding = |one: &Wanted| {
+        let value = have.get(one.name).filter(|value| *value != "1")?;
+        let name = one.name;
+        let keep = if one.ours {
+            format!(
+                "{OURS} has it, so look for what sets it otherwise: grep -r {name} /etc/sysctl.d /etc/sysctl.conf"
+            )
+        } else {
+            format!("and to keep it: echo {name} = 1 >/etc/sysctl.d/60-forwarding.conf")
+        };
+        let finding = Finding::new(name, format!("is {value} and must be 1: {}", one.without));
+        Some(finding.mend(format!("sysctl -w {name}=1; {keep}")))
+    };
+    wanted.iter().filter_map(finding).collect()
+}
+
+/// The values that `names` have now; what cannot be read is left out.
+pub fn read(names: &[&'static str]) -> BTreeMap<&'static str, String> {
+    let value = |name: &&'static str| {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        Some((*name, std::fs::read_to_string(path).ok()?.trim().to_owned()))
+    };
+    names.iter().filter_map(value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(wanted: Wanted, value: Option<&str>, expected: Option<&str>) {
+        let have = value.map(|value| (wanted.name, value.to_owned())).into_iter().collect();
+        let found = findings(&[wanted], &have);
+        assert_eq!(found.first().map(ToString::to_string).as_deref(), expected);
+    }
+
+    #[test]
+    fn what_is_not_1_is_said_with_the_mend() {
+        check(CONNTRACK, Some("1"), None);
+        check(CONNTRACK, None, None);
+        let text = "net.ipv4.vs.conntrack: is 0 and must be 1: clients get no answer from pods on other nodes than the holder";
+        check(CONNTRACK, Some("0"), Some(text));
+        let have = [(CONNTRACK.name, "0".to_owned()), (FORWARD_V4.name, "0".to_owned())].into();
+        let mends: Vec<String> = findings(&[CONNTRACK, FORWARD_V4], &have)
+            .into_iter()
+            .filter_map(|finding| finding.mend)
+            .collect();
+        assert!(
+            mends[0].starts_with("sysctl -w net.ipv4.vs.conntrack=1; /usr/lib/sysctl.d/50-kvip.conf has it")
+        );
+        assert!(mends[1].ends_with("echo net.ipv4.ip_forward = 1 >/etc/sysctl.d/60-forwarding.conf"));
+    }
+
+    #[test]
+    fn values_are_read_where_there_are_any() {
+        let read = read(&["kernel.ostype", "no.such.setting"]);
+        assert_eq!(read, [("kernel.ostype", "Linux".to_owned())].into());
+    }
+}

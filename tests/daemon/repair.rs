@@ -1,0 +1,264 @@
+//! What other programs do to what is kvip's is noticed, put right and counted; what is theirs is left alone. And what is
+//! the whole host's: the kernel's settings, IPVS's timeouts, its sync daemon.
+
+use std::time::Duration;
+
+use kvip::ipvs::sync::Role;
+use kvip::ipvs::{Key, SyncDaemon, Table, Timeouts, VirtualServer};
+use kvip::model::{Frontend, Protocol};
+use kvip::net::Link;
+use kvip::report::status::Repairs;
+
+use crate::host::Kernel;
+use crate::world::{World, backend, dns, ip, nginx, settings, snapshot, vrid};
+
+/// A virtual server of somebody else's.
+fn foreign() -> (Key, VirtualServer) {
+    let frontend = Frontend { vip: ip("10.99.0.1"), protocol: Protocol::Tcp, port: 80 };
+    let service = kvip::ipvs::Service { scheduler: "rr".into(), persistence: None, flags: 0 };
+    (frontend.into(), VirtualServer::new(service))
+}
+
+/// What is kvip's in the kernel, without what comes and goes by itself.
+fn programmed(world: &World) -> (Table, Option<String>) {
+    let kernel = world.kernel();
+    (kernel.table.clone(), kernel.ruleset.clone())
+}
+
+/// Another program does something to a serving host: after so many steps, and no sooner, all is as before; what is not
+/// kvip's is as the other program left it; and it is counted once.
+#[track_caller]
+fn check(steps: usize, step: fn(&mut World), expected: Repairs, act: impl FnOnce(&mut Kernel)) {
+    let mut world = World::serving();
+    let before = programmed(&world);
+    let (key, server) = foreign();
+    act(&mut world.kernel());
+    world.kernel().table.insert(key, server.clone());
+    for number in 1..=steps {
+        let (mut table, ruleset) = programmed(&world);
+        table.remove(&key);
+        assert!((table, ruleset) != before, "repaired before step {number}");
+        step(&mut world);
+    }
+    assert_eq!(world.kernel().table.remove(&key), Some(server), "somebody else's");
+    assert!(programmed(&world) == before, "not repaired by step {steps}");
+    assert_eq!(world.status().repairs, expected);
+    world.acts();
+    world.tick(59);
+    assert_eq!(world.acts(), [""; 0], "once is enough");
+    assert_eq!((world.status().repairs, world.status().faults), (expected, 0));
+    assert_eq!(world.findings(), [""; 0]);
+}
+
+/// A second of the loop.
+const SECOND: fn(&mut World) = |world| world.tick(1);
+const IPVS_ONCE: Repairs = Repairs { ipvs: 1, nftables: 0 };
+
+#[test]
+fn a_flush_of_ipvs_is_repaired_by_the_next_probe() {
+    check(1, World::probe, IPVS_ONCE, |kernel| kernel.table.clear());
+}
+
+#[test]
+fn each_virtual_server_is_looked_at_in_its_turn() {
+    check(1, World::probe, IPVS_ONCE, |kernel| _ = kernel.table.remove(&nginx().into()));
+    check(2, World::probe, IPVS_ONCE, |kernel| _ = kernel.table.remove(&dns().into()));
+}
+
+#[test]
+fn a_virtual_server_that_balances_otherwise_is_set_back() {
+    check(1, World::probe, IPVS_ONCE, |kernel| {
+        kernel.table.get_mut(&nginx().into()).unwrap().service.scheduler = "rr".into();
+    });
+}
+
+#[test]
+fn real_servers_are_looked_at_once_a_minute() {
+    check(60, SECOND, IPVS_ONCE, |kernel| {
+        kernel.table.get_mut(&nginx().into()).unwrap().real_servers.remove(&backend("10.2.4.10", 80));
+    });
+}
+
+#[test]
+fn a_ruleset_whose_removal_nobody_told_is_found_by_the_audit() {
+    check(60, SECOND, Repairs { ipvs: 0, nftables: 1 }, |kernel| kernel.ruleset = None);
+}
+
+#[test]
+fn the_ruleset_is_read_when_another_hand_touches_it() {
+    for ruleset in [None, Some("altered".to_owned())] {
+        let mut world = World::serving();
+        let before = programmed(&world);
+        world.kernel().ruleset = ruleset;
+        world.ruleset_touched();
+        world.turn();
+        assert!(programmed(&world) == before);
+        assert_eq!(world.status().repairs, Repairs { ipvs: 0, nftables: 1 });
+        // The repair is a touch too.
+        world.acts();
+        world.ruleset_touched();
+        world.turn();
+        assert_eq!((world.acts(), world.status().repairs.nftables), (Vec::new(), 1));
+    }
+}
+
+#[test]
+fn what_kvip_does_itself_is_no_repair() {
+    let mut world = World::serving();
+    let mut changed = snapshot();
+    changed.vip_map.as_mut().unwrap().remove("10.87.2.51");
+    world.event(changed);
+    world.tick(2);
+    world.list(snapshot());
+    world.tick(120);
+    let mut world = world.restart(settings());
+    world.list(snapshot());
+    world.tick(120);
+    assert_eq!(world.status().repairs, Repairs::default());
+}
+
+#[test]
+fn what_the_host_refuses_is_no_repair() {
+    let mut world = World::serving();
+    world.kernel().ipvs_refuses = true;
+    let mut changed = snapshot();
+    changed.vip_map.as_mut().unwrap().insert("10.87.2.52".into(), "default/nginx".into());
+    world.event(changed);
+    world.tick(10);
+    world.kernel().ipvs_refuses = false;
+    world.tick(10);
+    assert!(world.status().as_planned);
+    assert_eq!(world.status().repairs, Repairs::default());
+}
+
+#[test]
+fn a_fight_is_a_finding_while_it_lasts() {
+    let mut world = World::serving();
+    for _ in 0..11 {
+        assert_eq!(world.findings(), [""; 0]);
+        world.kernel().table.clear();
+        world.tick(1);
+    }
+    let expected = "IPVS: another program removes or changes kvip's virtual servers; repaired more than 10 times in a minute";
+    assert_eq!(world.findings(), [expected]);
+    assert!(world.status().as_planned, "and served nevertheless");
+    world.tick(60);
+    assert_eq!(world.findings(), [""; 0]);
+    assert_eq!(world.status().repairs.ipvs, 11);
+}
+
+#[test]
+fn a_kernel_setting_that_is_another_is_a_finding_until_it_is_mended() {
+    let mut world = World::serving();
+    let name = "net.ipv4.vs.conntrack";
+    world.kernel().sysctls.insert(name, "0".into());
+    world.tick(60);
+    let expected =
+        format!("{name}: is 0 and must be 1: clients get no answer from pods on other nodes than the holder");
+    assert_eq!(world.findings(), [expected]);
+    assert!(world.status().as_planned);
+    world.kernel().sysctls.insert(name, "1".into());
+    world.tick(60);
+    assert_eq!(world.findings(), [""; 0]);
+}
+
+#[test]
+fn timeouts_are_set_where_the_settings_name_them_and_set_again_by_the_audit() {
+    let minutes = |minutes| Some(Duration::from_mins(minutes));
+    let kernels = Timeouts { tcp: minutes(15), tcp_fin: minutes(2), udp: minutes(5) };
+    let mut settings = settings();
+    settings.balancing.timeouts.tcp = minutes(30);
+    let mut world = World::new(settings);
+    world.kernel().timeouts = kernels;
+    world.list(snapshot());
+    world.turn();
+    assert_eq!(world.kernel().timeouts, Timeouts { tcp: minutes(30), ..kernels });
+    world.kernel().timeouts = Timeouts { udp: minutes(1), ..kernels };
+    world.tick(61);
+    assert_eq!(world.kernel().timeouts, Timeouts { tcp: minutes(30), udp: minutes(1), ..kernels });
+}
+
+fn daemon(role: Role) -> SyncDaemon {
+    SyncDaemon { role, interface: "eth0".into(), sync_id: 50 }
+}
+
+/// A serving host whose settings want the sync daemon.
+fn synced() -> World {
+    let mut settings = settings();
+    settings.balancing.sync.on = true;
+    let mut world = World::new(settings);
+    world.list(snapshot());
+    world.turn();
+    world.keepalived_reads();
+    world
+}
+
+#[test]
+fn the_sync_daemon_follows_the_holder() {
+    let mut world = synced();
+    assert_eq!(world.kernel().sync_daemons, [daemon(Role::Backup)].into());
+    world.become_holder();
+    world.turn();
+    assert_eq!(world.kernel().sync_daemons, [daemon(Role::Master)].into());
+    world.lose(vrid());
+    world.turn();
+    assert_eq!(world.kernel().sync_daemons, [daemon(Role::Backup)].into());
+}
+
+#[test]
+fn a_sync_daemon_that_an_earlier_run_started_is_stopped_when_it_is_not_wanted() {
+    let mut world = synced().restart(settings());
+    assert_eq!(world.kernel().sync_daemons, [daemon(Role::Backup)].into());
+    world.list(snapshot());
+    world.turn();
+    assert_eq!(world.kernel().sync_daemons, [].into());
+    assert_eq!(world.findings(), [""; 0]);
+}
+
+#[test]
+fn the_sync_daemons_of_others_are_left_alone() {
+    let theirs = SyncDaemon { sync_id: 7, ..daemon(Role::Master) };
+    let mut world = synced();
+    world.kernel().sync_daemons.insert(theirs.clone());
+    world.become_holder();
+    world.turn();
+    assert_eq!(world.kernel().sync_daemons, [theirs].into());
+    let expected = "IPVS: balancing.sync: another program's sync daemon runs already (master on eth0, sync ID 7), and kvip \
+                    leaves it alone";
+    assert_eq!(world.findings(), [expected]);
+    world.kernel().sync_daemons.clear();
+    world.tick(61);
+    assert_eq!(world.kernel().sync_daemons, [daemon(Role::Master)].into());
+    assert_eq!(world.findings(), [""; 0]);
+}
+
+#[test]
+fn beside_kube_proxy_in_ipvs_mode_vips_leave_before_their_virtual_servers() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.tick(1);
+    let fresh = world.weight().unwrap();
+    let device = Link { index: 9, up: false, loopback: false, tunnel: false };
+    world.kernel().facts.send_modify(|facts| _ = facts.links.insert("kube-ipvs0".into(), device));
+    world.turn();
+    assert_eq!(world.wanted().unwrap().instances, [], "keepalived is told at once");
+    assert!(world.weight().unwrap() < fresh, "a node that can serve them comes first");
+    assert!(world.servers(nginx()).is_some(), "the VIPs are still here");
+    world.keepalived_reads();
+    for address in ["169.254.255.50", "10.87.2.50", "10.87.2.51"] {
+        world.remove_address(address);
+    }
+    world.tick(1);
+    assert_eq!(world.servers(nginx()), None);
+    let found = world.findings();
+    let expected = "kube-proxy: in mode ipvs (kube-ipvs0 is there) it deletes virtual servers that are not its own, so this \
+                    node does not hold 10.87.2.50 and 1 VIP more";
+    assert_eq!(found, [expected]);
+
+    world.kernel().facts.send_modify(|facts| _ = facts.links.remove("kube-ipvs0"));
+    world.tick(1);
+    assert_eq!(world.wanted().unwrap().instances[0].vips.len(), 2);
+    assert_eq!(world.servers(nginx()).unwrap().len(), 2);
+    assert_eq!(world.findings(), [""; 0]);
+}
