@@ -27,7 +27,6 @@
 //! - What fails on this node (no free port, no free descriptor, not permitted) says nothing about the other.
 
 pub mod check;
-pub mod checks;
 mod machine;
 pub mod node_ports;
 mod probe;
