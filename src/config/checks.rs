@@ -9,8 +9,8 @@ use super::raw::Raw;
 use super::{values, values_checks};
 use crate::health::check::{Check, Http, Kind, Statuses};
 
-/// What a Service may say of its checks, by the end of the annotation `kvip.io/check-…`.
-pub const CHECK_KEYS: [&str; 13] = [
+/// What may come after `kvip.io/check-` in an annotation's name.
+const WORDS: [&str; 13] = [
     "path",
     "status",
     "host",
@@ -121,29 +121,29 @@ impl Checks {
         }
     }
 
-    /// Takes what an annotation says: `kind`, or one of [`CHECK_KEYS`].
+    /// Takes what the annotation says whose name is `kvip.io/check` and `rest`.
     ///
     /// # Errors
     /// What is allowed, where `text` is not; then nothing has changed.
-    pub fn set(&mut self, key: &str, text: &str) -> Result<(), String> {
+    pub fn set(&mut self, rest: &str, text: &str) -> Result<(), String> {
         let value = Value::from(text.trim());
         let raw = Raw { value: &value, loose: true };
-        match key {
-            "kind" => self.kind = values_checks::kind(raw)?,
-            "path" => self.path = values_checks::path(raw)?,
-            "status" => self.status = values_checks::status(raw)?,
-            "host" => self.host = values_checks::host(raw)?,
-            "port" => self.port = Some(values::port(raw)?),
-            "every" => self.every = values_checks::every(raw)?,
-            "timeout" => self.timeout = values_checks::timeout(raw)?,
-            "rise" => self.rise = values_checks::in_a_row(raw)?,
-            "fall" => self.fall = values_checks::in_a_row(raw)?,
-            "unhealthy" => self.unhealthy = values_checks::unhealthy(raw)?,
-            "all-unhealthy" => self.all_unhealthy = values_checks::all_unhealthy(raw)?,
-            "service" => self.service = values_checks::service(raw)?,
-            "send" => self.send = values_checks::payload(raw)?,
-            "expect" => self.expect = Some(values_checks::payload(raw)?).filter(|bytes| !bytes.is_empty()),
-            _ => return Err(format!("there are check-{}", CHECK_KEYS.join(", check-"))),
+        match rest {
+            "" => self.kind = values_checks::kind(raw)?,
+            "-path" => self.path = values_checks::path(raw)?,
+            "-status" => self.status = values_checks::status(raw)?,
+            "-host" => self.host = values_checks::host(raw)?,
+            "-port" => self.port = Some(values::port(raw)?),
+            "-every" => self.every = values_checks::every(raw)?,
+            "-timeout" => self.timeout = values_checks::timeout(raw)?,
+            "-rise" => self.rise = values_checks::in_a_row(raw)?,
+            "-fall" => self.fall = values_checks::in_a_row(raw)?,
+            "-unhealthy" => self.unhealthy = values_checks::unhealthy(raw)?,
+            "-all-unhealthy" => self.all_unhealthy = values_checks::all_unhealthy(raw)?,
+            "-service" => self.service = values_checks::service(raw)?,
+            "-send" => self.send = values_checks::payload(raw)?,
+            "-expect" => self.expect = Some(values_checks::payload(raw)?).filter(|bytes| !bytes.is_empty()),
+            _ => return Err(format!("after kvip.io/check there may be -{}", WORDS.join(", -"))),
         }
         Ok(())
     }

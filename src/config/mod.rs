@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
-pub use checks::{AllUnhealthy, CHECK_KEYS, CheckKind, Checks, Unhealthy};
+pub use checks::{AllUnhealthy, CheckKind, Checks, Unhealthy};
 pub use cluster::{CLUSTER_KEY, Unusable, nothing_allowed, with_cluster};
 pub use effective::effective;
 pub use error::Problem;

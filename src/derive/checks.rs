@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Owner, Server, WantedServer};
-use crate::config::{AllUnhealthy, CHECK_KEYS, CheckKind, Checks, Unhealthy};
+use crate::config::{AllUnhealthy, CheckKind, Checks, Unhealthy};
 use crate::health::check::{Check, Down, Kind, Target};
 use crate::model::{Backend, Finding, ObjectKey, Protocol};
 use crate::snapshot::Service;
 
-/// What endpoints are asked; with `-` and one of [`CHECK_KEYS`] after it, how.
+/// What endpoints are asked; with `-path` and the like after it, how.
 const CHECK: &str = "kvip.io/check";
 
 /// How a Service's endpoints are checked.
@@ -119,17 +119,12 @@ pub fn read(
     let mut said = Vec::new();
     for (name, text) in service.annotations.range(CHECK.to_owned()..) {
         let Some(rest) = name.strip_prefix(CHECK) else { break };
-        let word = if rest.is_empty() { "kind" } else { rest.strip_prefix('-').unwrap_or_default() };
-        if word != "kind" && !CHECK_KEYS.contains(&word) {
-            let known = CHECK_KEYS.map(|word| format!("{CHECK}-{word}")).join(", ");
-            let text = format!("annotation {name} ignored: there are {CHECK}, {known}");
-            findings.push(Finding::new(key, text).mend(annotate(key, &format!("{name}-"))));
-            continue;
-        }
-        said.push(name.as_str());
-        if let Err(allowed) = checks.set(word, text) {
-            let text = format!("annotation {name} = \"{text}\" ignored: {allowed}");
-            findings.push(Finding::new(key, text).mend(annotate(key, &format!("{name}-"))));
+        match checks.set(rest, text) {
+            Ok(()) => said.push(name.as_str()),
+            Err(allowed) => {
+                let text = format!("annotation {name} = \"{text}\" ignored: {allowed}");
+                findings.push(Finding::new(key, text).mend(annotate(key, &format!("{name}-"))));
+            }
         }
     }
     let checking = Checking::of(&checks);
@@ -269,7 +264,7 @@ mod tests {
         let service = service(Protocol::Tcp, &[("check", "tcp"), ("check-intervall", "5s")]);
         read(&ObjectKey::new("default", "web"), &service, &Checks::standard(), &mut found);
         assert!(found[0].text.starts_with(
-            "annotation kvip.io/check-intervall ignored: there are kvip.io/check, kvip.io/check-path, "
+            "annotation kvip.io/check-intervall = \"5s\" ignored: after kvip.io/check there may be -path, -status, "
         ));
         let mend = "kubectl -n default annotate --overwrite service web kvip.io/check-intervall-";
         assert_eq!(found[0].mend.as_deref(), Some(mend));
