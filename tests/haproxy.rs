@@ -206,7 +206,9 @@ async fn connect(port: u16) -> io::Result<Connected> {
 async fn say(stream: &mut tokio::io::BufReader<tokio::net::TcpStream>, line: &str) -> io::Result<String> {
     stream.write_all(format!("{line}\n").as_bytes()).await?;
     let mut answer = String::new();
-    tokio::time::timeout(LIMIT, stream.read_line(&mut answer)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    tokio::time::timeout(LIMIT, stream.read_line(&mut answer))
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)??;
     if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer.trim().to_owned()) }
 }
 

@@ -7,8 +7,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvip::config::{Mode, Settings};
+use kvip::config::{CheckKind, Mode, Settings};
 use kvip::derive::{self, Changed, Deriver, Desired, Inputs};
+use kvip::health::check::Down;
 use kvip::ipvs::model::{Forward, Thresholds};
 use kvip::ipvs::{Command, Key, RealServer, Service as IpvsService, Table, VirtualServer};
 use kvip::keepalived::Carried;
@@ -111,19 +112,24 @@ prop_compose! {
 }
 
 fn desired(snapshot: &Snapshot) -> Desired {
-    derived(&mut Deriver::default(), snapshot, &BTreeSet::new()).0
+    derived(&mut Deriver::default(), snapshot, &BTreeSet::new(), &Down::new()).0
 }
 
-fn derived(deriver: &mut Deriver, snapshot: &Snapshot, dead: &BTreeSet<String>) -> (Desired, Changed) {
-    let (settings, facts) = (settings(), facts());
-    let (leaving, unhealthy) = (derive::Leaving::new(), BTreeSet::new());
+fn derived(
+    deriver: &mut Deriver,
+    snapshot: &Snapshot,
+    dead: &BTreeSet<String>,
+    unhealthy: &Down,
+) -> (Desired, Changed) {
+    let (mut settings, facts, leaving) = (settings(), facts(), derive::Leaving::new());
+    settings.checks.kind = CheckKind::Tcp;
     deriver.derive(&Inputs {
         settings: &settings,
         snapshot,
         facts: &facts,
         dead,
         leaving: &leaving,
-        unhealthy: &unhealthy,
+        unhealthy,
         macs: &std::collections::BTreeMap::new(),
     })
 }
@@ -324,12 +330,15 @@ proptest! {
         edits in prop::collection::vec((any::<u8>(), snapshot(), prop::collection::btree_set(0_usize..3, 0..2)), 200),
     ) {
         let (mut now, mut deriver) = (first, Deriver::default());
-        let (mut before, _) = derived(&mut deriver, &now, &BTreeSet::new());
+        let (mut before, _) = derived(&mut deriver, &now, &BTreeSet::new(), &Down::new());
         for (which, from, dead) in edits {
             edit(&mut now, which, &from);
             let dead = dead.into_iter().filter(|_| which >= 200).map(|index| NODES[index].to_owned()).collect();
-            let (kept, changed) = derived(&mut deriver, &now, &dead);
-            let (fresh, _) = derived(&mut Deriver::default(), &now, &dead);
+            let falls = |position: usize| which >> (position % 8) & 1 == 1;
+            let checked = before.checked.iter().enumerate().filter(|(position, _)| falls(*position));
+            let down = checked.map(|(_, target)| (target.clone(), Arc::<str>::from("no answer"))).collect();
+            let (kept, changed) = derived(&mut deriver, &now, &dead, &down);
+            let (fresh, _) = derived(&mut Deriver::default(), &now, &dead, &down);
             prop_assert_eq!(&kept, &fresh);
             if let Changed::Servers(touched) = changed {
                 let differ = |f: &Frontend| before.frontends.get(f) != fresh.frontends.get(f);
@@ -363,6 +372,7 @@ fn only_tcp_drains() {
                 forwarding: derive::Forwarding::All(Forward::Masquerade),
             }],
             servers: [(backend, draining)].into(),
+            check: None,
             thresholds: Thresholds::default(),
             total: 1,
         };

@@ -14,8 +14,9 @@ use super::plan::{self, View};
 use super::{Exit, Global, SettingsArgs, finding_rows, status, style};
 use crate::daemon::SOCKET;
 use crate::derive::{Owner, Served, WantedServer};
+use crate::ipvs::Key;
 use crate::keepalived::Paths;
-use crate::model::{Family, Finding, Frontend, ObjectKey};
+use crate::model::{Backend, Family, Finding, Frontend, ObjectKey};
 use crate::report::status::{Status, ask};
 
 /// The name of the JSON form.
@@ -246,25 +247,34 @@ fn host(view: &View, here: &Here, vip: IpAddr) -> Link {
 }
 
 fn balancer(view: &View, frontend: Frontend, served: &Served) -> Link {
-    let here = view.table.get(&frontend);
     let slices = view.snapshot.slices.values();
     let own = slices.filter(|slice| Owner::Service(slice.service.clone()) == served.owner);
     let nodes: BTreeMap<IpAddr, &String> = own
         .flat_map(|slice| &slice.endpoints)
         .filter_map(|endpoint| Some((endpoint.address, endpoint.node.as_ref()?)))
         .collect();
-    let servers = served.servers.iter().map(|(backend, wanted)| Server {
+    let connections = |backend: &Backend| {
+        let here = served.virtual_servers.iter().filter_map(|one| view.table.get(&one.key));
+        here.filter_map(|server| server.real_servers.get(backend))
+            .map(|real| real.connections)
+            .reduce(u32::saturating_add)
+    };
+    let servers = served.servers.iter().map(|(backend, server)| Server {
         address: backend.to_string(),
-        state: match wanted {
+        state: match server.wanted {
             WantedServer::Active => "serves",
+            WantedServer::Idle => "down: no new connections",
             WantedServer::Draining => "drains",
         },
-        connections: here.and_then(|here| here.real_servers.get(backend)).map(|real| real.connections),
+        connections: connections(backend),
         node: nodes.get(&backend.address).map(|node| (*node).clone()),
     });
     Link {
         name: "balancer",
-        text: format!("{frontend} {}", served.virtual_server),
+        text: match served.virtual_servers.first() {
+            Some(balanced) => format!("{frontend} {} {}", balanced.service, served.mode.name()),
+            None => format!("{frontend} {}", served.mode.name()),
+        },
         servers: servers.collect(),
     }
 }
@@ -334,7 +344,9 @@ fn undone(view: &View, here: &Here, frontends: &Frontends) -> Vec<Finding> {
         let text = "the daemon does not answer, so nothing here follows the cluster";
         all.push(Finding::new("kvip", text).mend("systemctl status kvip; journalctl -u kvip -n 50"));
     }
-    let left = view.plan.prepare.iter().filter(|command| frontends.contains_key(command.frontend())).count();
+    let keys: BTreeSet<Key> =
+        frontends.values().flat_map(|served| served.virtual_servers.iter().map(|one| one.key)).collect();
+    let left = view.plan.prepare.iter().filter(|command| keys.contains(command.key())).count();
     if left > 0 {
         let text = format!("{} of IPVS not made yet on this node", style::count(left, "change"));
         all.push(Finding::new("kvip", text).mend("kvip plan; journalctl -u kvip -n 50"));

@@ -18,6 +18,7 @@ use super::{Exit, Global, SettingsArgs, style};
 use crate::config::{self, Settings, Sources};
 use crate::daemon::{Ledger, settings};
 use crate::derive::{self, Desired, Inputs, Requests, Served, Source};
+use crate::health::check::Down;
 use crate::ipam::{Claim, Claims, Step, Wish};
 use crate::ipvs::{Client, Command, Key, Table};
 use crate::keepalived::{self, Carried, Paths};
@@ -192,7 +193,7 @@ fn view(
     current: Option<&str>,
     build: keepalived::Build,
 ) -> View {
-    let (dead, leaving, unhealthy) = (BTreeSet::new(), derive::Leaving::new(), BTreeSet::new());
+    let (dead, leaving, unhealthy) = (BTreeSet::new(), derive::Leaving::new(), Down::new());
     let inputs =
         Inputs { settings, snapshot, facts, dead: &dead, leaving: &leaving, unhealthy: &unhealthy, macs };
     let desired = derive::derive(&inputs);
@@ -381,9 +382,10 @@ fn served_by(view: &View) -> BTreeMap<Key, (&Frontend, &Served)> {
 
 /// On whose behalf a frontend is served, and how that is asked for.
 fn asked(served: &Served) -> String {
+    let check = served.check.as_ref().map_or_else(String::new, |check| format!(", {} check", check.kind));
     match served.source {
-        Source::Static => served.owner.to_string(),
-        source => format!("{} via {source}", served.owner),
+        Source::Static => format!("{}{check}", served.owner),
+        source => format!("{} via {source}{check}", served.owner),
     }
 }
 

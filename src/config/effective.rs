@@ -21,7 +21,7 @@ pub fn effective(settings: &Settings) -> Vec<(String, Value)> {
 }
 
 fn value(settings: &Settings, path: &str) -> Value {
-    let Settings { cluster, node, allowed, vrrp, balancing, dsr, asking, .. } = settings;
+    let Settings { cluster, node, allowed, vrrp, balancing, dsr, asking, checks, .. } = settings;
     match path {
         "cluster.source" => json!(if cluster.manifests.is_some() { "files" } else { "kubernetes" }),
         "cluster.manifests" => json!(cluster.manifests.clone().unwrap_or_default()),
@@ -61,6 +61,16 @@ fn value(settings: &Settings, path: &str) -> Value {
         "dsr.mark_bits" => json!(dsr.mark_bits.to_string()),
         "dsr.route_table" => json!(dsr.route_table),
         "dsr.rule_priority" => json!(dsr.rule_priority),
+        "checks.kind" => json!(checks.kind),
+        "checks.every" => json!(format_duration(checks.every)),
+        "checks.timeout" => json!(format_duration(checks.timeout)),
+        "checks.rise" => json!(checks.rise),
+        "checks.fall" => json!(checks.fall),
+        "checks.unhealthy" => json!(checks.unhealthy),
+        "checks.all_unhealthy" => json!(checks.all_unhealthy),
+        "checks.path" => json!(checks.path),
+        "checks.status" => json!(checks.status.to_string()),
+        "checks.host" => json!(checks.host.clone().unwrap_or_default()),
         _ => Value::Null,
     }
 }

@@ -29,7 +29,7 @@ pub struct Table {
 }
 
 /// Every key outside of tables, in the order of the installed file.
-pub const KEYS: [Key; 38] = [
+pub const KEYS: [Key; 48] = [
     key("cluster.source", "kubernetes"),
     bare("cluster.manifests"),
     key("cluster.kubeconfig", "/etc/kvip/kubeconfig"),
@@ -68,6 +68,16 @@ pub const KEYS: [Key; 38] = [
     key("dsr.mark_bits", "0x1001fff"),
     key("dsr.route_table", "5087"),
     key("dsr.rule_priority", "50"),
+    key("checks.kind", "none"),
+    key("checks.every", "5s"),
+    key("checks.timeout", "3s"),
+    key("checks.rise", "1"),
+    key("checks.fall", "2"),
+    key("checks.unhealthy", "drain"),
+    key("checks.all_unhealthy", "serve"),
+    key("checks.path", "/"),
+    key("checks.status", "200-399"),
+    key("checks.host", ""),
 ];
 
 /// Every list of tables, in the order of the installed file.

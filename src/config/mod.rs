@@ -2,6 +2,7 @@
 //!
 //! Files, environment and flags are read by the submodules; inside kvip there are only valid [`Settings`].
 
+mod checks;
 mod cluster;
 mod cross;
 mod effective;
@@ -20,6 +21,7 @@ mod tables;
 mod toml;
 mod units;
 mod values;
+mod values_checks;
 mod values_tables;
 
 use std::collections::BTreeMap;
@@ -34,6 +36,7 @@ use crate::ipvs::Timeouts;
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
+pub use checks::{AllUnhealthy, CheckKind, Checks, Unhealthy};
 pub use cluster::{CLUSTER_KEY, Unusable, nothing_allowed, with_cluster};
 pub use effective::effective;
 pub use error::Problem;
@@ -58,6 +61,8 @@ pub struct Settings {
     pub balancing: Balancing,
     /// What mode dsr takes of this host.
     pub dsr: Dsr,
+    /// How endpoints are checked.
+    pub checks: Checks,
     /// Which ways of asking for a VIP count.
     pub asking: Asking,
     /// Addresses to give to Services of type LoadBalancer.
@@ -263,6 +268,7 @@ impl Settings {
                 sync: Sync::default(),
             },
             dsr: Dsr::standard(),
+            checks: Checks::standard(),
             asking: Asking::standard(),
             pools: Vec::new(),
             tenants: Vec::new(),

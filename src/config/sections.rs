@@ -6,8 +6,9 @@ use super::entries::{self, Row};
 use super::keys;
 use super::raw::Merged;
 use super::values::{self, NETWORKS_WANTED};
+use super::values_checks;
 use super::{
-    Asking, Balancing, Cluster, Dsr, Group, Node, Pool, Settings, Static, Sync, Tenant, Vrrp, cross,
+    Asking, Balancing, Checks, Cluster, Dsr, Group, Node, Pool, Settings, Static, Sync, Tenant, Vrrp, cross,
 };
 use crate::ipvs::Timeouts;
 use ipnet::IpNet;
@@ -24,11 +25,12 @@ pub(super) fn settings(merged: &mut Merged, whole: bool) -> Settings {
     let vrrp = vrrp(merged);
     let balancing = balancing(merged);
     let dsr = dsr(merged);
+    let checks = checks(merged);
     let pools = pools(merged, &allowed);
     let tenants = tenants(merged, whole);
     let groups = groups(merged, &vrrp);
     let statics = statics(merged, &allowed);
-    Settings { cluster, node, allowed, vrrp, balancing, dsr, asking, pools, tenants, groups, statics }
+    Settings { cluster, node, allowed, vrrp, balancing, dsr, asking, pools, tenants, groups, statics, checks }
 }
 
 fn cluster(merged: &mut Merged) -> Cluster {
@@ -126,6 +128,22 @@ fn dsr(merged: &mut Merged) -> Dsr {
         mark_bits: merged.read("dsr.mark_bits", values::mark_bits),
         route_table: merged.read("dsr.route_table", values::route_table),
         rule_priority: merged.read("dsr.rule_priority", values::rule_priority),
+    }
+}
+
+fn checks(merged: &mut Merged) -> Checks {
+    Checks {
+        kind: merged.read("checks.kind", values_checks::kind),
+        every: merged.read("checks.every", values_checks::every),
+        timeout: merged.read("checks.timeout", values_checks::timeout),
+        rise: merged.read("checks.rise", values_checks::in_a_row),
+        fall: merged.read("checks.fall", values_checks::in_a_row),
+        unhealthy: merged.read("checks.unhealthy", values_checks::unhealthy),
+        all_unhealthy: merged.read("checks.all_unhealthy", values_checks::all_unhealthy),
+        path: merged.read("checks.path", values_checks::path),
+        status: merged.read("checks.status", values_checks::status),
+        host: merged.read("checks.host", values_checks::host),
+        ..Checks::standard()
     }
 }
 

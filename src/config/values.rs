@@ -277,7 +277,7 @@ fn seconds(raw: Raw, range: RangeInclusive<u64>) -> Result<Duration, String> {
     stepped(raw, range, Duration::from_secs(1))
 }
 
-fn stepped(raw: Raw, range: RangeInclusive<Duration>, step: Duration) -> Result<Duration, String> {
+pub(super) fn stepped(raw: Raw, range: RangeInclusive<Duration>, step: Duration) -> Result<Duration, String> {
     let duration = duration(raw)?;
     if !range.contains(&duration) {
         return Err(format!("{} to {}", format_duration(*range.start()), format_duration(*range.end())));

@@ -3,7 +3,7 @@
 //! The loop in [`super`] feeds events in and carries decisions out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use super::members::Members;
 use super::repairs::IpvsDrift;
 use crate::config::Settings;
 use crate::derive::{Changed, Deriver, Desired, Inputs, WantedServer};
+use crate::health::check::Down;
 use crate::ipvs::{Command, Key, Table};
 use crate::keepalived::{self, Carried};
 use crate::model::{Backend, Family, Finding, Frontend, Vrid};
@@ -44,8 +45,8 @@ pub struct Core {
     pub written: Arc<Ruleset>,
     /// What kvip programmed once and is not wholly gone; kept on disk.
     pub owned: Owned,
-    /// Backends of static VIPs that do not answer.
-    pub unhealthy: BTreeSet<SocketAddr>,
+    /// Endpoints that do not answer their checks.
+    pub unhealthy: Down,
     /// The link-layer addresses of peers.
     pub macs: Macs,
     deriver: Deriver,
@@ -85,7 +86,7 @@ impl Core {
             dead: BTreeSet::new(),
             carried: Carried::new(),
             table: None,
-            unhealthy: BTreeSet::new(),
+            unhealthy: Down::new(),
             macs: Macs::new(),
             written: Arc::default(),
             deriver: Deriver::default(),

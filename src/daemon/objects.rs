@@ -238,7 +238,7 @@ mod tests {
             facts: &facts,
             dead: &nobody,
             leaving: &Leaving::new(),
-            unhealthy: &BTreeSet::new(),
+            unhealthy: &crate::health::check::Down::new(),
             macs: &std::collections::BTreeMap::new(),
         });
         let (outcomes, here) = (ipam::Outcomes::default(), BTreeSet::new());

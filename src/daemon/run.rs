@@ -1,7 +1,7 @@
 //! `kvip run`: starts what feeds the loop, and turns it until told to stop.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::turn::{Daemon, Inputs, Outputs};
 use super::writers::{self, Answers, Orders, Writers};
 use super::{Ledger, probe};
 use crate::config::{self, HostLayers, Settings, Sources};
-use crate::health::{self, Targets, checks, node_ports};
+use crate::health::{self, Targets, check, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
 use crate::net::{self, peers};
@@ -178,8 +178,8 @@ struct Feeds {
     writers: Writers,
     cluster: feed::Handles,
     dead: watch::Receiver<health::Dead>,
-    backends: watch::Sender<BTreeSet<SocketAddr>>,
-    unhealthy: watch::Receiver<BTreeSet<SocketAddr>>,
+    checked: watch::Sender<check::Targets>,
+    unhealthy: watch::Receiver<check::Down>,
     facts: watch::Receiver<net::HostFacts>,
     peers: watch::Sender<BTreeSet<IpAddr>>,
     macs: watch::Receiver<peers::Macs>,
@@ -195,13 +195,13 @@ impl Feeds {
         let (wants, wanted) = watch::channel(None);
         let (targets, probed) = watch::channel(Targets::new());
         let (peers, wanted_peers) = watch::channel(BTreeSet::new());
-        let (backends, checked) = watch::channel(checked_backends(&settings));
+        let (checked, to_check) = watch::channel(check::Targets::new());
         let own = facts.borrow().hostname.clone();
         let cluster = feed::spawn(settings.cluster.clone());
         let (orders, answers, writers) = writers::spawn(&cluster.link, settings.cluster.settings_map.clone());
         let feeds = Self {
-            backends,
-            unhealthy: checks::spawn(checked),
+            checked,
+            unhealthy: check::spawn(&own, to_check),
             cluster,
             answers,
             writers,
@@ -252,6 +252,7 @@ impl Feeds {
         let outputs = Outputs {
             keepalived: self.wants.clone(),
             targets: self.targets.clone(),
+            checked: self.checked.clone(),
             peers: self.peers.clone(),
             local,
             orders,
@@ -290,7 +291,6 @@ impl Feeds {
             let own = self.facts.borrow().hostname.clone();
             self.dead = health::spawn(&own, self.targets.subscribe(), after.balancing.probe_port);
         }
-        self.backends.send_replace(checked_backends(after));
         daemon.inputs = self.inputs();
     }
 
@@ -298,11 +298,6 @@ impl Feeds {
     fn stalled(&self) -> Option<&'static str> {
         (self.cluster.alive.borrow().elapsed() > STALLED).then_some("cluster").or_else(beats::late)
     }
-}
-
-/// The backends of static VIPs that are to be checked.
-fn checked_backends(settings: &Settings) -> BTreeSet<SocketAddr> {
-    settings.statics.iter().filter(|one| one.check).flat_map(|one| one.backends.iter().copied()).collect()
 }
 
 /// The state that an earlier run saved.

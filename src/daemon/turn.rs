@@ -1,7 +1,7 @@
 //! One turn of the loop: take in what is new, run a pass, set the weight, tell people.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use super::{moves, weight_files};
 use crate::config::{HostLayers, Settings};
 use crate::derive::{self, Desired, Vip};
 use crate::health::node_ports::Local;
-use crate::health::{Dead, Targets};
+use crate::health::{Dead, Targets, check};
 use crate::host::Host;
 use crate::ipam;
 use crate::keepalived::{self, Paths, hold};
@@ -52,8 +52,8 @@ pub struct Inputs {
     pub facts: watch::Receiver<HostFacts>,
     /// Nodes that do not answer.
     pub dead: watch::Receiver<Dead>,
-    /// Backends of static VIPs that do not answer.
-    pub unhealthy: watch::Receiver<BTreeSet<SocketAddr>>,
+    /// Endpoints that do not answer their checks.
+    pub unhealthy: watch::Receiver<check::Down>,
     /// The link-layer addresses of peers.
     pub macs: watch::Receiver<Macs>,
     /// What other hands do to the table `inet kvip`.
@@ -97,6 +97,8 @@ pub struct Outputs {
     pub targets: watch::Sender<Targets>,
     /// The addresses whose link-layer addresses matter.
     pub peers: watch::Sender<BTreeSet<IpAddr>>,
+    /// The endpoints to check.
+    pub checked: watch::Sender<check::Targets>,
     /// What is to be told on healthCheckNodePorts, where kvip is to answer there.
     pub local: watch::Sender<Option<Local>>,
     /// What is to be written to the cluster.
@@ -336,6 +338,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let Some(outcome) = outcome else { return };
         self.outputs.targets.send_if_modified(|last| replace(last, (*outcome.desired.probed).clone()));
         self.outputs.peers.send_if_modified(|last| replace(last, (*outcome.desired.peers).clone()));
+        self.outputs.checked.send_if_modified(|last| {
+            let checked = outcome.desired.checked.counts();
+            let others = !last.ptr_eq(checked);
+            if others {
+                *last = checked.clone();
+            }
+            others
+        });
         self.outcome = Some(outcome);
     }
 

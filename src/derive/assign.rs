@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::asks::{Asked, Asks, Source, Want};
+use super::checks::Checking;
 use super::grammar::Entry;
 use super::options::Options;
 use super::policy::Policy;
@@ -80,6 +81,8 @@ pub enum Task {
         frontend: Frontend,
         /// Where it is served.
         backends: Vec<SocketAddr>,
+        /// How the backends are checked.
+        checking: Option<Checking>,
     },
 }
 
@@ -237,7 +240,8 @@ impl Tasks<'_> {
         let frontend = Frontend { vip: one.vip, protocol: one.protocol, port: one.port };
         let owner = Owner::Static(one.name.clone());
         if self.take(frontend, &owner) {
-            self.by_owner.insert(owner, Task::Static { frontend, backends: one.backends.clone() });
+            let checking = one.check.then(Checking::of_static);
+            self.by_owner.insert(owner, Task::Static { frontend, backends: one.backends.clone(), checking });
         }
     }
 

@@ -42,6 +42,11 @@ impl<T: Ord + Clone> Counted<T> {
         self.0.keys()
     }
 
+    /// Each member with how often it was put in.
+    pub fn counts(&self) -> &OrdMap<T, usize> {
+        &self.0
+    }
+
     /// How many different members there are.
     pub fn len(&self) -> usize {
         self.0.len()

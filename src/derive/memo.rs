@@ -5,7 +5,7 @@
 //! remembers nothing, and a property test holds the two against each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -18,6 +18,7 @@ use super::endpoints::Surroundings;
 use super::serve::{Context, Part, serve};
 use super::{Desired, Inputs, Leaving, Owner, steering};
 use crate::config::Settings;
+use crate::health::check::{Down, Target};
 use crate::model::{Frontend, ObjectKey, host_network};
 use crate::net::{HostFacts, MacAddress, PolicyRoute};
 use crate::nft::{self, Steering};
@@ -43,6 +44,9 @@ pub struct Deriver {
     context: Context,
     slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     parts: BTreeMap<Owner, Part>,
+    /// Who has each endpoint checked, and which do not answer.
+    checkers: BTreeMap<Target, BTreeSet<Owner>>,
+    unhealthy: Down,
     /// This node's pod ranges, and the addresses of pods on it that lie outside of them.
     pod_ranges: Vec<IpNet>,
     local: Counted<IpAddr>,
@@ -58,7 +62,6 @@ struct Before {
     facts: HostFacts,
     dead: BTreeSet<String>,
     leaving: Leaving,
-    unhealthy: BTreeSet<SocketAddr>,
     macs: BTreeMap<IpAddr, MacAddress>,
 }
 
@@ -70,7 +73,6 @@ impl Before {
             facts: inputs.facts.clone(),
             dead: inputs.dead.clone(),
             leaving: inputs.leaving.clone(),
-            unhealthy: inputs.unhealthy.clone(),
             macs: inputs.macs.clone(),
         }
     }
@@ -94,7 +96,6 @@ impl Before {
         self.snapshot.nodes.ptr_eq(&inputs.snapshot.nodes)
             && self.settings == *inputs.settings
             && self.dead == *inputs.dead
-            && self.unhealthy == *inputs.unhealthy
     }
 }
 
@@ -117,6 +118,7 @@ impl Deriver {
         let anew = reassigned || !same_context;
         let ranges = anew && self.surround(inputs, &mut dirty);
         let local = self.take_slices(inputs, anew, &mut dirty) || ranges;
+        self.take_unhealthy(inputs, &mut dirty);
         let (touched, nodes) = self.remake(&dirty, inputs);
         let same_macs = self.before.as_ref().is_some_and(|before| before.macs == *inputs.macs);
         let rules = first || reassigned || local || (!same_macs && self.steers());
@@ -172,7 +174,6 @@ impl Deriver {
         let context = Context {
             around: Surroundings { dead: inputs.dead.clone(), node, zone },
             scheduler: inputs.settings.balancing.scheduler.name().to_owned(),
-            unhealthy: inputs.unhealthy.clone(),
             yielded: self.assignment.yielded.clone(),
         };
         if context != self.context {
@@ -222,6 +223,18 @@ impl Deriver {
         !before.iter().eq(self.local.iter())
     }
 
+    /// Takes in which endpoints do not answer; who has one of those checked that differ is `dirty`.
+    fn take_unhealthy(&mut self, inputs: &Inputs, dirty: &mut BTreeSet<Owner>) {
+        for item in self.unhealthy.diff(inputs.unhealthy) {
+            let target = match item {
+                DiffItem::Add(target, _) | DiffItem::Remove(target, _) => target,
+                DiffItem::Update { new: (target, _), .. } => target,
+            };
+            dirty.extend(self.checkers.get(target).into_iter().flatten().cloned());
+        }
+        self.unhealthy = inputs.unhealthy.clone();
+    }
+
     fn forget(&mut self, key: &ObjectKey, slice: &EndpointSlice) {
         if let Some(slices) = self.slices_of.get_mut(&slice.service) {
             slices.remove(key);
@@ -255,12 +268,14 @@ impl Deriver {
         let mut nodes = false;
         for owner in dirty {
             let task = self.assignment.tasks.get(owner);
+            let slices = self.slices(owner, inputs.snapshot);
             let fresh = task
-                .map(|task| serve(&self.context, owner, task, &self.slices(owner, inputs.snapshot)))
+                .map(|task| serve(&self.context, &self.unhealthy, owner, task, &slices))
                 .filter(|part| !part.frontends.is_empty());
             let before = self.parts.remove(owner).unwrap_or_default();
             let now = fresh.clone().unwrap_or_default();
             nodes |= self.swap(&before, &now, &mut touched);
+            self.swap_targets(owner, &before.targets, &now.targets);
             if let Some(part) = fresh {
                 self.parts.insert(owner.clone(), part);
             }
@@ -302,6 +317,20 @@ impl Deriver {
             news |= self.nodes.add(node.clone());
         }
         news
+    }
+
+    fn swap_targets(&mut self, owner: &Owner, before: &BTreeSet<Target>, now: &BTreeSet<Target>) {
+        for target in before.difference(now) {
+            if self.desired.checked.remove(target) {
+                self.checkers.remove(target);
+            } else if let Some(owners) = self.checkers.get_mut(target) {
+                owners.remove(owner);
+            }
+        }
+        for target in now.difference(before) {
+            self.desired.checked.add(target.clone());
+            self.checkers.entry(target.clone()).or_default().insert(owner.clone());
+        }
     }
 
     /// What the nftables table must do.

@@ -6,6 +6,7 @@
 mod aliases;
 mod asks;
 mod assign;
+mod checks;
 mod counted;
 mod endpoints;
 mod external;
@@ -26,10 +27,11 @@ mod virtual_servers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{Mode, Settings};
+use crate::health::check::{Check, Down, Target};
 use crate::ipvs::model::{Forward, Thresholds};
 use crate::ipvs::{self, Key, RealServer};
 use crate::keepalived;
@@ -61,8 +63,8 @@ pub struct Inputs<'a> {
     pub dead: &'a BTreeSet<String>,
     /// By group: addresses of nodes that ceased to be members a moment ago and are still spoken to.
     pub leaving: &'a Leaving,
-    /// Backends of static VIPs that do not answer.
-    pub unhealthy: &'a BTreeSet<SocketAddr>,
+    /// Endpoints that do not answer their checks.
+    pub unhealthy: &'a Down,
     /// The link-layer addresses of other nodes' addresses, as far as known.
     pub macs: &'a BTreeMap<IpAddr, MacAddress>,
 }
@@ -95,6 +97,8 @@ pub struct Desired {
     pub peers: Arc<BTreeSet<IpAddr>>,
     /// Nodes whose life decides over backends, with their addresses: all that run backends, but this one.
     pub probed: Arc<BTreeMap<String, Vec<IpAddr>>>,
+    /// Endpoints to check, each by how many owners.
+    pub checked: Counted<Target>,
     /// What is not served, or not as asked, and why.
     pub findings: Counted<Finding>,
 }
@@ -154,6 +158,8 @@ pub struct Served {
     pub servers: BTreeMap<Backend, Server>,
     /// How many connections are too many for one of them.
     pub thresholds: Thresholds,
+    /// How they are checked.
+    pub check: Option<Arc<Check>>,
     /// Endpoints in whatever state.
     pub total: usize,
 }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::checks::{self, Checking};
 use crate::config::{Mode, Scheduler, Settings};
 use crate::ipvs::model::{Thresholds, Tunnel};
 use crate::model::{Finding, ObjectKey};
@@ -27,6 +28,8 @@ pub struct Options {
     pub thresholds: Thresholds,
     /// How packets are wrapped in mode tunnel.
     pub tunnel: Tunnel,
+    /// How its endpoints are checked.
+    pub checking: Option<Checking>,
 }
 
 impl Options {
@@ -39,13 +42,20 @@ impl Options {
             affinity: None,
             thresholds: Thresholds::default(),
             tunnel: Tunnel::Ipip,
+            checking: Checking::of(&settings.checks),
         }
     }
 
     /// What counts for `service`.
     pub fn of(key: &ObjectKey, service: &Service, settings: &Settings, findings: &mut Vec<Finding>) -> Self {
+        let checking = checks::read(key, service, &settings.checks, findings);
         let mut reader = Reader { key, service, findings };
-        Self { mode: reader.read(MODE, mode), affinity: service.affinity, ..Self::standard(settings) }
+        Self {
+            mode: reader.read(MODE, mode),
+            affinity: service.affinity,
+            checking,
+            ..Self::standard(settings)
+        }
     }
 }
 

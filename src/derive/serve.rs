@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use super::asks::Source;
 use super::assign::{Serving, Task};
+use super::checks::{self, Checking, Judged};
 use super::endpoints::{self, Behind, Scope, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
 use super::{Balanced, Forwarding, Owner, Served, Server, WantedServer};
 use crate::config::Mode;
+use crate::health::check::{Down, Target};
 use crate::ipvs;
 use crate::ipvs::model::{Forward, Thresholds};
 use crate::model::{Backend, Family, Finding, Frontend, ObjectKey};
@@ -23,8 +25,6 @@ pub struct Context {
     pub around: Surroundings,
     /// The kernel's name of the scheduler of static VIPs.
     pub scheduler: String,
-    /// Backends of static VIPs that do not answer.
-    pub unhealthy: BTreeSet<SocketAddr>,
     /// VIPs that this host leaves to others.
     pub yielded: BTreeSet<IpAddr>,
 }
@@ -36,26 +36,37 @@ pub struct Part {
     pub frontends: BTreeMap<Frontend, Arc<Served>>,
     /// The nodes that run its real servers.
     pub nodes: BTreeSet<String>,
+    /// The endpoints to check.
+    pub targets: BTreeSet<Target>,
     /// What does not serve.
     pub findings: BTreeSet<Finding>,
+    /// Those of the targets that are down, with what was found.
+    down: BTreeMap<Target, Arc<str>>,
 }
 
-/// Makes the part of `owner`, with the slices of its Service.
-pub fn serve(context: &Context, owner: &Owner, task: &Task, slices: &[&Arc<EndpointSlice>]) -> Part {
+/// Makes the part of `owner`, with the slices of its Service and the endpoints that are `down`.
+pub fn serve(
+    context: &Context,
+    down: &Down,
+    owner: &Owner,
+    task: &Task,
+    slices: &[&Arc<EndpointSlice>],
+) -> Part {
     let mut part = Part::default();
     let here = |frontend: &Frontend| !context.yielded.contains(&frontend.vip);
     match (task, owner) {
         (Task::Service { options, selector, frontends, .. }, Owner::Service(key)) => {
             let service = Facts { key, options, selector: selector.as_ref() };
             for (frontend, serving) in frontends.iter().filter(|(frontend, _)| here(frontend)) {
-                part.service(context, service, *frontend, serving, slices);
+                part.service(context, down, service, *frontend, serving, slices);
             }
         }
-        (Task::Static { frontend, backends }, owner) if here(frontend) => {
-            part.fixed(context, owner, *frontend, backends);
+        (Task::Static { frontend, backends, checking }, owner) if here(frontend) => {
+            part.fixed(context, down, owner, *frontend, backends, checking.as_ref());
         }
         (Task::Static { .. }, _) | (Task::Service { .. }, Owner::Static(_)) => {}
     }
+    part.findings.extend(checks::findings(owner, &part.down));
     part
 }
 
@@ -71,6 +82,7 @@ impl Part {
     fn service(
         &mut self,
         context: &Context,
+        down: &Down,
         service: Facts<'_>,
         frontend: Frontend,
         serving: &Serving,
@@ -80,36 +92,47 @@ impl Part {
             Mode::Dsr => Scope::Everywhere(&serving.members),
             _ => Scope::ThisNode,
         };
-        let behind =
+        let mut behind =
             endpoints::behind(&context.around, slices, &serving.port, Family::of(frontend.vip), scope);
-        self.findings.extend(nothing_behind(service, frontend, serving, &behind));
+        let owner = Owner::Service(service.key.clone());
+        let checking = service.options.checking.as_ref().filter(|_| serving.mode != Mode::Announce);
+        let judged = checking.map(|checking| {
+            let all_stay = serving.mode == Mode::Dsr;
+            checking.judge(frontend.protocol, down, all_stay, &mut behind.servers)
+        });
+        let judged = judged.unwrap_or_default();
+        self.findings.extend(nothing_behind(service, frontend, serving, &behind, &judged));
+        self.judged(&owner, frontend, judged);
         self.findings.extend(strangers(service.key, frontend, &behind));
         let served = Served {
-            owner: Owner::Service(service.key.clone()),
+            owner,
             source: serving.source,
             mode: serving.mode,
             virtual_servers: virtual_servers(service.options, frontend, serving),
             servers: listening(serving.mode, frontend, behind.servers),
             thresholds: service.options.thresholds,
+            check: checking.and_then(|checking| checking.check_of(frontend.protocol)),
             total: behind.total,
         };
         self.nodes.extend(behind.nodes);
         self.frontends.insert(frontend, Arc::new(served));
     }
 
-    /// Where no backend answers all are served: the checks may be what is broken.
-    fn fixed(&mut self, context: &Context, owner: &Owner, frontend: Frontend, backends: &[SocketAddr]) {
-        let healthy = |backend: &&SocketAddr| !context.unhealthy.contains(backend);
-        let none = !backends.iter().any(|backend| healthy(&backend));
-        if none {
-            let text =
-                format!("none of the {} backends of {frontend} answers; all are tried", backends.len());
-            self.findings.insert(Finding::new(owner, text));
+    fn fixed(
+        &mut self,
+        context: &Context,
+        down: &Down,
+        owner: &Owner,
+        frontend: Frontend,
+        backends: &[SocketAddr],
+        checking: Option<&Checking>,
+    ) {
+        let backend = |to: &SocketAddr| (Backend { address: to.ip(), port: to.port() }, ACTIVE);
+        let mut servers = backends.iter().map(backend).collect();
+        if let Some(checking) = checking {
+            let judged = checking.judge(frontend.protocol, down, false, &mut servers);
+            self.judged(owner, frontend, judged);
         }
-        let servers = backends
-            .iter()
-            .filter(|backend| none || healthy(backend))
-            .map(|backend| (Backend { address: backend.ip(), port: backend.port() }, ACTIVE));
         let service = ipvs::Service { scheduler: context.scheduler.clone(), persistence: None, flags: 0 };
         let forwarding = Forwarding::All(Forward::Masquerade);
         let served = Served {
@@ -117,11 +140,25 @@ impl Part {
             source: Source::Static,
             mode: Mode::Nat,
             virtual_servers: vec![Balanced { key: frontend.into(), service, forwarding }],
-            servers: servers.collect(),
+            servers,
             thresholds: Thresholds::default(),
+            check: checking.and_then(|checking| checking.check_of(frontend.protocol)),
             total: backends.len(),
         };
         self.frontends.insert(frontend, Arc::new(served));
+    }
+}
+
+impl Part {
+    /// Takes in what the checks made of a frontend.
+    fn judged(&mut self, owner: &Owner, frontend: Frontend, judged: Judged) {
+        if judged.all_are_tried {
+            let all = judged.down.len();
+            let text = format!("{frontend}: none of {all} answers its check, so all are tried");
+            self.findings.insert(Finding::new(owner, text));
+        }
+        self.targets.extend(judged.targets);
+        self.down.extend(judged.down);
     }
 }
 
@@ -164,6 +201,7 @@ fn nothing_behind(
     frontend: Frontend,
     serving: &Serving,
     behind: &Behind,
+    judged: &Judged,
 ) -> Option<Finding> {
     let active = behind.servers.values().any(|server| server.wanted == WantedServer::Active);
     if active || serving.mode == Mode::Announce {
@@ -172,7 +210,9 @@ fn nothing_behind(
     let (key, wanted) = (service.key, &serving.port);
     let Frontend { vip, protocol, port } = frontend;
     let family = Family::of(vip).number();
-    let why = if !behind.dead.is_empty() {
+    let why = if !judged.down.is_empty() {
+        format!("none of its {} ready endpoints answers its check", judged.down.len())
+    } else if !behind.dead.is_empty() {
         let nodes: Vec<&str> = behind.dead.iter().map(String::as_str).collect();
         format!("its ready pods are on nodes that do not answer ({})", nodes.join(", "))
     } else if behind.lacks_port {

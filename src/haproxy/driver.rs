@@ -136,7 +136,8 @@ impl<S: Service> Driver<S> {
                     "not served here at {frontend}: another program of this host listens on port {} of all addresses",
                     frontend.port
                 );
-                let mend = format!("ss -ltnp 'sport = :{}', and have it listen on its own addresses", frontend.port);
+                let mend =
+                    format!("ss -ltnp 'sport = :{}', and have it listen on its own addresses", frontend.port);
                 problems.push(Finding::new(proxy.owner, text).mend(mend));
             }
         }
@@ -246,7 +247,12 @@ impl<S: Service> Driver<S> {
 
     /// Brings the file that worked back, so that HAProxy comes up with it whatever happens; where other programs have ports
     /// that are wanted, does without these.
-    fn roll_back(&mut self, want: &Config, loaded: Option<String>, trouble: Trouble) -> Result<Trouble, Trouble> {
+    fn roll_back(
+        &mut self,
+        want: &Config,
+        loaded: Option<String>,
+        trouble: Trouble,
+    ) -> Result<Trouble, Trouble> {
         if let Some(loaded) = loaded {
             warn!("haproxy did not take its new configuration over: the one before is brought back");
             files::replace(&self.paths.config, loaded, files::PUBLIC)?;
@@ -275,7 +281,6 @@ impl<S: Service> Driver<S> {
         });
     }
 }
-
 
 #[cfg(test)]
 mod tests;

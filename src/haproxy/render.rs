@@ -114,7 +114,8 @@ const MOST_NUMBER: u32 = i32::MAX as u32;
 
 /// FNV-1a, which is the same in every version of kvip.
 fn digest(text: &str) -> u32 {
-    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash =
+        text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     hash % MOST_NUMBER + 1
 }
 

@@ -26,7 +26,7 @@
 //!
 //! - What fails on this node (no free port, no free descriptor, not permitted) says nothing about the other.
 
-pub mod checks;
+pub mod check;
 mod machine;
 pub mod node_ports;
 mod probe;

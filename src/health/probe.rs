@@ -147,7 +147,7 @@ fn judge(result: &io::Result<()>) -> Outcome {
 /// With quick acknowledgements off, the kernel holds back the last packet of the handshake, and without lingering
 /// closing sends a reset in its place (tcp(7), socket(7)). So the process that listens is never woken; kubelet
 /// would log a failed TLS handshake each second otherwise. It leaves no TIME_WAIT behind either.
-async fn knock(to: SocketAddr) -> io::Result<()> {
+pub(super) async fn knock(to: SocketAddr) -> io::Result<()> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_zero_linger()?;
     rustix::net::sockopt::set_tcp_quickack(&socket, false)?;

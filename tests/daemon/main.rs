@@ -6,6 +6,7 @@
 
 mod admission;
 mod asking;
+mod checks;
 mod dsr;
 mod failures;
 mod groups;

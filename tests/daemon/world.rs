@@ -9,7 +9,8 @@ use kvip::daemon::core::Core;
 use kvip::daemon::status::View;
 use kvip::daemon::writers::{Allocation, Answers, Orders};
 use kvip::daemon::{Admitted, Daemon, Inputs, Ledger, Outputs};
-use kvip::health::{Dead, Targets};
+use kvip::health::check::Down;
+use kvip::health::{Dead, Targets, check};
 use kvip::ipam::Outcomes;
 use kvip::keepalived::{self, Config, Paths, weight};
 use kvip::model::{Backend, Family, Finding, Frontend, ObjectKey, Protocol, Vrid};
@@ -98,7 +99,7 @@ pub fn marked(address: &str) -> Address {
     Address { ip: ip(address), prefix_len: 32, link: "eth0".into(), noprefixroute: true }
 }
 
-fn facts() -> HostFacts {
+pub fn facts() -> HostFacts {
     let own = Address { prefix_len: 24, noprefixroute: false, ..marked("10.87.2.4") };
     HostFacts {
         hostname: "node-a".into(),
@@ -114,7 +115,8 @@ struct Ends {
     updates: watch::Sender<Option<Update>>,
     contact: watch::Sender<Contact>,
     dead: watch::Sender<Dead>,
-    unhealthy: watch::Sender<std::collections::BTreeSet<std::net::SocketAddr>>,
+    unhealthy: watch::Sender<Down>,
+    checked: watch::Receiver<check::Targets>,
     macs: watch::Sender<Macs>,
     ruleset: watch::Sender<Touched>,
     keepalived: watch::Sender<keepalived::Status>,
@@ -210,7 +212,8 @@ impl World {
         let core = Core::new(settings, facts_in.borrow().clone(), ledger.load().unwrap());
         let file = paths.state.join("snapshot.json");
         let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
-        let (unhealthy, unhealthy_in) = watch::channel(std::collections::BTreeSet::new());
+        let (unhealthy, unhealthy_in) = watch::channel(Down::new());
+        let (checked_out, checked) = watch::channel(check::Targets::new());
         let (macs, macs_in) = watch::channel(Macs::new());
         let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
         let (ruleset, ruleset_in) = watch::channel(Touched::default());
@@ -229,6 +232,7 @@ impl World {
             keepalived: wants,
             targets: targets_out,
             peers: peers_out,
+            checked: checked_out,
             local: watch::Sender::new(None),
             orders,
             status: status_out,
@@ -239,6 +243,7 @@ impl World {
             contact,
             dead,
             unhealthy,
+            checked,
             macs,
             ruleset,
             keepalived,
@@ -329,9 +334,19 @@ impl World {
         self.ends.dead.send_replace(Dead { nodes, suspended: false });
     }
 
-    /// These backends of static VIPs do not answer.
-    pub fn unhealthy(&mut self, backends: &[&str]) {
-        self.ends.unhealthy.send_replace(backends.iter().map(|backend| backend.parse().unwrap()).collect());
+    /// These of the endpoints that are checked do not answer.
+    pub fn unhealthy(&mut self, endpoints: &[&str]) {
+        let checked = self.ends.checked.borrow();
+        let down = checked.keys().filter(|target| endpoints.contains(&target.address.to_string().as_str()));
+        let down: Down = down.map(|target| (target.clone(), Arc::<str>::from("status 503"))).collect();
+        drop(checked);
+        assert_eq!(down.len(), endpoints.len(), "all of them are checked");
+        self.ends.unhealthy.send_replace(down);
+    }
+
+    /// The endpoints that are checked.
+    pub fn checked(&self) -> Vec<String> {
+        self.ends.checked.borrow().keys().map(|target| target.address.to_string()).collect()
     }
 
     /// keepalived has read what it was given.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::{DEFAULT_GROUP, Desired, EXCLUDED, Leaving, derive};
 use super::*;
 use crate::config::{self, Settings, Static};
+use crate::health::check::Down;
 use crate::model::Protocol;
 use crate::net::{Address, HostFacts, Link};
 use crate::snapshot::Snapshot;
@@ -69,7 +70,7 @@ fn with_static(mut settings: Settings, vip: &str) -> Settings {
 
 fn desired(settings: &Settings, snapshot: &Snapshot) -> Desired {
     let facts = facts();
-    let (dead, leaving, unhealthy) = (BTreeSet::new(), Leaving::new(), BTreeSet::new());
+    let (dead, leaving, unhealthy) = (BTreeSet::new(), Leaving::new(), Down::new());
     derive(&Inputs {
         settings,
         snapshot,
@@ -143,7 +144,7 @@ fn a_group_without_members_says_why() {
         facts: &facts(),
         dead: &BTreeSet::new(),
         leaving: &Leaving::new(),
-        unhealthy: &BTreeSet::new(),
+        unhealthy: &Down::new(),
         macs: &std::collections::BTreeMap::new(),
     });
     assert_eq!(findings(&empty), [""; 0], "without VIPs nobody is missed");
@@ -250,7 +251,7 @@ fn an_interface_without_an_address_is_told() {
     let mut facts = facts();
     facts.links.insert("eth2".into(), Link { index: 4, up: true, loopback: false, tunnel: false });
     let snapshot = cluster(&[("node-a", &[][..])], &["10.0.0.50", "10.0.1.50"]);
-    let (dead, leaving, unhealthy) = (BTreeSet::new(), Leaving::new(), BTreeSet::new());
+    let (dead, leaving, unhealthy) = (BTreeSet::new(), Leaving::new(), Down::new());
     let inputs = Inputs {
         settings: &settings,
         snapshot: &snapshot,

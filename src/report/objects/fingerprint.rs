@@ -8,7 +8,9 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
-use crate::config::{AddressRange, Group, NamePattern, Pool, Settings, Tenant, Vrrp, format_duration};
+use crate::config::{
+    AddressRange, Checks, Group, NamePattern, Pool, Settings, Tenant, Vrrp, format_duration,
+};
 use crate::rank;
 
 /// Longer values stand as a hash: all pairs should fit the note of an Event, 1024 bytes.
@@ -60,6 +62,7 @@ fn unlike(mut pairs: Pairs, other: &Pairs) -> Pairs {
 fn all(settings: &Settings) -> Pairs {
     let Settings { cluster, allowed, balancing, asking, .. } = settings;
     let mut pairs = vrrp(&settings.vrrp);
+    pairs.extend(checks(&settings.checks));
     pairs.extend([
         ("cluster.config_map", cluster.config_map.to_string()),
         ("cluster.service_ranges", set(&cluster.service_ranges)),
@@ -89,6 +92,21 @@ fn vrrp(vrrp: &Vrrp) -> Pairs {
         ("vrrp.transport", word(&vrrp.transport)),
         ("vrrp.members", labels(&vrrp.members)),
         ("vrrp.excluded_too", vrrp.excluded_too.to_string()),
+    ])
+}
+
+fn checks(checks: &Checks) -> Pairs {
+    Pairs::from([
+        ("checks.kind", word(&checks.kind)),
+        ("checks.every", format_duration(checks.every)),
+        ("checks.timeout", format_duration(checks.timeout)),
+        ("checks.rise", checks.rise.to_string()),
+        ("checks.fall", checks.fall.to_string()),
+        ("checks.unhealthy", word(&checks.unhealthy)),
+        ("checks.all_unhealthy", word(&checks.all_unhealthy)),
+        ("checks.path", checks.path.clone()),
+        ("checks.status", checks.status.to_string()),
+        ("checks.host", checks.host.clone().unwrap_or_default()),
     ])
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{LoadBalancers, Scheduler, Transport};
+use crate::config::{AllUnhealthy, CheckKind, LoadBalancers, Scheduler, Transport, Unhealthy};
 use crate::model::{ObjectKey, Vrid};
 
 fn settings() -> Settings {
@@ -64,6 +64,16 @@ fn what_must_agree_changes_it() {
     check("balancing.beside_kube_proxy_ipvs=true", &|s| s.balancing.beside_kube_proxy_ipvs = true);
     check("balancing.sync=true", &|s| s.balancing.sync.on = true);
     check("balancing.sync_id=7", &|s| s.balancing.sync.id = Some(7));
+    check("checks.kind=grpc", &|s| s.checks.kind = CheckKind::Grpc);
+    check("checks.every=1m", &|s| s.checks.every = Duration::from_mins(1));
+    check("checks.timeout=1m", &|s| s.checks.timeout = Duration::from_mins(1));
+    check("checks.rise=2", &|s| s.checks.rise = 2);
+    check("checks.fall=3", &|s| s.checks.fall = 3);
+    check("checks.unhealthy=remove", &|s| s.checks.unhealthy = Unhealthy::Remove);
+    check("checks.all_unhealthy=refuse", &|s| s.checks.all_unhealthy = AllUnhealthy::Refuse);
+    check("checks.path=/a", &|s| s.checks.path = "/a".into());
+    check("checks.status=200", &|s| s.checks.status = "200".parse().unwrap());
+    check("checks.host=a", &|s| s.checks.host = Some("a".into()));
     check("asking.annotations=false", &|s| s.asking.annotations = false);
     check("asking.load_balancers=default", &|s| s.asking.load_balancers = LoadBalancers::Default);
     check("asking.external_ips=true", &|s| s.asking.external_ips = true);
