@@ -62,3 +62,4 @@ pub mod plan;
 pub mod rank;
 pub mod report;
 pub mod snapshot;
+pub mod unit;

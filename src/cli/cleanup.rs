@@ -34,7 +34,7 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     };
     report(
         "keepalived configuration",
-        keepalived::cleanup(&paths, &mut keepalived::Unit::new()).await.map(usize::from),
+        keepalived::cleanup(&paths, &mut keepalived::unit()).await.map(usize::from),
     );
     report("addresses", addresses(&owned).await);
     report("IPVS virtual servers", virtual_servers(&owned));

@@ -202,7 +202,7 @@ impl Feeds {
             answers,
             writers,
             dead: health::spawn(&own, probed, settings.balancing.probe_port),
-            keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::Unit::new()),
+            keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::unit()),
             facts,
             macs: peers::spawn(wanted_peers),
             peers,

@@ -17,15 +17,16 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::place::{Disk, Place};
+use super::service::Service;
 use super::status::{State, Status};
 use super::step::{Act, Step, View, next_step};
 use super::trouble::Trouble;
-use super::unit::{Service, UnitError};
 use super::{Build, Carried, Config, Paths, anchor, carried_in, check, hold};
 use crate::files;
 use crate::model::Finding;
 use crate::net::HostFacts;
 use crate::report::beats;
+use crate::unit::UnitError;
 
 /// Changes that come within this time are one.
 pub const DEBOUNCE: Duration = Duration::from_millis(200);

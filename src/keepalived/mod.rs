@@ -11,10 +11,10 @@ pub mod parse;
 pub mod paths;
 pub mod place;
 pub mod render;
+pub mod service;
 pub mod status;
 pub mod step;
 mod trouble;
-pub mod unit;
 pub mod weight;
 
 use std::collections::BTreeSet;
@@ -30,8 +30,8 @@ pub use handover::hand_over;
 pub use parse::{carried_in, is_ours, vips_in};
 pub use paths::Paths;
 pub use render::{Build, MARKER, render};
+pub use service::{Service, unit};
 pub use status::{State, Status};
-pub use unit::{Service, Unit, UnitError, UnitState};
 
 use crate::model::{Family, Vrid};
 

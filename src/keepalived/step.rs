@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::place::{Disk, Place};
-use super::unit::{UnitError, UnitState};
 use super::{Build, Config, Paths, carried_in, render};
+use crate::unit::{UnitError, UnitState};
 
 /// How many VIPs join a running keepalived at once: it sends no adverts while it adds addresses, and a thousand in one
 /// reload were measured to make a second master.

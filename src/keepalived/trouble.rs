@@ -5,11 +5,12 @@
 use super::Paths;
 use super::binary::BinaryError;
 use super::check::Refusal;
+use super::service::UNIT;
 use super::status::State;
 use super::step::Obstacle;
-use super::unit::{UNIT, UnitError};
 use crate::files::FileError;
 use crate::model::Finding;
+use crate::unit::UnitError;
 
 /// Why the driver cannot get on now.
 #[derive(Debug, Clone, PartialEq, Eq)]

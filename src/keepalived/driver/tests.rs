@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use super::super::binary::BinaryError;
 use super::super::check::Refusal;
-use super::super::unit::UnitState;
 use super::super::{Instance, render};
 use super::*;
 use crate::model::{Family, Vrid};
 use crate::net::{Address, Link};
+use crate::unit::UnitState;
 
 /// A keepalived in memory, with what was asked of it.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
-use kvip::keepalived::{Service, Unit, UnitError};
+use kvip::unit::{Unit, UnitError};
 use zbus::wire::{ObjectPath, Variant};
 use zbus::{Connection, Message, MessageStream};
 
@@ -118,7 +118,7 @@ async fn states_jobs_errors_and_a_systemd_that_comes_back() {
     let answers = Answers { load: "loaded", active: "active", job: Ok("done"), subscribed: false };
     let answers = Arc::new(Mutex::new(answers));
     let set = |change: fn(&mut Answers)| change(&mut answers.lock().expect("no panic"));
-    let mut unit = Unit::at(&bus.address);
+    let mut unit = Unit::at("keepalived.service", &bus.address);
 
     let absent = unit.state().await.expect_err("there is no systemd yet");
     assert!(matches!(absent, UnitError::Bus(_)), "{absent}");
@@ -130,6 +130,7 @@ async fn states_jobs_errors_and_a_systemd_that_comes_back() {
 
     unit.start().await.expect("the job is done");
     unit.reload().await.expect("and so is a second, on the same connection");
+    unit.stop().await.expect("and a third");
     set(|answers| answers.job = Ok("failed"));
     let failed = unit.start().await.expect_err("the job fails");
     assert_eq!(failed.to_string(), "cannot start keepalived.service: the job's result is failed");

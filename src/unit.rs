@@ -1,22 +1,14 @@
-//! keepalived.service over D-Bus: its state, starting it and reloading it.
+//! A unit of systemd over D-Bus: its state, starting, reloading and stopping it.
 //!
-//! Owns one connection to the system bus, made when first needed and again after each failure. Never stops or restarts
-//! the unit: that would drop its VIPs. systemd may hold a job back until kvip itself is ready, so only the driver's own
-//! task may wait here.
+//! Owns one connection to the system bus, made when first needed and again after each failure. systemd may hold a job
+//! back until kvip itself is ready, so only a driver's own task may wait here.
 
 use std::future::Future;
-use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
 use zbus::wire::{DynamicType, OwnedObjectPath, OwnedVariant};
 use zbus::{Connection, MatchRule, MessageStream, message};
-
-use super::Build;
-use super::binary::{self, BinaryError};
-
-/// The unit's name.
-pub const UNIT: &str = "keepalived.service";
 
 /// How long a call of systemd may take.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -27,25 +19,6 @@ const JOB_LIMIT: Duration = Duration::from_secs(60);
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-
-/// keepalived as the driver needs it: the real one over D-Bus, or a test's.
-pub trait Service: Send {
-    /// What systemd knows of the unit.
-    fn state(&mut self) -> impl Future<Output = Result<UnitState, UnitError>> + Send;
-
-    /// Starts the unit and waits for the job's end.
-    fn start(&mut self) -> impl Future<Output = Result<(), UnitError>> + Send;
-
-    /// Has the running unit read its configuration again and waits for the job's end, which proves no more than that
-    /// SIGHUP was sent.
-    fn reload(&mut self) -> impl Future<Output = Result<(), UnitError>> + Send;
-
-    /// What the installed keepalived was built with.
-    fn build(&mut self) -> impl Future<Output = Result<Build, BinaryError>> + Send;
-
-    /// Whether keepalived accepts `file`.
-    fn accepts(&mut self, file: &Path) -> impl Future<Output = Result<(), BinaryError>> + Send;
-}
 
 /// What systemd knows of a unit (`org.freedesktop.systemd1(5)`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +34,7 @@ pub struct UnitState {
 }
 
 impl UnitState {
-    /// Whether keepalived runs, busy reloading or not.
+    /// Whether it runs, busy reloading or not.
     pub fn runs(&self) -> bool {
         self.active == "active" || self.active == "reloading"
     }
@@ -76,50 +49,77 @@ impl UnitState {
     }
 }
 
-/// Why the unit is not as it should be.
+/// Why a unit is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// There is no such unit.
-    #[error("{UNIT} does not exist: apt install keepalived")]
+    #[error("the unit does not exist")]
     Absent,
     /// The admin forbade it.
-    #[error("{UNIT} is masked: systemctl unmask keepalived")]
+    #[error("the unit is masked")]
     Masked,
     /// The system bus or systemd does not answer.
-    #[error("cannot ask systemd about {UNIT}: {0}")]
+    #[error("cannot ask systemd: {0}")]
     Bus(String),
     /// The job ended otherwise than it should.
-    #[error("cannot {act} {UNIT}: the job's result is {result}")]
+    #[error("cannot {act} {unit}: the job's result is {result}")]
     Job {
-        /// `start` or `reload`.
+        /// `start`, `reload` or `stop`.
         act: &'static str,
+        /// Its name.
+        unit: &'static str,
         /// systemd's word, such as `failed`, `dependency`, `canceled`.
         result: String,
     },
     /// The job did not end.
-    #[error("cannot {act} {UNIT}: the job has not ended for {} s", JOB_LIMIT.as_secs())]
+    #[error("cannot {act} {unit}: the job has not ended for {} s", JOB_LIMIT.as_secs())]
     TooLong {
-        /// `start` or `reload`.
+        /// `start`, `reload` or `stop`.
         act: &'static str,
+        /// Its name.
+        unit: &'static str,
     },
 }
 
-/// The real keepalived.service.
-#[derive(Debug, Default)]
+/// A unit of this host's systemd.
+#[derive(Debug)]
 pub struct Unit {
+    name: &'static str,
     address: Option<String>,
     connection: Option<Connection>,
 }
 
 impl Unit {
-    /// The unit on the system bus; the connection is made when first needed.
-    pub fn new() -> Self {
-        Self::default()
+    /// The unit `name` on the system bus; the connection is made when first needed.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, address: None, connection: None }
     }
 
     /// The unit on the bus at `address`, in the syntax of the D-Bus specification.
-    pub fn at(address: impl Into<String>) -> Self {
-        Self { address: Some(address.into()), connection: None }
+    pub fn at(name: &'static str, address: impl Into<String>) -> Self {
+        Self { address: Some(address.into()), ..Self::new(name) }
+    }
+
+    /// What systemd knows of it.
+    pub async fn state(&mut self) -> Result<UnitState, UnitError> {
+        let connection = self.connection().await?;
+        let outcome = read_state(&connection, self.name).await;
+        self.keep(outcome)
+    }
+
+    /// Starts it and waits for the job's end.
+    pub async fn start(&mut self) -> Result<(), UnitError> {
+        self.job("start", "StartUnit").await
+    }
+
+    /// Has it read its configuration again and waits for the job's end, which proves no more than that its ExecReload ran.
+    pub async fn reload(&mut self) -> Result<(), UnitError> {
+        self.job("reload", "ReloadUnit").await
+    }
+
+    /// Stops it and waits for the job's end.
+    pub async fn stop(&mut self) -> Result<(), UnitError> {
+        self.job("stop", "StopUnit").await
     }
 
     async fn connection(&mut self) -> Result<Connection, UnitError> {
@@ -147,37 +147,13 @@ impl Unit {
 
     async fn job(&mut self, act: &'static str, method: &'static str) -> Result<(), UnitError> {
         let connection = self.connection().await?;
-        let outcome = run_job(&connection, act, method).await;
+        let outcome = run_job(&connection, self.name, act, method).await;
         self.keep(outcome)
     }
 }
 
-impl Service for Unit {
-    async fn state(&mut self) -> Result<UnitState, UnitError> {
-        let connection = self.connection().await?;
-        let outcome = read_state(&connection).await;
-        self.keep(outcome)
-    }
-
-    async fn start(&mut self) -> Result<(), UnitError> {
-        self.job("start", "StartUnit").await
-    }
-
-    async fn reload(&mut self) -> Result<(), UnitError> {
-        self.job("reload", "ReloadUnit").await
-    }
-
-    async fn build(&mut self) -> Result<Build, BinaryError> {
-        binary::build().await
-    }
-
-    async fn accepts(&mut self, file: &Path) -> Result<(), BinaryError> {
-        binary::keepalived_accepts(file).await
-    }
-}
-
-async fn read_state(connection: &Connection) -> Result<UnitState, UnitError> {
-    let reply = call(connection, MANAGER_PATH, MANAGER, "LoadUnit", &(UNIT,)).await?;
+async fn read_state(connection: &Connection, name: &str) -> Result<UnitState, UnitError> {
+    let reply = call(connection, MANAGER_PATH, MANAGER, "LoadUnit", &(name,)).await?;
     let path: OwnedObjectPath = reply.body().deserialize().map_err(bus)?;
     let unit = "org.freedesktop.systemd1.Unit";
     Ok(UnitState {
@@ -205,15 +181,20 @@ where
 
 /// Subscribes before it asks, so that the job cannot end unheard; a subscription for each job needs no care for a systemd
 /// that was executed anew in between.
-async fn run_job(connection: &Connection, act: &'static str, method: &'static str) -> Result<(), UnitError> {
+async fn run_job(
+    connection: &Connection,
+    unit: &'static str,
+    act: &'static str,
+    method: &'static str,
+) -> Result<(), UnitError> {
     let mut removed = limited(removed_jobs(connection)).await?;
     subscribe(connection).await?;
-    let reply = call(connection, MANAGER_PATH, MANAGER, method, &(UNIT, "replace")).await?;
+    let reply = call(connection, MANAGER_PATH, MANAGER, method, &(unit, "replace")).await?;
     let job: OwnedObjectPath = reply.body().deserialize().map_err(bus)?;
     let result = tokio::time::timeout(JOB_LIMIT, result_of(&mut removed, &job));
-    match result.await.map_err(|_| UnitError::TooLong { act })?? {
+    match result.await.map_err(|_| UnitError::TooLong { act, unit })?? {
         result if result == "done" => Ok(()),
-        result => Err(UnitError::Job { act, result }),
+        result => Err(UnitError::Job { act, unit, result }),
     }
 }
 
