@@ -40,14 +40,15 @@
 //!
 //! # Reading order
 //!
-//! [`model`], [`snapshot`], `derive`, [`ipam`], `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`] and [`net`],
-//! then `daemon`, the one loop that joins them.
+//! [`model`], [`snapshot`], `derive`, [`ipam`], `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`], [`haproxy`]
+//! and [`net`], then `daemon`, the one loop that joins them.
 
 pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod derive;
 pub mod files;
+pub mod haproxy;
 pub mod health;
 pub mod host;
 pub mod ipam;

@@ -355,5 +355,18 @@ impl Scheduler {
     }
 }
 
+/// What HAProxy tells a server of the client whose connection it passes on: the PROXY protocol's version
+/// (proxy-protocol.txt of HAProxy).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// A binary header.
+    V2,
+    /// Nothing: the server sees the node's address alone.
+    Off,
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,266 @@
+//! The driver with a HAProxy that the test makes refuse, stick or vanish, on paused time. It knows no commands that change
+//! servers, as HAProxy 2.2.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use super::super::program::ProgramError;
+use super::super::{Balance, Proxy};
+use super::*;
+use crate::config::ProxyProtocol;
+use crate::model::{Backend, Protocol};
+use crate::unit::UnitError;
+
+/// A HAProxy in memory, with what was asked of it.
+#[derive(Debug, Clone)]
+struct Fake(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    paths: Paths,
+    unit: UnitState,
+    asked: Vec<&'static str>,
+    /// What it serves by.
+    running: String,
+    process: u32,
+    /// What `haproxy -c` says of every file.
+    accepts: Result<(), ProgramError>,
+    /// It does not take over a file with this text.
+    sticks: Option<&'static str>,
+}
+
+impl Fake {
+    fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        act(&mut self.0.lock().unwrap())
+    }
+
+    fn act(&self, act: &'static str, active: &str) {
+        self.with(|inner| {
+            inner.asked.push(act);
+            inner.unit.active = active.into();
+            let text = files::read(&inner.paths.config).unwrap().unwrap_or_default();
+            if inner.sticks.is_none_or(|word| !text.contains(word)) {
+                inner.running = text;
+                inner.process += 1;
+            }
+        });
+    }
+
+    fn asked(&self) -> Vec<&'static str> {
+        self.with(|inner| std::mem::take(&mut inner.asked))
+    }
+}
+
+impl Service for Fake {
+    async fn state(&mut self) -> Result<UnitState, UnitError> {
+        Ok(self.with(|inner| {
+            inner.asked.push("state");
+            inner.unit.clone()
+        }))
+    }
+
+    async fn start(&mut self) -> Result<(), UnitError> {
+        self.act("start", "active");
+        Ok(())
+    }
+
+    async fn reload(&mut self) -> Result<(), UnitError> {
+        self.act("reload", "active");
+        Ok(())
+    }
+
+    async fn stop(&mut self) -> Result<(), UnitError> {
+        self.act("stop", "inactive");
+        Ok(())
+    }
+
+    async fn accepts(&mut self, _: &Path) -> Result<(), ProgramError> {
+        self.with(|inner| inner.accepts.clone())
+    }
+
+    async fn ask(&mut self, command: &str) -> io::Result<String> {
+        self.with(|inner| match command {
+            "show info" => Ok(format!("Name: HAProxy\nPid: {}\n", inner.process)),
+            SHOW => Ok(stat(&inner.running)),
+            _ => Ok("Unknown command".into()),
+        })
+    }
+
+    fn taken(&mut self) -> BTreeSet<u16> {
+        BTreeSet::new()
+    }
+}
+
+/// What HAProxy says of the servers in `text`.
+fn stat(text: &str) -> String {
+    let mut answer = "# pxname,svname,status,weight,\n".to_owned();
+    let mut proxy = "";
+    for line in text.lines() {
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["listen", name] => proxy = name,
+            ["server", name, _, "id", _, "weight", weight, ..] => {
+                answer += &format!("{proxy},{name},no check,{weight},\n");
+            }
+            _ => {}
+        }
+    }
+    answer
+}
+
+struct Bench {
+    fake: Fake,
+    wants: watch::Sender<Option<Config>>,
+    status: watch::Receiver<Status>,
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::of(&folder.path().join("kvip"));
+        let unit = UnitState { load: "loaded".into(), active: "inactive".into(), ..UnitState::default() };
+        let inner = Inner {
+            paths: paths.clone(),
+            unit,
+            asked: vec![],
+            running: String::new(),
+            process: 1,
+            accepts: Ok(()),
+            sticks: None,
+        };
+        let fake = Fake(Arc::new(Mutex::new(inner)));
+        let (wants, wanted) = watch::channel(None);
+        let status = spawn(wanted, paths, fake.clone());
+        Self { fake, wants, status, folder }
+    }
+
+    /// kvip is started anew beside the same HAProxy.
+    fn restart(&mut self) {
+        let (wants, wanted) = watch::channel(None);
+        self.status = spawn(wanted, self.paths(), self.fake.clone());
+        self.wants = wants;
+    }
+
+    fn paths(&self) -> Paths {
+        Paths::of(&self.folder.path().join("kvip"))
+    }
+
+    async fn reach(&mut self, want: Config, enough: impl Fn(&Status) -> bool) -> Status {
+        self.wants.send_replace(Some(want));
+        self.status.wait_for(|status| enough(status)).await.unwrap().clone()
+    }
+}
+
+/// Port 80 with servers by the last part of their addresses.
+fn config(servers: &[u8]) -> Config {
+    let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+    let backend = |last: &u8| (Backend { address: [10, 2, 4, *last].into(), port: 8080 }, 1);
+    let proxy = Proxy {
+        owner: "default/nginx".into(),
+        protocol: ProxyProtocol::V1,
+        balance: Balance::RoundRobin,
+        servers: servers.iter().map(backend).collect(),
+    };
+    Config { frontends: [(frontend, proxy)].into() }
+}
+
+fn active(status: &Status) -> bool {
+    status.state == State::Active
+}
+
+fn acts(asked: &[&'static str]) -> Vec<&'static str> {
+    asked.iter().copied().filter(|act| *act != "state").collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nothing_was_ever_wanted_systemd_is_not_asked() {
+    let mut bench = Bench::new();
+    bench.reach(Config::default(), |status| status.state == State::Idle).await;
+    sleep(LOOK_AGAIN * 3).await;
+    assert_eq!(bench.fake.asked(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_started_reloaded_left_alone_and_stopped() {
+    let mut bench = Bench::new();
+    bench.reach(config(&[1]), active).await;
+    assert_eq!(acts(&bench.fake.asked()), ["start"]);
+    bench.reach(config(&[1, 2]), |status| status.reloads == 1).await;
+    assert_eq!(acts(&bench.fake.asked()), ["reload"], "for want of commands");
+
+    bench.restart();
+    bench.reach(config(&[1, 2]), active).await;
+    assert_eq!(acts(&bench.fake.asked()), [""; 0], "a new kvip finds all as it should be");
+
+    bench.fake.with(|inner| inner.unit.active = "failed".into());
+    sleep(LOOK_AGAIN * 2).await;
+    assert_eq!(acts(&bench.fake.asked()), ["start"]);
+
+    bench.reach(Config::default(), |status| status.state == State::Idle).await;
+    assert_eq!(acts(&bench.fake.asked()), ["stop"]);
+    assert!(!bench.paths().config.exists() && !bench.paths().loaded.exists());
+}
+
+/// What is told, and what is to be typed, where `error` is what `haproxy -c` ends with.
+async fn check_trouble(error: ProgramError, state: State, finding: &str, mend: &str) {
+    let mut bench = Bench::new();
+    bench.reach(config(&[1]), active).await;
+    let before = files::read(&bench.paths().config).unwrap();
+    bench.fake.asked();
+    bench.fake.with(|inner| inner.accepts = Err(error));
+    let status = bench.reach(config(&[1, 2]), |status| !active(status)).await;
+    assert_eq!(status.state, state);
+    assert_eq!(status.problems, [Finding::new("haproxy", finding).mend(mend)]);
+    assert_eq!(status.frontends.len(), 1, "the configuration before goes on");
+    assert_eq!(files::read(&bench.paths().config).unwrap(), before);
+    assert_eq!(acts(&bench.fake.asked()), [""; 0]);
+
+    bench.fake.with(|inner| inner.accepts = Ok(()));
+    bench.status.wait_for(active).await.unwrap();
+    assert_eq!(acts(&bench.fake.asked()), ["reload"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_changes_nothing_and_is_told_with_its_mend() {
+    let text = "haproxy refuses it: parsing [line 7] : no";
+    check_trouble(
+        ProgramError::Refused("parsing [line 7] : no".into()),
+        State::Refused(text.into()),
+        text,
+        "kvip plan --show haproxy, which prints the file",
+    )
+    .await;
+    check_trouble(
+        ProgramError::NotInstalled,
+        State::NotInstalled,
+        "not installed, so that nothing is served in mode proxy",
+        "apt install haproxy",
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_masked_unit_is_told() {
+    let mut bench = Bench::new();
+    bench.fake.with(|inner| inner.unit.load = "masked".into());
+    let status = bench.reach(config(&[1]), |status| status.state == State::Masked).await;
+    let mend = "systemctl unmask kvip-haproxy.service";
+    assert_eq!(status.problems, [Finding::new("haproxy", "kvip-haproxy.service is masked").mend(mend)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_does_not_take_is_rolled_back_and_tried_again() {
+    let mut bench = Bench::new();
+    bench.reach(config(&[1]), active).await;
+    let before = files::read(&bench.paths().config).unwrap();
+    bench.fake.with(|inner| inner.sticks = Some("10.2.4.2:"));
+    let status = bench.reach(config(&[1, 2]), |status| !active(status)).await;
+    let text = "did not take its new configuration over";
+    assert_eq!(status.problems, [Finding::new("haproxy", text).mend("journalctl -u kvip-haproxy -n 50")]);
+    assert_eq!(files::read(&bench.paths().config).unwrap(), before);
+
+    bench.fake.with(|inner| inner.sticks = None);
+    bench.status.wait_for(active).await.unwrap();
+    assert_ne!(files::read(&bench.paths().config).unwrap(), before);
+}

@@ -1,0 +1,109 @@
+//! HAProxy on this host, for frontends of mode proxy: what its configuration must say, and everything that brings it there.
+//!
+//! HAProxy is a unit of its own, `kvip-haproxy.service`, that serves on while kvip is away. Every member runs the same
+//! frontends, holder or not: it binds addresses that are not there yet.
+
+mod control;
+pub mod driver;
+mod program;
+pub mod render;
+pub mod servers;
+mod service;
+pub mod status;
+mod taken;
+mod trouble;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::{ProxyProtocol, Scheduler};
+use crate::model::{Backend, Frontend};
+
+pub use control::ask;
+pub use driver::spawn;
+pub use program::{ProgramError, haproxy_accepts};
+pub use render::render;
+pub use service::{Haproxy, Service, UNIT, cleanup};
+pub use status::{State, Status};
+pub use taken::ports as ports_taken;
+
+/// What HAProxy is to serve. No frontend: it is not to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The frontends, each with at least one server that gets connections: where there is none the host itself refuses.
+    pub frontends: BTreeMap<Frontend, Proxy>,
+}
+
+/// One frontend and what is behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// On whose behalf, for whoever reads the file.
+    pub owner: String,
+    /// What servers are told of the client.
+    pub protocol: ProxyProtocol,
+    /// How it is chosen among them.
+    pub balance: Balance,
+    /// The servers with their weights, up to [`MOST_WEIGHT`]; 0 gets no new connections.
+    pub servers: BTreeMap<Backend, u16>,
+}
+
+/// The highest weight of a server.
+pub const MOST_WEIGHT: u16 = 256;
+
+/// How a server is chosen (`balance` in HAProxy's configuration manual). All take servers that are added while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// In turn, by weight.
+    RoundRobin,
+    /// The fewest connections, by weight.
+    LeastConnections,
+    /// By the client's address, as evenly as weights say; the same on every node and after every reload.
+    Source,
+    /// The less busy of two that are drawn by lot.
+    RandomOfTwo,
+    /// The first of them.
+    First,
+}
+
+impl Balance {
+    /// What comes nearest to an IPVS scheduler. A client that is to stay at its server stays by its address.
+    pub fn of(scheduler: Scheduler, affinity: bool) -> Self {
+        match scheduler {
+            _ if affinity => Self::Source,
+            Scheduler::Rr | Scheduler::Wrr => Self::RoundRobin,
+            Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq => Self::LeastConnections,
+            Scheduler::Sh => Self::Source,
+        }
+    }
+}
+
+impl Config {
+    /// Whether `other` differs in nothing but servers and their weights.
+    fn same_but_servers(&self, other: &Self) -> bool {
+        let alike = |(a, b): (&Proxy, &Proxy)| (a.protocol, a.balance) == (b.protocol, b.balance);
+        self.frontends.keys().eq(other.frontends.keys())
+            && self.frontends.values().zip(other.frontends.values()).all(alike)
+    }
+}
+
+/// The files that kvip and HAProxy meet at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// What HAProxy reads. It goes with a boot, and kvip writes it anew before this node may hold a VIP.
+    pub config: PathBuf,
+    /// A copy of the file that HAProxy is known to run: what a reload is compared with and rolled back to.
+    pub loaded: PathBuf,
+    /// HAProxy's own socket for commands and statistics, in the unit's runtime folder.
+    pub socket: PathBuf,
+}
+
+impl Paths {
+    /// Beside and in kvip's run folder, `/run/kvip`.
+    pub fn of(run: &Path) -> Self {
+        Self {
+            config: run.join("haproxy.cfg"),
+            loaded: run.join("haproxy.loaded"),
+            socket: run.with_file_name("kvip-haproxy").join("admin.sock"),
+        }
+    }
+}

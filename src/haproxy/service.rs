@@ -1,0 +1,100 @@
+//! HAProxy as the driver needs it: its unit, its program and its socket.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::program::{ProgramError, haproxy_accepts};
+use super::{Paths, control, taken};
+use crate::files;
+use crate::unit::{Unit, UnitError, UnitState};
+
+/// The unit's name.
+pub const UNIT: &str = "kvip-haproxy.service";
+
+/// HAProxy as the driver needs it: the real one, or a test's.
+pub trait Service: Send {
+    /// What systemd knows of the unit.
+    fn state(&mut self) -> impl Future<Output = Result<UnitState, UnitError>> + Send;
+
+    /// Starts the unit and waits for the job's end.
+    fn start(&mut self) -> impl Future<Output = Result<(), UnitError>> + Send;
+
+    /// Has a new process take the listening sockets over, with the new configuration. The job's end proves no more than that
+    /// it was asked to.
+    fn reload(&mut self) -> impl Future<Output = Result<(), UnitError>> + Send;
+
+    /// Stops the unit and waits for the job's end.
+    fn stop(&mut self) -> impl Future<Output = Result<(), UnitError>> + Send;
+
+    /// Whether HAProxy accepts `file`.
+    fn accepts(&mut self, file: &Path) -> impl Future<Output = Result<(), ProgramError>> + Send;
+
+    /// What the running HAProxy answers to `command`.
+    fn ask(&mut self, command: &str) -> impl Future<Output = io::Result<String>> + Send;
+
+    /// The TCP ports that programs of this host listen on at all addresses.
+    fn taken(&mut self) -> BTreeSet<u16>;
+}
+
+/// The real HAProxy.
+#[derive(Debug)]
+pub struct Haproxy {
+    unit: Unit,
+    socket: PathBuf,
+}
+
+impl Haproxy {
+    /// The unit, and the socket that its configuration names.
+    pub fn new(paths: &Paths) -> Self {
+        Self { unit: Unit::new(UNIT), socket: paths.socket.clone() }
+    }
+}
+
+impl Service for Haproxy {
+    async fn state(&mut self) -> Result<UnitState, UnitError> {
+        self.unit.state().await
+    }
+
+    async fn start(&mut self) -> Result<(), UnitError> {
+        self.unit.start().await
+    }
+
+    async fn reload(&mut self) -> Result<(), UnitError> {
+        self.unit.reload().await
+    }
+
+    async fn stop(&mut self) -> Result<(), UnitError> {
+        self.unit.stop().await
+    }
+
+    async fn accepts(&mut self, file: &Path) -> Result<(), ProgramError> {
+        haproxy_accepts(file).await
+    }
+
+    async fn ask(&mut self, command: &str) -> io::Result<String> {
+        control::ask(&self.socket, command).await
+    }
+
+    fn taken(&mut self) -> BTreeSet<u16> {
+        taken::ports()
+    }
+}
+
+/// Stops HAProxy and removes its files; `false` when there was nothing of it.
+///
+/// # Errors
+/// When systemd does not stop it, or files cannot be removed.
+pub async fn cleanup<S: Service>(paths: &Paths, service: &mut S) -> anyhow::Result<bool> {
+    if files::read(&paths.config)?.is_none() {
+        return Ok(false);
+    }
+    match service.stop().await {
+        Ok(()) | Err(UnitError::Absent) => {}
+        Err(error) => return Err(error.into()),
+    }
+    files::remove(&paths.config)?;
+    files::remove(&paths.loaded)?;
+    Ok(true)
+}
