@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use super::done::Done;
 use super::{Exit, Global};
 use crate::daemon::{Ledger, SOCKET};
+use crate::haproxy;
 use crate::ipvs::{Client, Command};
 use crate::keepalived::{self, Paths};
 use crate::net;
@@ -36,6 +37,9 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
         "keepalived configuration",
         keepalived::cleanup(&paths, &mut keepalived::unit()).await.map(usize::from),
     );
+    let haproxy = haproxy::Paths::of(&paths.run);
+    let stopped = haproxy::cleanup(&haproxy, &mut haproxy::Haproxy::new(&haproxy)).await;
+    report("HAProxy", stopped.map(usize::from));
     report("addresses", addresses(&owned).await);
     report("IPVS virtual servers", virtual_servers(&owned));
     report("nftables table inet kvip", table());
