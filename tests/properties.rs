@@ -176,6 +176,7 @@ fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, drai
             table,
             facts: &facts,
             keepalived: &carried,
+            haproxy: &BTreeSet::new(),
             written: &kvip::nft::Ruleset::default(),
             drained: &drained,
         },
@@ -364,6 +365,7 @@ fn only_tcp_drains() {
             }],
             servers: [(backend, draining)].into(),
             thresholds: Thresholds::default(),
+            proxying: None,
             total: 1,
         };
         let desired =

@@ -10,6 +10,7 @@ mod done;
 mod drain;
 mod overview;
 mod plan;
+mod plan_haproxy;
 mod status;
 pub mod style;
 mod unit;

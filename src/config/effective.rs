@@ -50,6 +50,7 @@ fn value(settings: &Settings, path: &str) -> Value {
         "balancing.drain_limit" => json!(format_duration(balancing.drain_limit)),
         "balancing.probe_port" => json!(balancing.probe_port),
         "balancing.health_check_node_port" => json!(balancing.health_check_node_port),
+        "balancing.proxy_protocol" => json!(balancing.proxy_protocol.name()),
         "dsr.mark_bits" => json!(dsr.mark_bits.to_string()),
         "dsr.route_table" => json!(dsr.route_table),
         "dsr.rule_priority" => json!(dsr.rule_priority),

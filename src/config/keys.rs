@@ -29,7 +29,7 @@ pub struct Table {
 }
 
 /// Every key outside of tables, in the order of the installed file.
-pub const KEYS: [Key; 30] = [
+pub const KEYS: [Key; 31] = [
     key("cluster.source", "kubernetes"),
     bare("cluster.manifests"),
     key("cluster.kubeconfig", "/etc/kvip/kubeconfig"),
@@ -57,6 +57,7 @@ pub const KEYS: [Key; 30] = [
     key("balancing.drain_limit", "60s"),
     key("balancing.probe_port", "10250"),
     key("balancing.health_check_node_port", "false"),
+    key("balancing.proxy_protocol", "v1"),
     key("dsr.mark_bits", "0x1001fff"),
     key("dsr.route_table", "5087"),
     key("dsr.rule_priority", "50"),

@@ -164,6 +164,8 @@ pub struct Balancing {
     pub probe_port: u16,
     /// Whether kvip answers on healthCheckNodePort, for clusters without kube-proxy; false by default.
     pub health_check_node_port: bool,
+    /// What HAProxy tells servers of clients in mode proxy, for Services that say nothing of it.
+    pub proxy_protocol: ProxyProtocol,
 }
 
 /// `[dsr]`: what mode dsr takes of this host.
@@ -225,6 +227,7 @@ impl Settings {
                 drain_limit: Duration::from_secs(60),
                 probe_port: 10250,
                 health_check_node_port: false,
+                proxy_protocol: ProxyProtocol::V1,
             },
             dsr: Dsr::standard(),
             asking: Asking::standard(),
@@ -357,8 +360,7 @@ impl Scheduler {
 
 /// What HAProxy tells a server of the client whose connection it passes on: the PROXY protocol's version
 /// (proxy-protocol.txt of HAProxy).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyProtocol {
     /// A line of text.
     V1,
@@ -366,6 +368,25 @@ pub enum ProxyProtocol {
     V2,
     /// Nothing: the server sees the node's address alone.
     Off,
+}
+
+impl ProxyProtocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::V1, Self::V2, Self::Off];
+
+    /// Its name in settings and annotations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+            Self::Off => "off",
+        }
+    }
+
+    /// What has that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.name() == name)
+    }
 }
 
 #[cfg(test)]

@@ -103,6 +103,7 @@ fn balancing(merged: &mut Merged) -> Balancing {
         drain_limit: merged.read("balancing.drain_limit", values::drain_limit),
         probe_port: merged.read("balancing.probe_port", values::port),
         health_check_node_port: merged.read("balancing.health_check_node_port", values::truth),
+        proxy_protocol: merged.read("balancing.proxy_protocol", values::proxy_protocol),
     }
 }
 

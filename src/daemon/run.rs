@@ -20,6 +20,7 @@ use super::status::View;
 use super::turn::{Daemon, Inputs, Outputs};
 use super::writers::{self, Answers, Orders, Writers};
 use crate::config::{self, HostLayers, Settings, Sources};
+use crate::haproxy;
 use crate::health::{self, Targets, checks, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
@@ -181,6 +182,8 @@ struct Feeds {
     peers: watch::Sender<BTreeSet<IpAddr>>,
     macs: watch::Receiver<peers::Macs>,
     keepalived: watch::Receiver<keepalived::Status>,
+    haproxy: watch::Receiver<haproxy::Status>,
+    proxies: watch::Sender<Option<Arc<haproxy::Config>>>,
     wants: watch::Sender<Option<keepalived::Config>>,
     targets: watch::Sender<Targets>,
 }
@@ -189,6 +192,8 @@ impl Feeds {
     async fn start(settings: Settings, paths: &Paths) -> anyhow::Result<(Self, Orders)> {
         let facts = net::watch().await.context("read this host's network")?;
         let (wants, wanted) = watch::channel(None);
+        let (proxies, proxied) = watch::channel(None);
+        let proxy_paths = haproxy::Paths::of(&paths.run);
         let (targets, probed) = watch::channel(Targets::new());
         let (peers, wanted_peers) = watch::channel(BTreeSet::new());
         let (backends, checked) = watch::channel(checked_backends(&settings));
@@ -202,6 +207,8 @@ impl Feeds {
             answers,
             writers,
             dead: health::spawn(&own, probed, settings.balancing.probe_port),
+            haproxy: haproxy::spawn(proxied, proxy_paths.clone(), haproxy::Haproxy::new(&proxy_paths)),
+            proxies,
             keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::unit()),
             facts,
             macs: peers::spawn(wanted_peers),
@@ -222,6 +229,7 @@ impl Feeds {
             unhealthy: self.unhealthy.clone(),
             macs: self.macs.clone(),
             keepalived: self.keepalived.clone(),
+            haproxy: self.haproxy.clone(),
             answers: self.answers.clone(),
         }
     }
@@ -245,6 +253,7 @@ impl Feeds {
         node_ports::spawn(answers);
         let outputs = Outputs {
             keepalived: self.wants.clone(),
+            haproxy: self.proxies.clone(),
             targets: self.targets.clone(),
             peers: self.peers.clone(),
             local,

@@ -21,6 +21,7 @@ use super::writers::{Answers, Orders};
 use super::{moves, weight_files};
 use crate::config::{HostLayers, Settings};
 use crate::derive::{self, Desired, Vip};
+use crate::haproxy;
 use crate::health::node_ports::Local;
 use crate::health::{Dead, Targets};
 use crate::host::Host;
@@ -56,6 +57,8 @@ pub struct Inputs {
     pub macs: watch::Receiver<Macs>,
     /// What keepalived runs.
     pub keepalived: watch::Receiver<keepalived::Status>,
+    /// What HAProxy serves.
+    pub haproxy: watch::Receiver<haproxy::Status>,
     /// What those tell who write to the cluster.
     pub answers: Answers,
 }
@@ -75,6 +78,7 @@ impl Inputs {
             changed = self.unhealthy.changed() => changed.map_err(ended("checks")),
             changed = self.macs.changed() => changed.map_err(ended("peers")),
             changed = self.keepalived.changed() => changed.map_err(ended("keepalived")),
+            changed = self.haproxy.changed() => changed.map_err(ended("haproxy")),
             // Without a connection to write over they end, and there is nothing to hear.
             Ok(()) = self.answers.outcomes.changed() => Ok(()),
             Ok(()) = self.answers.said.changed() => Ok(()),
@@ -88,6 +92,8 @@ impl Inputs {
 pub struct Outputs {
     /// The configuration that keepalived is to run.
     pub keepalived: watch::Sender<Option<keepalived::Config>>,
+    /// What HAProxy is to serve.
+    pub haproxy: watch::Sender<Option<Arc<haproxy::Config>>>,
     /// The nodes to probe.
     pub targets: watch::Sender<Targets>,
     /// The addresses whose link-layer addresses matter.
@@ -255,6 +261,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let mut news = false;
         news |= update_from(&mut core.facts, &self.inputs.facts.borrow_and_update());
         news |= update_from(&mut core.carried, &self.inputs.keepalived.borrow_and_update().vips);
+        news |= update_from(&mut core.proxied, &self.inputs.haproxy.borrow_and_update().tried);
         self.applied.look_at_all |= news;
         self.news |= news;
         self.news |= update_from(&mut core.unhealthy, &self.inputs.unhealthy.borrow_and_update());
@@ -302,7 +309,13 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let wants = &self.outputs.keepalived;
         // While the pass changes the core, the answer is that of before: keep what is held until another has it.
         let holding = self.weights.holding(&self.core, now);
+        let (proxies, proxied) = (&self.outputs.haproxy, self.core.proxied.clone());
         let switch = |desired: &Desired| {
+            proxies.send_if_modified(|last| replace(last, Some(Arc::clone(&desired.haproxy))));
+            // Before a VIP comes HAProxy listens at it, or cannot.
+            if !desired.haproxy.frontends.keys().all(|frontend| proxied.contains(frontend)) {
+                return;
+            }
             let config = weights::switch(desired, &holding, wants.borrow().as_ref());
             if let Some(config) = config {
                 wants.send_if_modified(|last| replace(last, Some(config)));
@@ -356,6 +369,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             contact: contact.last_ok.map(tokio::time::Instant::into_std),
             keepalived: keepalived.state.to_string(),
             keepalived_reloads: keepalived.reloads,
+            haproxy: self.inputs.haproxy.borrow().state.to_string(),
             drained,
             weights,
             faults: self.applied.faults,
@@ -428,6 +442,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         all.extend(keepalived.problem.clone());
         all.extend(self.joined.iter().flat_map(|joined| joined.findings.iter().cloned()));
         let answers = &self.inputs.answers;
+        all.extend(self.inputs.haproxy.borrow().problems.iter().cloned());
         all.extend(answers.said.borrow().iter().cloned());
         all.extend(answers.agreed.borrow().iter().cloned());
         all.extend(troubles(&answers.outcomes.borrow()));

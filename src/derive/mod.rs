@@ -27,7 +27,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::config::{Mode, Settings};
+use crate::config::{Mode, ProxyProtocol, Settings};
+use crate::haproxy;
 use crate::ipvs::model::{Forward, Thresholds};
 use crate::ipvs::{self, Key, RealServer};
 use crate::keepalived;
@@ -87,6 +88,8 @@ pub struct Desired {
     pub ruleset: Arc<nft::Ruleset>,
     /// What keepalived must run.
     pub keepalived: Arc<keepalived::Config>,
+    /// What HAProxy must serve.
+    pub haproxy: Arc<haproxy::Config>,
     /// Policy rules and routes that bring packets to a VIP into this host's own stack although it is not here.
     pub policy_routes: Arc<BTreeSet<PolicyRoute>>,
     /// Addresses of the nodes that hand packets on to this one, whose link-layer addresses tell such packets apart.
@@ -152,8 +155,19 @@ pub struct Served {
     pub servers: BTreeMap<Backend, Server>,
     /// How many connections are too many for one of them.
     pub thresholds: Thresholds,
+    /// How HAProxy serves it, where the mode is that.
+    pub proxying: Option<Proxying>,
     /// Endpoints in whatever state.
     pub total: usize,
+}
+
+/// How HAProxy serves a frontend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proxying {
+    /// What servers are told of clients.
+    pub protocol: ProxyProtocol,
+    /// How a server is chosen.
+    pub balance: haproxy::Balance,
 }
 
 /// A virtual server of IPVS.
@@ -204,6 +218,17 @@ impl Served {
     /// How many servers get connections.
     pub fn active(&self) -> usize {
         self.servers.values().filter(|server| server.wanted == WantedServer::Active).count()
+    }
+
+    /// What HAProxy must do for it, where it is to and there is a server for a client.
+    pub fn proxy(&self) -> Option<haproxy::Proxy> {
+        let Proxying { protocol, balance } = self.proxying.filter(|_| self.active() > 0)?;
+        let weight = |server: &Server| match server.wanted {
+            WantedServer::Active => haproxy::weight(server.weight),
+            WantedServer::Draining | WantedServer::Idle => 0,
+        };
+        let servers = self.servers.iter().map(|(backend, server)| (*backend, weight(server)));
+        Some(haproxy::Proxy { owner: self.owner.to_string(), protocol, balance, servers: servers.collect() })
     }
 
     /// The real servers that one of its virtual servers is to have, at the weights of when they get connections.

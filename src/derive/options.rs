@@ -4,13 +4,16 @@
 
 use std::time::Duration;
 
-use crate::config::{Mode, Scheduler, Settings};
+use crate::config::{Mode, ProxyProtocol, Scheduler, Settings};
 use crate::ipvs::model::{Thresholds, Tunnel};
 use crate::model::{Finding, ObjectKey};
 use crate::snapshot::Service;
 
 /// The forwarding mode, by its name.
 pub const MODE: &str = "kvip.io/mode";
+
+/// What HAProxy tells servers of clients.
+const PROXY_PROTOCOL: &str = "kvip.io/proxy-protocol";
 
 /// How a Service is to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub struct Options {
     pub thresholds: Thresholds,
     /// How packets are wrapped in mode tunnel.
     pub tunnel: Tunnel,
+    /// What servers are told of clients in mode proxy.
+    pub proxy_protocol: ProxyProtocol,
 }
 
 impl Options {
@@ -39,13 +44,20 @@ impl Options {
             affinity: None,
             thresholds: Thresholds::default(),
             tunnel: Tunnel::Ipip,
+            proxy_protocol: settings.balancing.proxy_protocol,
         }
     }
 
     /// What counts for `service`.
     pub fn of(key: &ObjectKey, service: &Service, settings: &Settings, findings: &mut Vec<Finding>) -> Self {
         let mut reader = Reader { key, service, findings };
-        Self { mode: reader.read(MODE, mode), affinity: service.affinity, ..Self::standard(settings) }
+        let standard = Self::standard(settings);
+        Self {
+            mode: reader.read(MODE, mode),
+            affinity: service.affinity,
+            proxy_protocol: reader.read(PROXY_PROTOCOL, proxy_protocol).unwrap_or(standard.proxy_protocol),
+            ..standard
+        }
     }
 }
 
@@ -71,6 +83,10 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+fn proxy_protocol(text: &str) -> Result<ProxyProtocol, String> {
+    ProxyProtocol::named(text).ok_or_else(|| "v1, v2 or off".into())
 }
 
 fn mode(text: &str) -> Result<Mode, String> {

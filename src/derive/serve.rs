@@ -9,8 +9,9 @@ use super::assign::{Serving, Task};
 use super::endpoints::{self, Behind, Scope, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
-use super::{Balanced, Forwarding, Owner, Served, Server, WantedServer};
+use super::{Balanced, Forwarding, Owner, Proxying, Served, Server, WantedServer};
 use crate::config::Mode;
+use crate::haproxy;
 use crate::ipvs;
 use crate::ipvs::model::{Forward, Thresholds};
 use crate::model::{Backend, Family, Finding, Frontend, ObjectKey};
@@ -86,6 +87,7 @@ impl Part {
             virtual_servers: virtual_servers(service.options, frontend, serving),
             servers: listening(serving.mode, frontend, behind.servers),
             thresholds: service.options.thresholds,
+            proxying: (serving.mode == Mode::Proxy).then(|| proxying(service.options)),
             total: behind.total,
         };
         self.nodes.extend(behind.nodes);
@@ -114,10 +116,16 @@ impl Part {
             virtual_servers: vec![Balanced { key: frontend.into(), service, forwarding }],
             servers: servers.collect(),
             thresholds: Thresholds::default(),
+            proxying: None,
             total: backends.len(),
         };
         self.frontends.insert(frontend, Arc::new(served));
     }
+}
+
+fn proxying(options: &Options) -> Proxying {
+    let balance = haproxy::Balance::of(options.scheduler, options.affinity.is_some());
+    Proxying { protocol: options.proxy_protocol, balance }
 }
 
 /// A backend of a static VIP.

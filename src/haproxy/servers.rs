@@ -36,9 +36,14 @@ pub fn read(answer: &str) -> Option<Servers> {
 
 /// Whether exactly the wanted servers get connections.
 pub fn as_wanted(want: &Config, have: &Servers) -> bool {
-    let wanted: Servers = want.frontends.iter().map(|(frontend, proxy)| (name(frontend), weights(proxy))).collect();
+    let wanted: Servers =
+        want.frontends.iter().map(|(frontend, proxy)| (name(frontend), weights(proxy))).collect();
     let serving = |servers: &BTreeMap<String, Option<u16>>| {
-        servers.iter().filter(|(_, weight)| weight.is_some()).map(|(name, weight)| (name.clone(), *weight)).collect()
+        servers
+            .iter()
+            .filter(|(_, weight)| weight.is_some())
+            .map(|(name, weight)| (name.clone(), *weight))
+            .collect()
     };
     let having: Servers = have.iter().map(|(proxy, servers)| (proxy.clone(), serving(servers))).collect();
     wanted == having
@@ -59,7 +64,12 @@ pub fn commands(want: &Config, have: &Servers) -> Vec<String> {
         let here = have.get(&name).unwrap_or(&none);
         let weights = weights(proxy);
         for (server, words) in servers(proxy) {
-            come.extend(bring(&format!("{name}/{server}"), &words, weights[&server], here.get(&server).copied()));
+            come.extend(bring(
+                &format!("{name}/{server}"),
+                &words,
+                weights[&server],
+                here.get(&server).copied(),
+            ));
         }
         let gone = here.iter().filter(|(server, weight)| weight.is_some() && !weights.contains_key(*server));
         go.extend(gone.map(|(server, _)| remove(&format!("{name}/{server}"))));

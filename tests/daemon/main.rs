@@ -12,6 +12,7 @@ mod groups;
 mod host;
 mod membership;
 mod orders;
+mod proxy;
 mod serving;
 mod statics;
 mod weights;

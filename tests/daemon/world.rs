@@ -9,6 +9,7 @@ use kvip::daemon::core::Core;
 use kvip::daemon::status::View;
 use kvip::daemon::writers::{Allocation, Answers, Orders};
 use kvip::daemon::{Admitted, Daemon, Inputs, Ledger, Outputs};
+use kvip::haproxy;
 use kvip::health::{Dead, Targets};
 use kvip::ipam::Outcomes;
 use kvip::keepalived::{self, Config, Paths, weight};
@@ -116,6 +117,8 @@ struct Ends {
     unhealthy: watch::Sender<std::collections::BTreeSet<std::net::SocketAddr>>,
     macs: watch::Sender<Macs>,
     keepalived: watch::Sender<keepalived::Status>,
+    haproxy: watch::Sender<haproxy::Status>,
+    proxies: watch::Receiver<Option<Arc<haproxy::Config>>>,
     writers: Writers,
     wanted: watch::Receiver<Option<Config>>,
     targets: watch::Receiver<Targets>,
@@ -206,6 +209,8 @@ impl World {
         let core = Core::new(settings, facts_in.borrow().clone(), ledger.load().unwrap());
         let file = paths.state.join("snapshot.json");
         let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
+        let (haproxy, haproxy_in) = watch::channel(haproxy::Status::default());
+        let (proxies_out, proxies) = watch::channel(None);
         let (unhealthy, unhealthy_in) = watch::channel(std::collections::BTreeSet::new());
         let (macs, macs_in) = watch::channel(Macs::new());
         let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
@@ -217,10 +222,12 @@ impl World {
             facts: facts_in,
             dead: dead_in,
             keepalived: keepalived_in,
+            haproxy: haproxy_in,
             answers,
         };
         let outputs = Outputs {
             keepalived: wants,
+            haproxy: proxies_out,
             targets: targets_out,
             peers: peers_out,
             local: watch::Sender::new(None),
@@ -235,6 +242,8 @@ impl World {
             unhealthy,
             macs,
             keepalived,
+            haproxy,
+            proxies,
             writers,
             wanted,
             targets,
@@ -309,6 +318,18 @@ impl World {
     /// These backends of static VIPs do not answer.
     pub fn unhealthy(&mut self, backends: &[&str]) {
         self.ends.unhealthy.send_replace(backends.iter().map(|backend| backend.parse().unwrap()).collect());
+    }
+
+    /// HAProxy has done what it was told to, and is `state`.
+    pub fn haproxy_is(&mut self, state: haproxy::State) {
+        let tried =
+            self.proxies().map(|config| config.frontends.keys().copied().collect()).unwrap_or_default();
+        self.ends.haproxy.send_modify(|status| (status.state, status.tried) = (state, tried));
+    }
+
+    /// What HAProxy was told.
+    pub fn proxies(&self) -> Option<Arc<haproxy::Config>> {
+        self.ends.proxies.borrow().clone()
     }
 
     /// keepalived has read what it was given.
