@@ -4,7 +4,7 @@
 //! 100, 1,000 and 10,000 Services in one run, and prints the ratios. Beside it stands the cost of a fresh start, which does
 //! grow.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -154,6 +154,30 @@ impl Host for Memory {
     async fn servers(&mut self, keys: &BTreeSet<Key>, _known: &Table) -> Result<Table, Finding> {
         let those = keys.iter().filter_map(|key| self.table.get_key_value(key));
         Ok(those.map(|(key, server)| (*key, server.clone())).collect())
+    }
+
+    async fn has(&mut self, _expected: &[(Key, &Service)]) -> Result<bool, Finding> {
+        Ok(true)
+    }
+
+    async fn timeouts(&mut self) -> Result<Timeouts, Finding> {
+        Ok(Timeouts::default())
+    }
+
+    async fn set_timeouts(&mut self, _change: Timeouts) -> Result<(), Finding> {
+        Ok(())
+    }
+
+    async fn sync_daemons(&mut self) -> Result<BTreeSet<SyncDaemon>, Finding> {
+        Ok(BTreeSet::new())
+    }
+
+    async fn change_sync(&mut self, _command: &SyncCommand) -> Result<(), Finding> {
+        Ok(())
+    }
+
+    async fn sysctls(&mut self, _names: &[&'static str]) -> BTreeMap<&'static str, String> {
+        BTreeMap::new()
     }
 
     async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {

@@ -1,7 +1,7 @@
-//! Folders of manifests and what kvip makes of them: the plan, keepalived's file and the ruleset, text by text.
+//! Folders of manifests and what kvip makes of them: the plan, the ruleset, keepalived's and HAProxy's files, text by text.
 //!
 //! Each folder of tests/golden with a `config.toml` is a case; `UPDATE_GOLDEN=1 cargo test --test golden` writes what is
-//! expected anew. The real keepalived and the real nft must accept every text; they look at the interfaces there are, so
+//! expected anew. The real keepalived, nft and haproxy must accept every text; they look at the interfaces there are, so
 //! that runs in a network namespace with those of the case's `host.toml`.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -21,8 +21,12 @@ use figment::providers::{Format as _, Toml};
 use kvip::net::HostFacts;
 
 /// The expected texts of a case and how `kvip plan` is asked for them.
-const TEXTS: [(&str, &[&str]); 3] =
-    [("plan.txt", &[]), ("keepalived.conf", &["--show", "keepalived"]), ("ruleset.nft", &["--show", "nft"])];
+const TEXTS: [(&str, &[&str]); 4] = [
+    ("plan.txt", &[]),
+    ("keepalived.conf", &["--show", "keepalived"]),
+    ("ruleset.nft", &["--show", "nft"]),
+    ("haproxy.cfg", &["--show", "haproxy"]),
+];
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -65,7 +69,7 @@ fn texts() {
         for (file, arguments) in TEXTS {
             let path = golden().join(&case).join(file);
             let text = planned(&golden(), &case, arguments);
-            if update {
+            if update && (path.exists() || !text.is_empty()) {
                 fs::write(&path, &text).unwrap();
             }
             let wanted = fs::read_to_string(&path).unwrap_or_default();
@@ -110,8 +114,8 @@ fn leave_host(facts: &HostFacts) {
 }
 
 #[test]
-fn keepalived_and_nft_accept_all_of_them() {
-    if !in_namespace("keepalived_and_nft_accept_all_of_them") {
+fn keepalived_nft_and_haproxy_accept_all_of_them() {
+    if !in_namespace("keepalived_nft_and_haproxy_accept_all_of_them") {
         return;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -123,6 +127,11 @@ fn keepalived_and_nft_accept_all_of_them() {
             runtime.block_on(kvip::keepalived::keepalived_accepts(&folder.join("keepalived.conf")));
         assert!(accepted.is_ok(), "{case}: {accepted:?}");
         leave_host(&facts);
+        let haproxy_cfg = folder.join("haproxy.cfg");
+        if haproxy_cfg.exists() {
+            let accepted = runtime.block_on(kvip::haproxy::haproxy_accepts(&haproxy_cfg));
+            assert!(accepted.is_ok(), "{case}: {accepted:?}");
+        }
         nft_accepts(&case, &fs::read(folder.join("ruleset.nft")).unwrap());
     }
 }

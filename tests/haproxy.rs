@@ -91,7 +91,7 @@ impl Service for Unit {
 
 /// A driver with its haproxy.
 struct Bench {
-    wants: watch::Sender<Option<Config>>,
+    wants: watch::Sender<Option<Arc<Config>>>,
     status: watch::Receiver<Status>,
     _folder: tempfile::TempDir,
 }
@@ -114,7 +114,7 @@ impl Bench {
 
     /// Wants `config` and waits until HAProxy is as `enough` says.
     async fn reach(&mut self, config: &Config, enough: impl Fn(&Status) -> bool) -> Status {
-        self.wants.send_replace(Some(config.clone()));
+        self.wants.send_replace(Some(Arc::new(config.clone())));
         self.until(enough).await
     }
 
@@ -307,11 +307,11 @@ fn no_connection_is_lost_while_servers_and_frontends_come_and_go() {
         let load = Load::start();
 
         // Servers change while HAProxy runs on.
-        bench.wants.send_replace(Some(served(&[("10.2.4.1", 0), ("10.2.4.2", 1)])));
+        bench.wants.send_replace(Some(Arc::new(served(&[("10.2.4.1", 0), ("10.2.4.2", 1)]))));
         until_only("10.2.4.2").await;
-        bench.wants.send_replace(Some(served(&[("10.2.4.3", 2)])));
+        bench.wants.send_replace(Some(Arc::new(served(&[("10.2.4.3", 2)]))));
         until_only("10.2.4.3").await;
-        bench.wants.send_replace(Some(served(&[("10.2.4.1", 1)])));
+        bench.wants.send_replace(Some(Arc::new(served(&[("10.2.4.1", 1)]))));
         until_only("10.2.4.1").await;
         assert_eq!(bench.status.borrow().reloads, 0);
 

@@ -182,6 +182,7 @@ fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, drai
             table,
             facts: &facts,
             keepalived: &carried,
+            haproxy: &BTreeSet::new(),
             written: &kvip::nft::Ruleset::default(),
             drained: &drained,
         },
@@ -374,6 +375,7 @@ fn only_tcp_drains() {
             servers: [(backend, draining)].into(),
             check: None,
             thresholds: Thresholds::default(),
+            proxying: None,
             total: 1,
         };
         let desired =

@@ -11,6 +11,7 @@ mod drain;
 mod explain;
 mod overview;
 mod plan;
+mod plan_haproxy;
 mod status;
 pub mod style;
 mod unit;

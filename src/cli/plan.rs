@@ -14,10 +14,11 @@ use figment::providers::{Format as _, Toml};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Exit, Global, SettingsArgs, style};
+use super::{Exit, Global, SettingsArgs, plan_haproxy, style};
 use crate::config::{self, Settings, Sources};
 use crate::daemon::{Ledger, settings};
 use crate::derive::{self, Desired, Inputs, Requests, Served, Source};
+use crate::{files, haproxy};
 use crate::health::check::Down;
 use crate::ipam::{Claim, Claims, Step, Wish};
 use crate::ipvs::{Client, Command, Key, Table};
@@ -27,7 +28,7 @@ use crate::net::peers::{self, Macs};
 use crate::net::{self, HostFacts, PolicyRoute};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
-use crate::snapshot::{Snapshot, feed, files};
+use crate::snapshot::{self, Snapshot, feed};
 
 /// How long the API server may take for a complete answer.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
@@ -56,6 +57,8 @@ pub enum Show {
     Keepalived,
     /// The nftables table.
     Nft,
+    /// The haproxy.cfg.
+    Haproxy,
 }
 
 /// All that a plan is made of and shown from.
@@ -83,6 +86,10 @@ pub struct View {
     pub facts: HostFacts,
     /// Where VIPs may come from.
     pub allowed: Vec<IpNet>,
+    /// The file that HAProxy would read; empty where it is not to run.
+    pub haproxy_cfg: String,
+    /// The file that it reads now.
+    pub haproxy_now: String,
 }
 
 /// Runs `kvip plan`.
@@ -98,6 +105,7 @@ pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     style::print(&match args.show {
         Some(Show::Keepalived) => view.keepalived_conf.clone(),
         Some(Show::Nft) => nft::render(view.plan.ruleset.as_deref().unwrap_or(&view.desired.ruleset)),
+        Some(Show::Haproxy) => view.haproxy_cfg.clone(),
         None if global.json => serde_json::to_string_pretty(&document(&view))? + "\n",
         None => text(&view),
     })?;
@@ -113,7 +121,7 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
         sources.clone()
     };
     let host = config::require(&sources)?;
-    let (snapshot, unread) = files::load(folder, &host.alone().settings.cluster)?;
+    let (snapshot, unread) = snapshot::files::load(folder, &host.alone().settings.cluster)?;
     let facts_file = folder.join(FOLDER_HOST);
     let facts = if facts_file.exists() {
         read_facts(&facts_file)?
@@ -160,6 +168,7 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let mut view =
         view(heading, &loaded.settings, &snapshot, (&facts, &macs), table, current.as_deref(), build);
     view.findings.splice(..0, loaded.findings);
+    view.haproxy_now = files::read(&haproxy::Paths::of(&paths.run).config)?.unwrap_or_default();
     Ok(view)
 }
 
@@ -198,9 +207,10 @@ fn view(
         Inputs { settings, snapshot, facts, dead: &dead, leaving: &leaving, unhealthy: &unhealthy, macs };
     let desired = derive::derive(&inputs);
     let keepalived = current.map(keepalived::carried_in).unwrap_or_default();
-    let drained = BTreeSet::new();
+    let (drained, proxied) = (BTreeSet::new(), desired.haproxy.frontends.keys().copied().collect());
     let have = Have {
         table: &table,
+        haproxy: &proxied,
         facts,
         keepalived: &keepalived,
         written: &nft::Ruleset::default(),
@@ -215,6 +225,9 @@ fn view(
     let unread = snapshot.skipped.values().flatten().cloned();
     let findings = unread.chain(desired.findings.iter().cloned()).chain(awaited).collect();
     let (snapshot, facts, allowed) = (snapshot.clone(), facts.clone(), settings.allowed.clone());
+    let socket = haproxy::Paths::of(&Paths::default().run).socket;
+    let runs = !desired.haproxy.frontends.is_empty();
+    let haproxy_cfg = if runs { haproxy::render(&desired.haproxy, &socket) } else { String::new() };
     View {
         heading,
         desired,
@@ -227,6 +240,8 @@ fn view(
         snapshot,
         facts,
         allowed,
+        haproxy_cfg,
+        haproxy_now: String::new(),
     }
 }
 
@@ -283,7 +298,7 @@ fn new_claim(claim: &Claim, wish: Option<&Wish>) -> String {
 pub struct Change {
     /// `+`, `~` or `-`.
     pub sign: char,
-    /// `virtual server`, `real server` or `VIP`.
+    /// `virtual server`, `real server`, `routing`, `proxy` or `VIP`.
     pub kind: &'static str,
     /// What changes, and to what.
     pub what: String,
@@ -366,6 +381,7 @@ fn changes(view: &View) -> Vec<Change> {
     };
     all.extend(view.plan.routes.iter().map(|one| route('+', one)));
     all.extend(view.plan.old_routes.iter().map(|one| route('-', one)));
+    all.extend(plan_haproxy::changes(view));
     all.extend(vip_changes(view));
     all
 }
@@ -381,7 +397,7 @@ fn served_by(view: &View) -> BTreeMap<Key, (&Frontend, &Served)> {
 }
 
 /// On whose behalf a frontend is served, and how that is asked for.
-fn asked(served: &Served) -> String {
+pub(super) fn asked(served: &Served) -> String {
     let check = served.check.as_ref().map_or_else(String::new, |check| format!(", {} check", check.kind));
     match served.source {
         Source::Static => format!("{}{check}", served.owner),

@@ -91,6 +91,9 @@ fn heading(status: &Status) -> String {
             style::count(status.real_servers, "real server")
         ),
     ];
+    if !["", "idle"].contains(&status.haproxy.as_str()) {
+        parts.insert(3, format!("haproxy {}", status.haproxy));
+    }
     if status.drained {
         parts.push("drained (kvip undrain ends it)".into());
     }

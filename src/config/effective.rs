@@ -58,6 +58,7 @@ fn value(settings: &Settings, path: &str) -> Value {
         "balancing.sync" => json!(balancing.sync.on),
         "balancing.sync_interface" => json!(balancing.sync.interface),
         "balancing.sync_id" => json!(balancing.sync.id),
+        "balancing.proxy_protocol" => json!(balancing.proxy_protocol.name()),
         "dsr.mark_bits" => json!(dsr.mark_bits.to_string()),
         "dsr.route_table" => json!(dsr.route_table),
         "dsr.rule_priority" => json!(dsr.rule_priority),

@@ -29,7 +29,7 @@ pub struct Table {
 }
 
 /// Every key outside of tables, in the order of the installed file.
-pub const KEYS: [Key; 48] = [
+pub const KEYS: [Key; 49] = [
     key("cluster.source", "kubernetes"),
     bare("cluster.manifests"),
     key("cluster.kubeconfig", "/etc/kvip/kubeconfig"),
@@ -65,6 +65,7 @@ pub const KEYS: [Key; 48] = [
     key("balancing.sync", "false"),
     bare("balancing.sync_interface"),
     bare("balancing.sync_id"),
+    key("balancing.proxy_protocol", "v1"),
     key("dsr.mark_bits", "0x1001fff"),
     key("dsr.route_table", "5087"),
     key("dsr.rule_priority", "50"),

@@ -170,6 +170,8 @@ pub struct Balancing {
     pub probe_port: u16,
     /// Whether kvip answers on healthCheckNodePort, for clusters without kube-proxy; false by default.
     pub health_check_node_port: bool,
+    /// What HAProxy tells servers of clients in mode proxy, for Services that say nothing of it.
+    pub proxy_protocol: ProxyProtocol,
     /// Which frontends are kept from kube-proxy.
     pub shield: Shield,
     /// The admin's word that a kube-proxy in ipvs mode leaves kvip's virtual servers alone; false by default.
@@ -266,6 +268,7 @@ impl Settings {
                 beside_kube_proxy_ipvs: false,
                 timeouts: Timeouts::default(),
                 sync: Sync::default(),
+                proxy_protocol: ProxyProtocol::V1,
             },
             dsr: Dsr::standard(),
             checks: Checks::standard(),
@@ -399,8 +402,7 @@ impl Scheduler {
 
 /// What HAProxy tells a server of the client whose connection it passes on: the PROXY protocol's version
 /// (proxy-protocol.txt of HAProxy).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyProtocol {
     /// A line of text.
     V1,
@@ -408,6 +410,25 @@ pub enum ProxyProtocol {
     V2,
     /// Nothing: the server sees the node's address alone.
     Off,
+}
+
+impl ProxyProtocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::V1, Self::V2, Self::Off];
+
+    /// Its name in settings and annotations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+            Self::Off => "off",
+        }
+    }
+
+    /// What has that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.name() == name)
+    }
 }
 
 #[cfg(test)]

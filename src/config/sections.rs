@@ -120,6 +120,7 @@ fn balancing(merged: &mut Merged) -> Balancing {
             interface: merged.read_optional("balancing.sync_interface", values::interface),
             id: merged.read_optional("balancing.sync_id", values::sync_id),
         },
+        proxy_protocol: merged.read("balancing.proxy_protocol", values::proxy_protocol),
     }
 }
 

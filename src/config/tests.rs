@@ -336,6 +336,7 @@ fn a_folder_of_manifests() {
 
 #[test]
 fn balancing() {
+    check("[balancing]\nproxy_protocol = 'v3'", "4: balancing.proxy_protocol = \"v3\": one of v1, v2, off");
     check(
         "[balancing]\nhealth_check_node_port = 1",
         "4: balancing.health_check_node_port = 1: true or false, without quotes",

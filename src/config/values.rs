@@ -16,7 +16,7 @@ use serde::de::value::{Error as SerdeError, StrDeserializer};
 
 use super::raw::Raw;
 use super::units::{DurationError, format_duration, parse_duration};
-use super::{AddressRange, LoadBalancers, Mode, Scheduler, Shield, Transport};
+use super::{AddressRange, LoadBalancers, Mode, ProxyProtocol, Scheduler, Shield, Transport};
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
@@ -205,6 +205,12 @@ pub(super) fn transport(raw: Raw) -> Result<Transport, String> {
 /// A forwarding mode.
 pub(super) fn mode(raw: Raw) -> Result<Mode, String> {
     Mode::named(text(raw)?).ok_or_else(|| format!("one of {}", Mode::ALL.map(Mode::name).join(", ")))
+}
+
+/// A version of the PROXY protocol, or none.
+pub(super) fn proxy_protocol(raw: Raw) -> Result<ProxyProtocol, String> {
+    ProxyProtocol::named(text(raw)?)
+        .ok_or_else(|| format!("one of {}", ProxyProtocol::ALL.map(ProxyProtocol::name).join(", ")))
 }
 
 /// An IPVS scheduler.

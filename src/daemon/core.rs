@@ -39,6 +39,8 @@ pub struct Core {
     pub dead: BTreeSet<String>,
     /// The VIPs in the configuration that keepalived runs.
     pub carried: Carried,
+    /// The frontends that HAProxy serves, or was found not to be able to.
+    pub proxied: BTreeSet<Frontend>,
     /// The kernel's virtual servers that are kvip's; `None` before they were read.
     pub table: Option<Table>,
     /// The table `inet kvip` as it was written last.
@@ -85,6 +87,7 @@ impl Core {
             snapshot: None,
             dead: BTreeSet::new(),
             carried: Carried::new(),
+            proxied: BTreeSet::new(),
             table: None,
             unhealthy: Down::new(),
             macs: Macs::new(),
@@ -230,6 +233,7 @@ impl Core {
     fn have<'a>(&'a self, drained: &'a BTreeSet<(Key, Backend)>, nothing: &'a Table) -> Have<'a> {
         Have {
             table: self.table.as_ref().unwrap_or(nothing),
+            haproxy: &self.proxied,
             facts: &self.facts,
             keepalived: &self.carried,
             written: &self.written,

@@ -20,6 +20,7 @@ use super::turn::{Daemon, Inputs, Outputs};
 use super::writers::{self, Answers, Orders, Writers};
 use super::{Ledger, probe};
 use crate::config::{self, HostLayers, Settings, Sources};
+use crate::haproxy;
 use crate::health::{self, Targets, check, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
@@ -185,6 +186,8 @@ struct Feeds {
     macs: watch::Receiver<peers::Macs>,
     ruleset: watch::Receiver<Touched>,
     keepalived: watch::Receiver<keepalived::Status>,
+    haproxy: watch::Receiver<haproxy::Status>,
+    proxies: watch::Sender<Option<Arc<haproxy::Config>>>,
     wants: watch::Sender<Option<keepalived::Config>>,
     targets: watch::Sender<Targets>,
 }
@@ -193,6 +196,8 @@ impl Feeds {
     async fn start(settings: Settings, paths: &Paths) -> anyhow::Result<(Self, Orders)> {
         let facts = net::watch().await.context("read this host's network")?;
         let (wants, wanted) = watch::channel(None);
+        let (proxies, proxied) = watch::channel(None);
+        let proxy_paths = haproxy::Paths::of(&paths.run);
         let (targets, probed) = watch::channel(Targets::new());
         let (peers, wanted_peers) = watch::channel(BTreeSet::new());
         let (checked, to_check) = watch::channel(check::Targets::new());
@@ -206,6 +211,8 @@ impl Feeds {
             answers,
             writers,
             dead: health::spawn(&own, probed, settings.balancing.probe_port),
+            haproxy: haproxy::spawn(proxied, proxy_paths.clone(), haproxy::Haproxy::new(&proxy_paths)),
+            proxies,
             keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::unit()),
             facts,
             macs: peers::spawn(wanted_peers),
@@ -228,6 +235,7 @@ impl Feeds {
             macs: self.macs.clone(),
             ruleset: self.ruleset.clone(),
             keepalived: self.keepalived.clone(),
+            haproxy: self.haproxy.clone(),
             answers: self.answers.clone(),
         }
     }
@@ -251,6 +259,7 @@ impl Feeds {
         node_ports::spawn(answers);
         let outputs = Outputs {
             keepalived: self.wants.clone(),
+            haproxy: self.proxies.clone(),
             targets: self.targets.clone(),
             checked: self.checked.clone(),
             peers: self.peers.clone(),

@@ -84,6 +84,8 @@ pub struct View {
     pub keepalived: String,
     /// Reloads of keepalived.
     pub keepalived_reloads: u64,
+    /// HAProxy in a few words.
+    pub haproxy: String,
     /// The drain mark is there.
     pub drained: bool,
     /// What the weight files say, by group.
@@ -108,6 +110,7 @@ impl View {
             node: desired.node.clone().unwrap_or_else(|| self.hostname.clone()),
             summary: self.summary(now),
             keepalived: self.keepalived.clone(),
+            haproxy: self.haproxy.clone(),
             drained: self.drained,
             weight: default.and_then(|group| self.weights.get(&group.vrid)).copied(),
             members: default.map(|group| group.members.clone()).unwrap_or_default(),

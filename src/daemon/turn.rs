@@ -22,6 +22,7 @@ use super::writers::{Answers, Orders};
 use super::{moves, weight_files};
 use crate::config::{HostLayers, Settings};
 use crate::derive::{self, Desired, Vip};
+use crate::haproxy;
 use crate::health::node_ports::Local;
 use crate::health::{Dead, Targets, check};
 use crate::host::Host;
@@ -60,6 +61,8 @@ pub struct Inputs {
     pub ruleset: watch::Receiver<Touched>,
     /// What keepalived runs.
     pub keepalived: watch::Receiver<keepalived::Status>,
+    /// What HAProxy serves.
+    pub haproxy: watch::Receiver<haproxy::Status>,
     /// What those tell who write to the cluster.
     pub answers: Answers,
 }
@@ -80,6 +83,7 @@ impl Inputs {
             changed = self.macs.changed() => changed.map_err(ended("peers")),
             changed = self.ruleset.changed() => changed.map_err(ended("nftables")),
             changed = self.keepalived.changed() => changed.map_err(ended("keepalived")),
+            changed = self.haproxy.changed() => changed.map_err(ended("haproxy")),
             // Without a connection to write over they end, and there is nothing to hear.
             Ok(()) = self.answers.outcomes.changed() => Ok(()),
             Ok(()) = self.answers.said.changed() => Ok(()),
@@ -93,6 +97,8 @@ impl Inputs {
 pub struct Outputs {
     /// The configuration that keepalived is to run.
     pub keepalived: watch::Sender<Option<keepalived::Config>>,
+    /// What HAProxy is to serve.
+    pub haproxy: watch::Sender<Option<Arc<haproxy::Config>>>,
     /// The nodes to probe.
     pub targets: watch::Sender<Targets>,
     /// The addresses whose link-layer addresses matter.
@@ -267,6 +273,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let touched = update_from(&mut self.applied.touched, &self.inputs.ruleset.borrow_and_update());
         self.applied.ruleset_doubtful |= touched;
         news |= touched;
+        news |= update_from(&mut core.proxied, &self.inputs.haproxy.borrow_and_update().tried);
         self.applied.look_at_all |= news;
         self.news |= news;
         self.news |= update_from(&mut core.unhealthy, &self.inputs.unhealthy.borrow_and_update());
@@ -326,7 +333,13 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let wants = &self.outputs.keepalived;
         // While the pass changes the core, the answer is that of before: keep what is held until another has it.
         let holding = self.weights.holding(&self.core, now);
+        let (proxies, proxied) = (&self.outputs.haproxy, self.core.proxied.clone());
         let switch = |desired: &Desired| {
+            proxies.send_if_modified(|last| replace(last, Some(Arc::clone(&desired.haproxy))));
+            // Before a VIP comes HAProxy listens at it, or cannot.
+            if !desired.haproxy.frontends.keys().all(|frontend| proxied.contains(frontend)) {
+                return;
+            }
             let config = weights::switch(desired, &holding, wants.borrow().as_ref());
             if let Some(config) = config {
                 wants.send_if_modified(|last| replace(last, Some(config)));
@@ -388,6 +401,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             contact: contact.last_ok.map(tokio::time::Instant::into_std),
             keepalived: keepalived.state.to_string(),
             keepalived_reloads: keepalived.reloads,
+            haproxy: self.inputs.haproxy.borrow().state.to_string(),
             drained,
             weights,
             faults: self.applied.faults,
@@ -463,6 +477,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         all.extend(self.applied.repairs.fights(now));
         all.extend(self.joined.iter().flat_map(|joined| joined.findings.iter().cloned()));
         let answers = &self.inputs.answers;
+        all.extend(self.inputs.haproxy.borrow().problems.iter().cloned());
         all.extend(answers.said.borrow().iter().cloned());
         all.extend(answers.agreed.borrow().iter().cloned());
         all.extend(troubles(&answers.outcomes.borrow()));

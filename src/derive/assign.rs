@@ -282,6 +282,10 @@ impl Tasks<'_> {
         options: &Arc<Options>,
         (port, source, mode): (&ServicePort, Source, Mode),
     ) {
+        if let Some(finding) = mode::unfit(vip, key, port, mode) {
+            self.findings.push(finding);
+            return;
+        }
         let frontend = Frontend { vip, protocol: port.protocol, port: port.port };
         let owner = Owner::Service(key.clone());
         if !self.take(frontend, &owner) {

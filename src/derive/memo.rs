@@ -120,6 +120,7 @@ impl Deriver {
         let local = self.take_slices(inputs, anew, &mut dirty) || ranges;
         self.take_unhealthy(inputs, &mut dirty);
         let (touched, nodes) = self.remake(&dirty, inputs);
+        self.proxy(&touched);
         let same_macs = self.before.as_ref().is_some_and(|before| before.macs == *inputs.macs);
         let rules = first || reassigned || local || (!same_macs && self.steers());
         if first || !same_assignment || nodes {
@@ -282,6 +283,21 @@ impl Deriver {
         }
         self.desired.owners = self.parts.len();
         (touched, nodes)
+    }
+
+    /// What HAProxy must do for `touched`.
+    fn proxy(&mut self, touched: &BTreeSet<Frontend>) {
+        for frontend in touched {
+            let want = self.desired.frontends.get(frontend).and_then(|served| served.proxy());
+            if self.desired.haproxy.frontends.get(frontend) == want.as_ref() {
+                continue;
+            }
+            let frontends = &mut Arc::make_mut(&mut self.desired.haproxy).frontends;
+            match want {
+                Some(proxy) => frontends.insert(*frontend, proxy),
+                None => frontends.remove(frontend),
+            };
+        }
     }
 
     fn slices<'a>(&self, owner: &Owner, snapshot: &'a Snapshot) -> Vec<&'a Arc<EndpointSlice>> {

@@ -30,7 +30,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::{Mode, Settings};
+use crate::config::{Mode, ProxyProtocol, Settings};
+use crate::haproxy;
 use crate::health::check::{Check, Down, Target};
 use crate::ipvs::model::{Forward, Thresholds};
 use crate::ipvs::{self, Key, RealServer};
@@ -91,6 +92,8 @@ pub struct Desired {
     pub ruleset: Arc<nft::Ruleset>,
     /// What keepalived must run.
     pub keepalived: Arc<keepalived::Config>,
+    /// What HAProxy must serve.
+    pub haproxy: Arc<haproxy::Config>,
     /// Policy rules and routes that bring packets to a VIP into this host's own stack although it is not here.
     pub policy_routes: Arc<BTreeSet<PolicyRoute>>,
     /// Addresses of the nodes that hand packets on to this one, whose link-layer addresses tell such packets apart.
@@ -160,8 +163,19 @@ pub struct Served {
     pub thresholds: Thresholds,
     /// How they are checked.
     pub check: Option<Arc<Check>>,
+    /// How HAProxy serves it, where the mode is that.
+    pub proxying: Option<Proxying>,
     /// Endpoints in whatever state.
     pub total: usize,
+}
+
+/// How HAProxy serves a frontend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proxying {
+    /// What servers are told of clients.
+    pub protocol: ProxyProtocol,
+    /// How a server is chosen.
+    pub balance: haproxy::Balance,
 }
 
 /// A virtual server of IPVS.
@@ -212,6 +226,17 @@ impl Served {
     /// How many servers get connections.
     pub fn active(&self) -> usize {
         self.servers.values().filter(|server| server.wanted == WantedServer::Active).count()
+    }
+
+    /// What HAProxy must do for it, where it is to and there is a server for a client.
+    pub fn proxy(&self) -> Option<haproxy::Proxy> {
+        let Proxying { protocol, balance } = self.proxying.filter(|_| self.active() > 0)?;
+        let weight = |server: &Server| match server.wanted {
+            WantedServer::Active => haproxy::weight(server.weight),
+            WantedServer::Draining | WantedServer::Idle => 0,
+        };
+        let servers = self.servers.iter().map(|(backend, server)| (*backend, weight(server)));
+        Some(haproxy::Proxy { owner: self.owner.to_string(), protocol, balance, servers: servers.collect() })
     }
 
     /// The real servers that one of its virtual servers is to have, at the weights of when they get connections.

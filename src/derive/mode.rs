@@ -9,9 +9,9 @@ use super::Inputs;
 use super::asks::{Source, Want};
 use super::grammar::Method;
 use super::options::{MODE, Options};
-use crate::config::Mode;
-use crate::model::{Finding, ObjectKey};
-use crate::snapshot::Service;
+use crate::config::{Mode, ProxyProtocol};
+use crate::model::{Finding, ObjectKey, Protocol};
+use crate::snapshot::{Service, ServicePort};
 
 /// The mode of what `want` asks for.
 pub fn of(
@@ -26,14 +26,18 @@ pub fn of(
     let refused =
         |why: &str, mend: String| Err(Finding::new(key, format!("not served at {vip}: {why}")).mend(mend));
     match named.unwrap_or(inputs.settings.balancing.mode) {
-        Mode::Proxy => refused("mode proxy is not available in this version", use_mode(key, Mode::Nat)),
+        Mode::Proxy if service.local_policy && options.proxy_protocol == ProxyProtocol::Off => refused(
+            "externalTrafficPolicy Local keeps the client's address, which mode proxy cannot without the PROXY protocol",
+            use_mode(key, Mode::Dsr),
+        ),
         Mode::Nat if service.local_policy && named.is_some() => refused(
             "externalTrafficPolicy Local keeps the client's address, which mode nat cannot",
             use_mode(key, Mode::Dsr),
         ),
-        Mode::Nat | Mode::Dsr if service.local_policy => {
+        mode @ (Mode::Nat | Mode::Dsr | Mode::Proxy) if service.local_policy => {
             match dropped_by_kube_proxy(vip, want.source, service) {
                 Some(why) => refused(why, policy_cluster(key)),
+                None if mode == Mode::Proxy => Ok(mode),
                 None => Ok(Mode::Dsr),
             }
         }
@@ -52,6 +56,16 @@ fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Opti
     shown.any(|entry| entry.mode.as_deref() != Some("Proxy")).then_some(
         "its status lacks ipMode Proxy, so kube-proxy drops packets of policy Local on nodes without a pod of it",
     )
+}
+
+/// Why `port` cannot be served in `mode`, if so.
+pub fn unfit(vip: IpAddr, key: &ObjectKey, port: &ServicePort, mode: Mode) -> Option<Finding> {
+    if mode != Mode::Proxy || port.protocol == Protocol::Tcp {
+        return None;
+    }
+    let text = format!("not served at {vip} {} {}: mode proxy is for TCP alone", port.protocol, port.port);
+    let mend = format!("{}, or a Service of its own for the port", use_mode(key, Mode::Nat));
+    Some(Finding::new(key, text).mend(mend))
 }
 
 fn use_mode(key: &ObjectKey, mode: Mode) -> String {

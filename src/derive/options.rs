@@ -5,13 +5,16 @@
 use std::time::Duration;
 
 use super::checks::{self, Checking};
-use crate::config::{Mode, Scheduler, Settings};
+use crate::config::{Mode, ProxyProtocol, Scheduler, Settings};
 use crate::ipvs::model::{Thresholds, Tunnel};
 use crate::model::{Finding, ObjectKey};
 use crate::snapshot::Service;
 
 /// The forwarding mode, by its name.
 pub const MODE: &str = "kvip.io/mode";
+
+/// What HAProxy tells servers of clients.
+const PROXY_PROTOCOL: &str = "kvip.io/proxy-protocol";
 
 /// How a Service is to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct Options {
     pub tunnel: Tunnel,
     /// How its endpoints are checked.
     pub checking: Option<Checking>,
+    /// What servers are told of clients in mode proxy.
+    pub proxy_protocol: ProxyProtocol,
 }
 
 impl Options {
@@ -43,6 +48,7 @@ impl Options {
             thresholds: Thresholds::default(),
             tunnel: Tunnel::Ipip,
             checking: Checking::of(&settings.checks),
+            proxy_protocol: settings.balancing.proxy_protocol,
         }
     }
 
@@ -50,11 +56,13 @@ impl Options {
     pub fn of(key: &ObjectKey, service: &Service, settings: &Settings, findings: &mut Vec<Finding>) -> Self {
         let checking = checks::read(key, service, &settings.checks, findings);
         let mut reader = Reader { key, service, findings };
+        let standard = Self::standard(settings);
         Self {
             mode: reader.read(MODE, mode),
             affinity: service.affinity,
             checking,
-            ..Self::standard(settings)
+            proxy_protocol: reader.read(PROXY_PROTOCOL, proxy_protocol).unwrap_or(standard.proxy_protocol),
+            ..standard
         }
     }
 }
@@ -81,6 +89,10 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+fn proxy_protocol(text: &str) -> Result<ProxyProtocol, String> {
+    ProxyProtocol::named(text).ok_or_else(|| "v1, v2 or off".into())
 }
 
 fn mode(text: &str) -> Result<Mode, String> {

@@ -10,8 +10,9 @@ use super::checks::{self, Checking, Judged};
 use super::endpoints::{self, Behind, Scope, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
-use super::{Balanced, Forwarding, Owner, Served, Server, WantedServer};
+use super::{Balanced, Forwarding, Owner, Proxying, Served, Server, WantedServer};
 use crate::config::Mode;
+use crate::haproxy;
 use crate::health::check::{Down, Target};
 use crate::ipvs;
 use crate::ipvs::model::{Forward, Thresholds};
@@ -112,6 +113,7 @@ impl Part {
             servers: listening(serving.mode, frontend, behind.servers),
             thresholds: service.options.thresholds,
             check: checking.and_then(|checking| checking.check_of(frontend.protocol)),
+            proxying: (serving.mode == Mode::Proxy).then(|| proxying(service.options)),
             total: behind.total,
         };
         self.nodes.extend(behind.nodes);
@@ -143,6 +145,7 @@ impl Part {
             servers,
             thresholds: Thresholds::default(),
             check: checking.and_then(|checking| checking.check_of(frontend.protocol)),
+            proxying: None,
             total: backends.len(),
         };
         self.frontends.insert(frontend, Arc::new(served));
@@ -160,6 +163,11 @@ impl Part {
         self.targets.extend(judged.targets);
         self.down.extend(judged.down);
     }
+}
+
+fn proxying(options: &Options) -> Proxying {
+    let balance = haproxy::Balance::of(options.scheduler, options.affinity.is_some());
+    Proxying { protocol: options.proxy_protocol, balance }
 }
 
 /// A backend of a static VIP.

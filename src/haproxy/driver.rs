@@ -10,6 +10,7 @@
 //! back with it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -47,7 +48,7 @@ const POLL: Duration = Duration::from_millis(50);
 ///
 /// `None` means that nobody knows yet what is wanted, and changes nothing; a configuration without frontends stops HAProxy.
 pub fn spawn<S: Service + 'static>(
-    wants: watch::Receiver<Option<Config>>,
+    wants: watch::Receiver<Option<Arc<Config>>>,
     paths: Paths,
     service: S,
 ) -> watch::Receiver<Status> {
@@ -68,18 +69,18 @@ struct Driver<S> {
 }
 
 impl<S: Service> Driver<S> {
-    async fn run(mut self, mut wants: watch::Receiver<Option<Config>>) {
+    async fn run(mut self, mut wants: watch::Receiver<Option<Arc<Config>>>) {
         let mut retry = RETRY.0;
         loop {
             beats::beat("haproxy", beats::PATIENT);
             let want = wants.borrow_and_update().clone();
-            let pause = match self.advance(want.as_ref()).await {
+            let pause = match self.advance(want.as_deref()).await {
                 Ok(()) => {
                     retry = RETRY.0;
                     LOOK_AGAIN
                 }
                 Err(trouble) => {
-                    self.tell(trouble);
+                    self.tell(trouble, want.as_deref());
                     let pause = retry;
                     retry = (retry * 2).min(RETRY.1);
                     pause
@@ -105,13 +106,16 @@ impl<S: Service> Driver<S> {
             self.left_out.retain(|frontend| taken.contains(&frontend.port));
         }
         let (possible, problems) = self.without_left_out(want);
-        let frontends: BTreeSet<Frontend> = possible.frontends.keys().copied().collect();
+        let frontends = keys(Some(&possible));
         let state = if frontends.is_empty() { State::Idle } else { State::Active };
         match state {
             State::Idle => self.rest().await?,
             _ => self.bring(possible).await?,
         }
-        self.publish(|status| *status = Status { state, frontends, problems, reloads: status.reloads });
+        let tried = keys(Some(want));
+        self.publish(|status| {
+            *status = Status { state, frontends, tried, problems, reloads: status.reloads }
+        });
         Ok(())
     }
 
@@ -262,13 +266,14 @@ impl<S: Service> Driver<S> {
         Ok(trouble)
     }
 
-    fn tell(&self, trouble: Trouble) {
+    fn tell(&self, trouble: Trouble, want: Option<&Config>) {
         if self.status.borrow().state != trouble.state {
             warn!(state = %trouble.state, "haproxy is not as wanted");
         }
         self.publish(|status| {
             status.state = trouble.state;
             status.problems = vec![trouble.finding];
+            status.tried = keys(want);
         });
     }
 
@@ -280,6 +285,10 @@ impl<S: Service> Driver<S> {
             *status != before
         });
     }
+}
+
+fn keys(config: Option<&Config>) -> BTreeSet<Frontend> {
+    config.iter().flat_map(|config| config.frontends.keys().copied()).collect()
 }
 
 #[cfg(test)]

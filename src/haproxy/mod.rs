@@ -14,6 +14,7 @@ mod taken;
 mod trouble;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::config::{ProxyProtocol, Scheduler};
@@ -22,7 +23,7 @@ use crate::model::{Backend, Frontend};
 pub use control::ask;
 pub use driver::spawn;
 pub use program::{ProgramError, haproxy_accepts};
-pub use render::render;
+pub use render::{name, render, sections};
 pub use service::{Haproxy, Service, UNIT, cleanup};
 pub use status::{State, Status};
 pub use taken::ports as ports_taken;
@@ -50,6 +51,11 @@ pub struct Proxy {
 /// The highest weight of a server.
 pub const MOST_WEIGHT: u16 = 256;
 
+/// A weight of IPVS as one of HAProxy's.
+pub fn weight(of: u32) -> u16 {
+    u16::try_from(of).unwrap_or(MOST_WEIGHT).min(MOST_WEIGHT)
+}
+
 /// How a server is chosen (`balance` in HAProxy's configuration manual). All take servers that are added while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Balance {
@@ -70,10 +76,30 @@ impl Balance {
     pub fn of(scheduler: Scheduler, affinity: bool) -> Self {
         match scheduler {
             _ if affinity => Self::Source,
-            Scheduler::Rr | Scheduler::Wrr => Self::RoundRobin,
-            Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq => Self::LeastConnections,
-            Scheduler::Sh => Self::Source,
+            // A VIP is one destination, so that hashing destinations would choose one server for all.
+            Scheduler::Rr | Scheduler::Wrr | Scheduler::Dh => Self::RoundRobin,
+            Scheduler::Lc
+            | Scheduler::Wlc
+            | Scheduler::Lblc
+            | Scheduler::Lblcr
+            | Scheduler::Sed
+            | Scheduler::Nq => Self::LeastConnections,
+            Scheduler::Sh | Scheduler::Mh => Self::Source,
+            Scheduler::Fo | Scheduler::Ovf => Self::First,
+            Scheduler::Twos => Self::RandomOfTwo,
         }
+    }
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RoundRobin => "roundrobin",
+            Self::LeastConnections => "leastconn",
+            Self::Source => "source",
+            Self::RandomOfTwo => "random(2)",
+            Self::First => "first",
+        })
     }
 }
 

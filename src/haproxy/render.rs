@@ -47,11 +47,19 @@ pub fn render(config: &Config, socket: &Path) -> String {
     text
 }
 
+/// What a rendered text says of each proxy, by its name.
+pub fn sections(text: &str) -> BTreeMap<&str, &str> {
+    let sections = text.split("\nlisten ").skip(1);
+    // The comment before the next one belongs to that.
+    let alone = sections.map(|text| text.rsplit_once("\n\n#").map_or(text, |(section, _)| section));
+    alone.filter_map(|text| text.split_once('\n')).map(|(name, rest)| (name, rest.trim_end())).collect()
+}
+
 /// `transparent`: the address is bound although this host does not have it, until it holds the VIP.
 fn listen(text: &mut String, frontend: &Frontend, proxy: &Proxy) {
     let name = name(frontend);
     let _ = write!(text, "\n# {}\nlisten {name}\n    bind {name} transparent\n", proxy.owner);
-    let _ = writeln!(text, "    balance {}", balance(proxy.balance));
+    let _ = writeln!(text, "    balance {}", proxy.balance);
     if proxy.balance == Balance::Source {
         // Only then is the choice the same wherever the servers are the same, and changes little when they change.
         text.push_str("    hash-type consistent\n");
@@ -64,16 +72,6 @@ fn listen(text: &mut String, frontend: &Frontend, proxy: &Proxy) {
 /// The name of a frontend's proxy, which is where it listens too: HAProxy takes what follows the last colon for the port.
 pub fn name(frontend: &Frontend) -> String {
     format!("{}:{}", frontend.vip, frontend.port)
-}
-
-fn balance(balance: Balance) -> &'static str {
-    match balance {
-        Balance::RoundRobin => "roundrobin",
-        Balance::LeastConnections => "leastconn",
-        Balance::Source => "source",
-        Balance::RandomOfTwo => "random(2)",
-        Balance::First => "first",
-    }
 }
 
 /// By its name, what each server is: address, number, weight and what it is told of clients.

@@ -14,6 +14,8 @@ pub struct Status {
     pub state: State,
     /// The frontends that it serves.
     pub frontends: BTreeSet<Frontend>,
+    /// The frontends that it was last told to serve, whether it does or cannot.
+    pub tried: BTreeSet<Frontend>,
     /// Reloads since kvip started.
     pub reloads: u64,
     /// What is the matter, and what to type.
@@ -43,7 +45,7 @@ impl Default for Status {
     /// A driver that has done nothing yet.
     fn default() -> Self {
         let state = State::Waiting("for what the cluster wants".into());
-        Self { state, frontends: BTreeSet::new(), reloads: 0, problems: Vec::new() }
+        Self { state, frontends: BTreeSet::new(), tried: BTreeSet::new(), reloads: 0, problems: Vec::new() }
     }
 }
 

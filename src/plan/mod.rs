@@ -29,6 +29,8 @@ pub use strays::strays;
 pub struct Have<'a> {
     /// Virtual servers of VIPs that kvip owns.
     pub table: &'a Table,
+    /// The frontends that HAProxy serves, or was found not to be able to.
+    pub haproxy: &'a BTreeSet<Frontend>,
     /// The host's addresses.
     pub facts: &'a HostFacts,
     /// The VIPs in the configuration that keepalived runs.
@@ -68,6 +70,7 @@ pub fn plan(desired: &Desired, have: &Have) -> Plan {
             Key::Frontend(frontend) if leaving(desired, have, frontend.vip) => {
                 keep_open(*frontend, have, Arc::make_mut(&mut ruleset));
             }
+            Key::Frontend(frontend) if taking_over(desired, have, frontend) => {}
             _ => plan.retire.push(Command::DelService(*key)),
         }
     }
@@ -96,6 +99,11 @@ pub fn plan_servers(desired: &Desired, have: &Have, frontends: &BTreeSet<Fronten
         }
     }
     plan
+}
+
+/// Whether HAProxy is to serve `frontend` instead and does not yet.
+fn taking_over(desired: &Desired, have: &Have, frontend: &Frontend) -> bool {
+    desired.haproxy.frontends.contains_key(frontend) && !have.haproxy.contains(frontend)
 }
 
 /// Whether `vip` is not wanted any more and still here.

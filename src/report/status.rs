@@ -35,6 +35,9 @@ pub struct Status {
     pub cluster: Cluster,
     /// keepalived in a few words, such as `active`.
     pub keepalived: String,
+    /// HAProxy in a few words; `idle` where nothing is served in mode proxy.
+    #[serde(default)]
+    pub haproxy: String,
     /// Whether this node is kept from holding VIPs by `kvip drain`.
     pub drained: bool,
     /// The weight file's value of the group `vips`: what is added to the base priority.

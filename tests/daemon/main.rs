@@ -13,6 +13,7 @@ mod groups;
 mod host;
 mod membership;
 mod orders;
+mod proxy;
 mod repair;
 mod serving;
 mod statics;

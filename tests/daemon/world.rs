@@ -9,6 +9,7 @@ use kvip::daemon::core::Core;
 use kvip::daemon::status::View;
 use kvip::daemon::writers::{Allocation, Answers, Orders};
 use kvip::daemon::{Admitted, Daemon, Inputs, Ledger, Outputs};
+use kvip::haproxy;
 use kvip::health::check::Down;
 use kvip::health::{Dead, Targets, check};
 use kvip::ipam::Outcomes;
@@ -120,6 +121,8 @@ struct Ends {
     macs: watch::Sender<Macs>,
     ruleset: watch::Sender<Touched>,
     keepalived: watch::Sender<keepalived::Status>,
+    haproxy: watch::Sender<haproxy::Status>,
+    proxies: watch::Receiver<Option<Arc<haproxy::Config>>>,
     writers: Writers,
     wanted: watch::Receiver<Option<Config>>,
     targets: watch::Receiver<Targets>,
@@ -214,6 +217,8 @@ impl World {
         let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
         let (unhealthy, unhealthy_in) = watch::channel(Down::new());
         let (checked_out, checked) = watch::channel(check::Targets::new());
+        let (haproxy, haproxy_in) = watch::channel(haproxy::Status::default());
+        let (proxies_out, proxies) = watch::channel(None);
         let (macs, macs_in) = watch::channel(Macs::new());
         let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
         let (ruleset, ruleset_in) = watch::channel(Touched::default());
@@ -226,10 +231,12 @@ impl World {
             facts: facts_in,
             dead: dead_in,
             keepalived: keepalived_in,
+            haproxy: haproxy_in,
             answers,
         };
         let outputs = Outputs {
             keepalived: wants,
+            haproxy: proxies_out,
             targets: targets_out,
             peers: peers_out,
             checked: checked_out,
@@ -247,6 +254,8 @@ impl World {
             macs,
             ruleset,
             keepalived,
+            haproxy,
+            proxies,
             writers,
             wanted,
             targets,
@@ -347,6 +356,18 @@ impl World {
     /// The endpoints that are checked.
     pub fn checked(&self) -> Vec<String> {
         self.ends.checked.borrow().keys().map(|target| target.address.to_string()).collect()
+    }
+
+    /// HAProxy has done what it was told to, and is `state`.
+    pub fn haproxy_is(&mut self, state: haproxy::State) {
+        let tried =
+            self.proxies().map(|config| config.frontends.keys().copied().collect()).unwrap_or_default();
+        self.ends.haproxy.send_modify(|status| (status.state, status.tried) = (state, tried));
+    }
+
+    /// What HAProxy was told.
+    pub fn proxies(&self) -> Option<Arc<haproxy::Config>> {
+        self.ends.proxies.borrow().clone()
     }
 
     /// keepalived has read what it was given.

@@ -110,7 +110,7 @@ fn stat(text: &str) -> String {
 
 struct Bench {
     fake: Fake,
-    wants: watch::Sender<Option<Config>>,
+    wants: watch::Sender<Option<Arc<Config>>>,
     status: watch::Receiver<Status>,
     folder: tempfile::TempDir,
 }
@@ -147,7 +147,7 @@ impl Bench {
     }
 
     async fn reach(&mut self, want: Config, enough: impl Fn(&Status) -> bool) -> Status {
-        self.wants.send_replace(Some(want));
+        self.wants.send_replace(Some(Arc::new(want)));
         self.status.wait_for(|status| enough(status)).await.unwrap().clone()
     }
 }

@@ -1,0 +1,61 @@
+//! Mode proxy: HAProxy listens before anybody is sent to it.
+
+use kvip::haproxy::State;
+use kvip::snapshot::Snapshot;
+
+use crate::world::{World, ip, nginx, settings, snapshot};
+
+/// nginx served by HAProxy.
+fn proxied() -> Snapshot {
+    let mut snapshot = snapshot();
+    snapshot.vip_map =
+        Some([("10.87.2.50", "default/nginx:PROXY"), ("10.87.2.51", "default/dns")].as_slice().into());
+    snapshot
+}
+
+#[test]
+fn a_virtual_server_goes_when_haproxy_serves_in_its_place() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.turn();
+    assert_eq!(world.proxies().unwrap().frontends.len(), 0);
+
+    world.list(proxied());
+    world.turn();
+    let proxies = world.proxies().unwrap();
+    assert_eq!(proxies.frontends.keys().copied().collect::<Vec<_>>(), [nginx()]);
+    assert_eq!(proxies.frontends[&nginx()].servers.values().copied().collect::<Vec<_>>(), [1, 1]);
+    assert!(world.servers(nginx()).is_some(), "until HAProxy serves");
+    assert!(world.kernel().written.frontends.contains(&nginx()));
+    assert!(world.status().as_planned);
+
+    world.haproxy_is(State::Active);
+    world.turn();
+    assert_eq!(world.servers(nginx()), None);
+    assert!(world.kernel().written.frontends.contains(&nginx()), "its port stays open");
+    assert_eq!(world.wanted().unwrap().instances[0].vips, [ip("10.87.2.50"), ip("10.87.2.51")].into());
+
+    world.list(snapshot());
+    world.turn();
+    assert!(world.servers(nginx()).is_some());
+    assert_eq!(world.proxies().unwrap().frontends.len(), 0);
+}
+
+/// A VIP of mode proxy comes when HAProxy is `state`, and not before.
+fn check_waits(state: State) {
+    let mut world = World::new(settings());
+    world.list(proxied());
+    world.turn();
+    assert!(world.proxies().unwrap().frontends.contains_key(&nginx()));
+    assert_eq!(world.wanted(), None, "{state}");
+    world.haproxy_is(state);
+    world.turn();
+    assert_eq!(world.wanted().unwrap().instances[0].vips, [ip("10.87.2.50"), ip("10.87.2.51")].into());
+}
+
+#[test]
+fn a_vip_waits_for_haproxy_and_for_no_longer_than_it_can_be_helped() {
+    check_waits(State::Active);
+    check_waits(State::NotInstalled);
+}
