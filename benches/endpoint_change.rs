@@ -17,7 +17,7 @@ use kvip::config::Settings;
 use kvip::daemon::core::Core;
 use kvip::daemon::pass::{self, Applied, Outcome};
 use kvip::host::Host;
-use kvip::ipvs::{Command, Key, Table};
+use kvip::ipvs::{Command, Key, Service as VirtualService, SyncCommand, SyncDaemon, Table, Timeouts};
 use kvip::model::{Family, Finding, ObjectKey, Protocol};
 use kvip::net::{Address, HostFacts, Link, PolicyRoute};
 use kvip::nft::{self, Ruleset};
@@ -156,7 +156,7 @@ impl Host for Memory {
         Ok(those.map(|(key, server)| (*key, server.clone())).collect())
     }
 
-    async fn has(&mut self, _expected: &[(Key, &Service)]) -> Result<bool, Finding> {
+    async fn has(&mut self, _expected: &[(Key, &VirtualService)]) -> Result<bool, Finding> {
         Ok(true)
     }
 
