@@ -81,6 +81,8 @@ struct Server {
     address: String,
     /// `serves` or `drains`.
     state: &'static str,
+    /// Its share of the connections.
+    weight: u32,
     /// As the kernel counts them; `None` where it does not have this real server.
     connections: Option<u32>,
     /// The node of its pod.
@@ -253,30 +255,29 @@ fn balancer(view: &View, frontend: Frontend, served: &Served) -> Link {
         .flat_map(|slice| &slice.endpoints)
         .filter_map(|endpoint| Some((endpoint.address, endpoint.node.as_ref()?)))
         .collect();
-    let connections = |backend: &Backend| {
-        let here = served.virtual_servers.iter().filter_map(|one| view.table.get(&one.key));
-        here.filter_map(|server| server.real_servers.get(backend))
-            .map(|real| real.connections)
-            .reduce(u32::saturating_add)
-    };
-    let servers = served.servers.iter().map(|(backend, server)| Server {
-        address: backend.to_string(),
-        state: match server.wanted {
-            WantedServer::Active => "serves",
-            WantedServer::Idle => "down: no new connections",
-            WantedServer::Draining => "drains",
-        },
-        connections: connections(backend),
-        node: nodes.get(&backend.address).map(|node| (*node).clone()),
+    let servers = served.servers.iter().map(|(backend, server)| {
+        let serves = server.wanted == WantedServer::Active;
+        Server {
+            address: backend.to_string(),
+            state: if serves { "serves" } else { "drains" },
+            weight: if serves { server.weight } else { 0 },
+            connections: connections(view, served, backend),
+            node: nodes.get(&backend.address).map(|node| (*node).clone()),
+        }
     });
-    Link {
-        name: "balancer",
-        text: match served.virtual_servers.first() {
-            Some(balanced) => format!("{frontend} {} {}", balanced.service, served.mode.name()),
-            None => format!("{frontend} {}", served.mode.name()),
-        },
-        servers: servers.collect(),
-    }
+    let mode = served.mode.name();
+    let text = match served.virtual_servers.first() {
+        Some(first) => format!("{frontend} {} {mode}", first.service),
+        None => format!("{frontend} {mode}, not by IPVS"),
+    };
+    Link { name: "balancer", text, servers: servers.collect() }
+}
+
+/// What the kernel counts for a real server in all virtual servers of a frontend.
+fn connections(view: &View, served: &Served, backend: &Backend) -> Option<u32> {
+    let tables = served.virtual_servers.iter().filter_map(|balanced| view.table.get(&balanced.key));
+    let here = tables.filter_map(|table| table.real_servers.get(backend));
+    here.map(|real| real.connections).reduce(u32::saturating_add)
 }
 
 /// What is said of the subject, of its Services and VIPs, and on a live host of all that it needs.
@@ -344,9 +345,9 @@ fn undone(view: &View, here: &Here, frontends: &Frontends) -> Vec<Finding> {
         let text = "the daemon does not answer, so nothing here follows the cluster";
         all.push(Finding::new("kvip", text).mend("systemctl status kvip; journalctl -u kvip -n 50"));
     }
-    let keys: BTreeSet<Key> =
-        frontends.values().flat_map(|served| served.virtual_servers.iter().map(|one| one.key)).collect();
-    let left = view.plan.prepare.iter().filter(|command| keys.contains(command.key())).count();
+    let own = frontends.values().flat_map(|served| &served.virtual_servers);
+    let own: BTreeSet<&Key> = own.map(|balanced| &balanced.key).collect();
+    let left = view.plan.prepare.iter().filter(|command| own.contains(command.key())).count();
     if left > 0 {
         let text = format!("{} of IPVS not made yet on this node", style::count(left, "change"));
         all.push(Finding::new("kvip", text).mend("kvip plan; journalctl -u kvip -n 50"));
@@ -379,7 +380,9 @@ fn server_rows(servers: &[Server]) -> Vec<Vec<String>> {
     let row = |server: &Server| {
         let count = server.connections.map(|count| style::count(count as usize, "connection"));
         let count = asked.then(|| count.unwrap_or_default());
-        let first = [server.address.clone(), server.state.to_owned()];
+        let state =
+            if server.weight > 0 { format!("weight {}", server.weight) } else { server.state.to_owned() };
+        let first = [server.address.clone(), state];
         first.into_iter().chain(count).chain(server.node.clone()).collect()
     };
     servers.iter().map(row).collect()

@@ -27,10 +27,10 @@ default/nginx is served at 10.87.2.50, asked for by ConfigMap
   object    Service default/nginx, port http tcp 80, 1 EndpointSlice, 3 endpoints, 3 ready
   address   10.87.2.50 in allowed range 10.87.2.0/24
   group     vips: VRID 50 on eth0, 3 members: node-c 190, node-a 170, node-b 150
-  balancer  tcp 10.87.2.50:80 wlc
-              10.2.4.10:80  serves  node-a
-              10.2.6.10:80  serves  node-b
-              10.2.8.10:80  serves  node-c
+  balancer  tcp 10.87.2.50:80 wlc nat
+              10.2.4.10:80  weight 1  node-a
+              10.2.6.10:80  weight 1  node-b
+              10.2.8.10:80  weight 1  node-c
 
 all of it is as it should be
 ";
@@ -54,7 +54,7 @@ default/none-ready refuses connections at 10.87.2.57, asked for by ConfigMap
   object    Service default/none-ready, port http tcp 80, 1 EndpointSlice, 1 endpoint, 0 ready
   address   10.87.2.57 in allowed range 10.87.2.0/24
   group     vips: VRID 50 on eth0, 3 members: node-c 190, node-a 170, node-b 150
-  balancer  tcp 10.87.2.57:80 wlc
+  balancer  tcp 10.87.2.57:80 wlc nat
 
 to mend
   default/none-ready  10.87.2.57 is held but tcp 80 refuses connections: no ready endpoints (0 of 1 ready)
@@ -155,10 +155,10 @@ fn a_live_host_tells_what_it_has_and_what_it_lacks() {
     let about = subject("default/nginx").unwrap();
     let want = "
   host      10.87.2.50 is on node-c
-  balancer  tcp 10.87.2.50:80 wlc
-              10.2.4.10:80  serves  0 connections  node-a
-              10.2.6.10:80  serves  0 connections  node-b
-              10.2.8.10:80  serves                 node-c
+  balancer  tcp 10.87.2.50:80 wlc nat
+              10.2.4.10:80  weight 1  0 connections  node-a
+              10.2.6.10:80  weight 1  0 connections  node-b
+              10.2.8.10:80  weight 1                 node-c
 
 to mend
   kvip  1 change of IPVS not made yet on this node
@@ -180,8 +180,7 @@ to mend
     );
     let json = serde_json::to_value(&explanation).unwrap();
     assert_eq!((&json["schema"], &json["served"]), (&"kvip.explain.v1".into(), &true.into()));
-    let server =
-        serde_json::json!({"address": "10.2.4.10:80", "state": "serves", "connections": 0, "node": "node-a"});
+    let server = serde_json::json!({"address": "10.2.4.10:80", "state": "serves", "weight": 1, "connections": 0, "node": "node-a"});
     assert_eq!(json["links"][4]["servers"][0], server);
 }
 
