@@ -30,7 +30,7 @@ pub(super) fn settings(merged: &mut Merged, whole: bool) -> Settings {
     let tenants = tenants(merged, whole);
     let groups = groups(merged, &vrrp);
     let statics = statics(merged, &allowed);
-    Settings { cluster, node, allowed, vrrp, balancing, dsr, asking, pools, tenants, groups, statics, checks }
+    Settings { cluster, node, allowed, vrrp, balancing, dsr, checks, asking, pools, tenants, groups, statics }
 }
 
 fn cluster(merged: &mut Merged) -> Cluster {

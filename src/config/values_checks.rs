@@ -23,12 +23,12 @@ pub(super) fn kind(raw: Raw) -> Result<CheckKind, String> {
 
 /// The time between two checks: often enough to be of use, seldom enough for thousands.
 pub(super) fn every(raw: Raw) -> Result<Duration, String> {
-    stepped(raw, Duration::from_secs(1)..=Duration::from_hours(1), Duration::from_millis(1))
+    stepped(raw, Duration::from_secs(1)..=Duration::from_secs(3600), Duration::from_millis(1))
 }
 
 /// How long an answer may take.
 pub(super) fn timeout(raw: Raw) -> Result<Duration, String> {
-    stepped(raw, Duration::from_millis(100)..=Duration::from_mins(1), Duration::from_millis(1))
+    stepped(raw, Duration::from_millis(100)..=Duration::from_secs(60), Duration::from_millis(1))
 }
 
 /// How many findings in a row.

@@ -64,32 +64,26 @@ impl Checking {
         all_stay: bool,
         servers: &mut BTreeMap<Backend, Server>,
     ) -> Judged {
-        let mut judged = Judged::default();
         if !self.asks(protocol) {
-            return judged;
+            return Judged::default();
         }
-        let mut out = Vec::new();
-        let active = || servers.iter().filter(|(_, server)| server.wanted == WantedServer::Active);
-        for (backend, _) in active() {
-            let target = self.target(*backend);
-            if let Some(found) = down.get(&target) {
-                judged.down.insert(target.clone(), Arc::clone(found));
-                out.push(*backend);
-            }
-            judged.targets.insert(target);
-        }
-        let none_answers = !out.is_empty() && out.len() == active().count();
-        judged.all_are_tried = none_answers && self.all_unhealthy == AllUnhealthy::Serve;
+        let active = servers.iter().filter(|(_, server)| server.wanted == WantedServer::Active);
+        let targets: Vec<(Backend, Target)> =
+            active.map(|(backend, _)| (*backend, self.target(*backend))).collect();
+        let out = || targets.iter().filter(|(_, target)| down.contains_key(target));
+        let none_answers = !targets.is_empty() && out().count() == targets.len();
+        let all_are_tried = none_answers && self.all_unhealthy == AllUnhealthy::Serve;
         // Clients of UDP and SCTP may keep one source port for ever: theirs would never leave.
         let stays = all_stay || (self.unhealthy == Unhealthy::Drain && protocol == Protocol::Tcp);
-        for backend in out.iter().filter(|_| !judged.all_are_tried) {
+        for (backend, _) in out().filter(|_| !all_are_tried) {
             if !stays {
                 servers.remove(backend);
             } else if let Some(server) = servers.get_mut(backend) {
                 server.wanted = WantedServer::Idle;
             }
         }
-        judged
+        let down = out().map(|(_, target)| (target.clone(), Arc::clone(&down[target]))).collect();
+        Judged { targets: targets.into_iter().map(|(_, target)| target).collect(), down, all_are_tried }
     }
 
     /// Whether ports of `protocol` are asked: those that speak what the check does, or all when it names a port of its own.

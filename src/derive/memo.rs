@@ -227,10 +227,9 @@ impl Deriver {
     /// Takes in which endpoints do not answer; who has one of those checked that differ is `dirty`.
     fn take_unhealthy(&mut self, inputs: &Inputs, dirty: &mut BTreeSet<Owner>) {
         for item in self.unhealthy.diff(inputs.unhealthy) {
-            let target = match item {
-                DiffItem::Add(target, _) | DiffItem::Remove(target, _) => target,
-                DiffItem::Update { new: (target, _), .. } => target,
-            };
+            let (DiffItem::Add(target, _)
+            | DiffItem::Remove(target, _)
+            | DiffItem::Update { new: (target, _), .. }) = item;
             dirty.extend(self.checkers.get(target).into_iter().flatten().cloned());
         }
         self.unhealthy = inputs.unhealthy.clone();

@@ -79,6 +79,13 @@ struct Facts<'a> {
     selector: Option<&'a BTreeMap<String, String>>,
 }
 
+impl<'a> Facts<'a> {
+    /// How its endpoints are checked: where others balance it would change nothing.
+    fn checking(self, mode: Mode) -> Option<&'a Checking> {
+        self.options.checking.as_ref().filter(|_| mode != Mode::Announce)
+    }
+}
+
 impl Part {
     fn service(
         &mut self,
@@ -96,12 +103,10 @@ impl Part {
         let mut behind =
             endpoints::behind(&context.around, slices, &serving.port, Family::of(frontend.vip), scope);
         let owner = Owner::Service(service.key.clone());
-        let checking = service.options.checking.as_ref().filter(|_| serving.mode != Mode::Announce);
-        let judged = checking.map(|checking| {
-            let all_stay = serving.mode == Mode::Dsr;
-            checking.judge(frontend.protocol, down, all_stay, &mut behind.servers)
-        });
-        let judged = judged.unwrap_or_default();
+        let checking = service.checking(serving.mode);
+        let all_stay = serving.mode == Mode::Dsr;
+        let judge = |one: &Checking| one.judge(frontend.protocol, down, all_stay, &mut behind.servers);
+        let judged = checking.map(judge).unwrap_or_default();
         self.findings.extend(nothing_behind(service, frontend, serving, &behind, &judged));
         self.judged(&owner, frontend, judged);
         self.findings.extend(strangers(service.key, frontend, &behind));

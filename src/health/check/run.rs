@@ -169,8 +169,8 @@ mod tests {
     async fn expect(down: &mut watch::Receiver<Down>, wanted: &[u16]) -> Duration {
         let start = tokio::time::Instant::now();
         let wanted: Vec<Target> = wanted.iter().map(|number| target(*number)).collect();
-        let waited = down.wait_for(|down| down.keys().eq(&wanted));
-        timeout(LIMIT, waited).await.expect("in time").expect("a checker");
+        let those = down.wait_for(|down| down.keys().eq(&wanted));
+        timeout(LIMIT, those).await.expect("in time").expect("a checker");
         start.elapsed()
     }
 

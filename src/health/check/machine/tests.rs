@@ -15,7 +15,7 @@ fn target(last: u8, rise: u8, fall: u8) -> Target {
 /// Asks `target`, the only one, when it is due, and takes in what is found.
 fn round(machine: &mut Machine, target: &Target, found: Found) -> bool {
     let now = machine.next_due().unwrap();
-    assert_eq!(machine.due(now, 9), [target.clone()]);
+    assert_eq!(machine.due(now, 9), std::slice::from_ref(target));
     machine.note(target, found, now)
 }
 
