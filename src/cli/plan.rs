@@ -347,6 +347,9 @@ pub fn text(view: &View) -> String {
         text,
         "\n{ipvs} to IPVS, {reload}. `--show keepalived` prints the file, `--show nft` the rules."
     );
+    if !view.haproxy_cfg.is_empty() {
+        text.push_str("`--show haproxy` prints what HAProxy reads.\n");
+    }
     text
 }
 

@@ -1,49 +1,49 @@
 //! What `kvip plan` says of HAProxy: which proxies of its file come, change and go.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::plan::{Change, View, asked};
 use crate::config::ProxyProtocol;
 use crate::derive::Served;
-use crate::haproxy;
+use crate::haproxy::{self, Proxy};
 use crate::model::Frontend;
 
 /// The changes from the file that is there to the one that would be.
 pub fn changes(view: &View) -> Vec<Change> {
     let (now, then) = (haproxy::sections(&view.haproxy_now), haproxy::sections(&view.haproxy_cfg));
-    let frontends = view.desired.haproxy.frontends.keys();
-    let names: BTreeMap<String, &Frontend> =
-        frontends.map(|frontend| (haproxy::name(frontend), frontend)).collect();
     let mut all = Vec::new();
-    for (name, frontend) in &names {
-        let sign = match now.get(&**name) {
-            Some(text) if then.get(&**name) == Some(text) => continue,
-            Some(_) => '~',
-            None => '+',
+    let mut wanted = BTreeSet::new();
+    for (frontend, proxy) in &view.desired.haproxy.frontends {
+        let name = haproxy::name(frontend);
+        let sign = match now.get(&*name) {
+            Some(text) if then.get(&*name) == Some(text) => None,
+            Some(_) => Some('~'),
+            None => Some('+'),
         };
-        if let Some(served) = view.desired.frontends.get(*frontend) {
-            all.push(Change { sign, kind: "proxy", what: what(frontend, served), why: asked(served) });
+        if let (Some(sign), Some(served)) = (sign, view.desired.frontends.get(frontend)) {
+            all.extend(whole(sign, frontend, proxy, served));
         }
+        wanted.insert(name);
     }
-    let gone = now.keys().filter(|name| !names.contains_key(**name));
-    all.extend(gone.map(|name| Change {
-        sign: '-',
-        kind: "proxy",
-        what: format!("tcp {name}"),
-        why: String::new(),
-    }));
+    let gone = now.keys().filter(|name| !wanted.contains(**name));
+    all.extend(gone.map(|name| change('-', "proxy", format!("tcp {name}"), "")));
     all
 }
 
-fn what(frontend: &Frontend, served: &Served) -> String {
-    let Some(proxying) = served.proxying else { return frontend.to_string() };
-    let servers: Vec<String> = served.servers.keys().map(ToString::to_string).collect();
-    format!("{frontend} {} {} to {}", proxying.balance, told(proxying.protocol), servers.join(", "))
+/// A proxy and all of its servers.
+fn whole(sign: char, frontend: &Frontend, proxy: &Proxy, served: &Served) -> Vec<Change> {
+    let told = match proxy.protocol {
+        ProxyProtocol::Off => String::new(),
+        protocol => format!(" PROXY {}", protocol.name()),
+    };
+    let first = change(sign, "proxy", format!("{frontend} {}{told}", proxy.balance), &asked(served));
+    let server = |(backend, weight): (&_, &u16)| {
+        let why = if *weight == 0 { "draining" } else { "" };
+        change(sign, "real server", format!("{backend} weight {weight}"), why)
+    };
+    std::iter::once(first).chain(proxy.servers.iter().map(server)).collect()
 }
 
-fn told(protocol: ProxyProtocol) -> String {
-    match protocol {
-        ProxyProtocol::Off => "without PROXY protocol".into(),
-        protocol => format!("PROXY {}", protocol.name()),
-    }
+fn change(sign: char, kind: &'static str, what: String, why: &str) -> Change {
+    Change { sign, kind, what, why: why.into() }
 }
