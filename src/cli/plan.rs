@@ -18,7 +18,6 @@ use super::{Exit, Global, SettingsArgs, plan_haproxy, style};
 use crate::config::{self, Settings, Sources};
 use crate::daemon::{Ledger, settings};
 use crate::derive::{self, Desired, Inputs, Requests, Served, Source};
-use crate::{files, haproxy};
 use crate::health::check::Down;
 use crate::ipam::{Claim, Claims, Step, Wish};
 use crate::ipvs::{Client, Command, Key, Table};
@@ -29,6 +28,7 @@ use crate::net::{self, HostFacts, PolicyRoute};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
 use crate::snapshot::{self, Snapshot, feed};
+use crate::{files, haproxy};
 
 /// How long the API server may take for a complete answer.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);

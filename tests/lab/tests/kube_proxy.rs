@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
-    Asking, POOLS, check_answered_inside, explain, must, object, settings, wait_for_addresses,
+    Asking, POOLS, check_answered_inside, explain, ingress, must, object, settings, wait_for_addresses,
     wait_for_answer, wait_until_gone,
 };
 use kvip_lab::kube_proxy::Mode;
@@ -81,16 +81,21 @@ fn check_both(lab: &Lab, given: &str) -> Result<()> {
     [VIP, ANNOTATED, given].iter().try_for_each(|vip| check_balanced(lab, vip))
 }
 
+/// Every node balances the tutorial's VIP again, and it answers.
+fn wait_until_whole(lab: &Lab) -> Result<()> {
+    let whole = |table: String| table.contains(&format!("-a -t {VIP}:80 "));
+    let back = lab.wait_for("IPVS to be whole on all nodes", AUDIT, || {
+        lab.nodes().all(|node| node.ipvs().is_ok_and(whole)).then_some(())
+    });
+    back.with_context(|| explain(lab, ""))?;
+    wait_for_answer(lab, VIP).map(drop)
+}
+
 /// Restarts kube-proxy everywhere while a client asks the VIP: the longest time without an answer.
 fn gap_of_restart(lab: &Lab) -> Result<Duration> {
     let probe = lab.probe(VIP, 80, Duration::from_millis(100))?;
     lab.restart_kube_proxy()?;
-    let back = lab.wait_for("IPVS to be whole on all nodes", AUDIT, || {
-        let whole = |table: String| table.contains(&format!("-a -t {VIP}:80 "));
-        lab.nodes().all(|node| node.ipvs().is_ok_and(whole)).then_some(())
-    });
-    back.with_context(|| explain(lab, ""))?;
-    wait_for_answer(lab, VIP)?;
+    wait_until_whole(lab)?;
     let report = probe.stop()?;
     eprintln!("kube-proxy restarted: {report}");
     Ok(report.longest_gap().map_or(Duration::ZERO, |gap| gap.length()))
@@ -140,22 +145,45 @@ fn check_external(lab: &Lab) -> Result<()> {
     wait_until_gone(lab, EXTERNAL)
 }
 
+/// In mode announce kvip holds the VIP, kube-proxy balances, and IPVS knows nothing of it.
+fn check_announced(lab: &Lab) -> Result<()> {
+    Asking::new("announced").load_balancer().annotation("kvip.io/mode", "announce").apply(lab)?;
+    let given = wait_for_addresses(lab, "announced", 1)?.remove(0);
+    let said = ingress(lab, "announced")?;
+    must(lab, said[0]["ipMode"] == "VIP", &format!("in mode announce the status says {said:?}"))?;
+    wait_for_answer(lab, &given)?;
+    check_answered_inside(lab, &given)?;
+    for node in lab.nodes() {
+        must(
+            lab,
+            !node.ipvs()?.contains(&given),
+            &format!("{given} is in the IPVS of {}", node.spec().name),
+        )?;
+    }
+    lab.kubectl(&["delete", "service", "announced"])?;
+    wait_until_gone(lab, &given)
+}
+
 #[test]
 fn iptables() -> Result<()> {
     let (lab, given) = beside(&Mode::Iptables)?;
     check_both(&lab, &given)?;
     check_foreign(&lab)?;
-    check_external(&lab)
+    check_external(&lab)?;
+    check_announced(&lab)
 }
 
-/// At each of its starts kube-proxy flushes all of IPVS.
+/// At each of its starts kube-proxy flushes all of IPVS, and when it cleans up.
 #[test]
 fn nftables() -> Result<()> {
     let (lab, given) = beside(&Mode::Nftables)?;
     check_both(&lab, &given)?;
     check_foreign(&lab)?;
     check_external(&lab)?;
+    check_announced(&lab)?;
     let gap = gap_of_restart(&lab)?;
     must(&lab, gap < AUDIT, &format!("{gap:?} without an answer"))?;
-    check_both(&lab, &given)
+    check_both(&lab, &given)?;
+    lab.stop_kube_proxy()?;
+    wait_until_whole(&lab)
 }

@@ -19,8 +19,6 @@ use serde_json::json;
 
 #[path = "modes/classic.rs"]
 mod classic;
-#[path = "modes/handover.rs"]
-mod handover;
 #[path = "modes/local.rs"]
 mod local;
 #[path = "modes/narrow.rs"]
@@ -29,6 +27,8 @@ mod narrow;
 mod paths;
 #[path = "modes/sources.rs"]
 mod sources;
+#[path = "modes/handover.rs"]
+mod z_handover;
 
 /// The port of the answering pods, for lines over TCP and UDP alike.
 const ECHO: u16 = 7;

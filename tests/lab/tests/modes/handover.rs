@@ -21,7 +21,7 @@ const DETECTION: Duration = Duration::from_secs(4);
 const WATCHED: Duration = Duration::from_secs(10);
 
 #[test]
-fn z_a_drained_holder_hands_connections_over() -> Result<()> {
+fn a_drained_holder_hands_connections_over() -> Result<()> {
     let lab = modes()?;
     let holder = lab.wait_for_holder()?;
     let held = hold(&lab)?;
@@ -35,9 +35,9 @@ fn z_a_drained_holder_hands_connections_over() -> Result<()> {
     check_kept(&lab, &rows, None)
 }
 
-/// Last of this file by its name: a node is dead afterwards.
+/// Last of all by its name: a node is dead afterwards.
 #[test]
-fn zz_a_holder_that_dies_takes_only_its_own_pods_connections_along() -> Result<()> {
+fn z_a_holder_that_dies_takes_only_its_own_pods_connections_along() -> Result<()> {
     let lab = modes()?;
     let holder = lab.wait_for_holder()?;
     let held = hold(&lab)?;
@@ -61,7 +61,7 @@ fn hold(lab: &Lab) -> Result<Vec<(Mode, Question, Probe)>> {
     let mut held = Vec::new();
     for mode in MODES {
         for question in mode.questions() {
-            let question = question.connections(CONNECTIONS).from_port(free_ports(held.len()));
+            let question = question.connections(CONNECTIONS);
             held.push((mode, question, lab.asking(Asker::Client, &question)?));
         }
     }
@@ -74,11 +74,6 @@ fn hold(lab: &Lab) -> Result<Vec<(Mode, Question, Probe)>> {
         held.iter().all(|(_, _, probe)| all(probe)).then_some(())
     })?;
     Ok(held)
-}
-
-/// Ports below those that the kernel gives by itself, other ones for each group.
-fn free_ports(group: usize) -> u16 {
-    20_000 + 100 * u16::try_from(group).expect("a few groups")
 }
 
 fn stop(lab: &Lab, held: Vec<(Mode, Question, Probe)>) -> Result<Vec<Row>> {

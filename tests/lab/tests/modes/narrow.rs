@@ -2,10 +2,11 @@
 
 use anyhow::{Result, ensure};
 use kvip_lab::lab::Lab;
-use kvip_lab::layout::{OUTSIDE_MTU, OUTSIDE_V4, OUTSIDE_V6};
+use kvip_lab::layout::OUTSIDE_MTU;
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
+use kvip_lab::probe::Report;
 use kvip_lab::scenario::diagnosis;
 
 use super::{MODES, Mode, modes, pod_on};
@@ -50,17 +51,20 @@ fn check(lab: &Lab, mode: Mode, question: Question) -> Result<()> {
     let ends: Vec<_> = report.connections().into_values().filter_map(|view| view.end()).collect();
     ensure!(ends.is_empty(), "connections ended without an answer: {ends:?}, {}", why());
     for node in report.nodes().keys() {
-        let known = known_limit(lab, node, question.target.is_ipv4())?;
+        let known = known_limit(lab, node, &report.from_node(node))?;
         ensure!(known, "the pod on {node} was not told of {OUTSIDE_MTU} octets, {}", why());
     }
     Ok(())
 }
 
-/// Whether the pod on that node knows the limit of the way.
-fn known_limit(lab: &Lab, node: &str, is_v4: bool) -> Result<bool> {
+/// Whether the pod on that node knows the limit of the way to whom it saw.
+fn known_limit(lab: &Lab, node: &str, report: &Report) -> Result<bool> {
     let pod = pod_on(lab, node)?;
-    let route = lab
-        .node(node)
-        .must(&format!("ip -n {pod} route get {}", if is_v4 { OUTSIDE_V4 } else { OUTSIDE_V6 }))?;
-    Ok(route.contains(&format!("mtu {OUTSIDE_MTU}")))
+    let limit = format!("mtu {OUTSIDE_MTU}");
+    for source in report.sources().keys() {
+        if !lab.node(node).must(&format!("ip -n {pod} route get {source}"))?.contains(&limit) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
