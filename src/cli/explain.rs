@@ -256,11 +256,11 @@ fn balancer(view: &View, frontend: Frontend, served: &Served) -> Link {
         .filter_map(|endpoint| Some((endpoint.address, endpoint.node.as_ref()?)))
         .collect();
     let servers = served.servers.iter().map(|(backend, server)| {
-        let serves = server.wanted == WantedServer::Active;
+        let active = server.wanted == WantedServer::Active;
         Server {
             address: backend.to_string(),
-            state: if serves { "serves" } else { "drains" },
-            weight: if serves { server.weight } else { 0 },
+            state: if active { "serves" } else { "drains" },
+            weight: if active { server.weight } else { 0 },
             connections: connections(view, served, backend),
             node: nodes.get(&backend.address).map(|node| (*node).clone()),
         }
