@@ -37,11 +37,11 @@ fn whole(sign: char, frontend: &Frontend, proxy: &Proxy, served: &Served) -> Vec
         protocol => format!(" PROXY {}", protocol.name()),
     };
     let first = change(sign, "proxy", format!("{frontend} {}{told}", proxy.balance), &asked(served));
-    let server = |(backend, weight): (&_, &u16)| {
+    let behind = |(backend, weight): (&_, &u16)| {
         let why = if *weight == 0 { "draining" } else { "" };
         change(sign, "real server", format!("{backend} weight {weight}"), why)
     };
-    std::iter::once(first).chain(proxy.servers.iter().map(server)).collect()
+    std::iter::once(first).chain(proxy.servers.iter().map(behind)).collect()
 }
 
 fn change(sign: char, kind: &'static str, what: String, why: &str) -> Change {

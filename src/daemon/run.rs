@@ -196,7 +196,7 @@ impl Feeds {
     async fn start(settings: Settings, paths: &Paths) -> anyhow::Result<(Self, Orders)> {
         let facts = net::watch().await.context("read this host's network")?;
         let (wants, wanted) = watch::channel(None);
-        let (proxies, proxied) = watch::channel(None);
+        let (proxies, to_serve) = watch::channel(None);
         let proxy_paths = haproxy::Paths::of(&paths.run);
         let (targets, probed) = watch::channel(Targets::new());
         let (peers, wanted_peers) = watch::channel(BTreeSet::new());
@@ -211,7 +211,7 @@ impl Feeds {
             answers,
             writers,
             dead: health::spawn(&own, probed, settings.balancing.probe_port),
-            haproxy: haproxy::spawn(proxied, proxy_paths.clone(), haproxy::Haproxy::new(&proxy_paths)),
+            haproxy: haproxy::spawn(to_serve, proxy_paths.clone(), haproxy::Haproxy::new(&proxy_paths)),
             proxies,
             keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::unit()),
             facts,

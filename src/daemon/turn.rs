@@ -333,11 +333,11 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let wants = &self.outputs.keepalived;
         // While the pass changes the core, the answer is that of before: keep what is held until another has it.
         let holding = self.weights.holding(&self.core, now);
-        let (proxies, proxied) = (&self.outputs.haproxy, self.core.proxied.clone());
+        let (haproxy, served) = (&self.outputs.haproxy, self.core.proxied.clone());
         let switch = |desired: &Desired| {
-            proxies.send_if_modified(|last| replace(last, Some(Arc::clone(&desired.haproxy))));
+            haproxy.send_if_modified(|last| replace(last, Some(Arc::clone(&desired.haproxy))));
             // Before a VIP comes HAProxy listens at it, or cannot.
-            if !desired.haproxy.frontends.keys().all(|frontend| proxied.contains(frontend)) {
+            if !desired.haproxy.frontends.keys().all(|frontend| served.contains(frontend)) {
                 return;
             }
             let config = weights::switch(desired, &holding, wants.borrow().as_ref());

@@ -11,9 +11,17 @@ use super::{Config, Proxy};
 /// The command whose answer [`read`] reads: all servers of all proxies.
 pub const SHOW: &str = "show stat -1 4 -1";
 
-/// The servers of each proxy that may get connections, with their weights; those in maintenance, which get none
-/// whatever their weight, with none.
-pub type Servers = BTreeMap<String, BTreeMap<String, Option<u16>>>;
+/// The servers of each proxy, by their names.
+pub type Servers = BTreeMap<String, BTreeMap<String, State>>;
+
+/// What a server gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Connections by its weight.
+    Weight(u16),
+    /// None, whatever its weight.
+    Maintenance,
+}
 
 /// Reads HAProxy's answer, comma-separated values below their names; `None` where it is something else.
 pub fn read(answer: &str) -> Option<Servers> {
@@ -25,32 +33,34 @@ pub fn read(answer: &str) -> Option<Servers> {
     for line in lines {
         let values: Vec<_> = line.split(',').collect();
         let value = |column: Option<usize>| values.get(column?).copied();
-        let weight = match value(status)? {
-            maintenance if maintenance.starts_with("MAINT") => None,
-            _ => Some(value(weight)?.parse().ok()?),
+        let state = match value(status)? {
+            status if status.starts_with("MAINT") => State::Maintenance,
+            _ => State::Weight(value(weight)?.parse().ok()?),
         };
-        all.entry(value(proxy)?.to_owned()).or_default().insert(value(server)?.to_owned(), weight);
+        all.entry(value(proxy)?.to_owned()).or_default().insert(value(server)?.to_owned(), state);
     }
     Some(all)
 }
 
-/// Whether exactly the wanted servers get connections.
+/// Whether exactly the wanted servers get connections, or are there to end theirs.
 pub fn as_wanted(want: &Config, have: &Servers) -> bool {
-    let wanted: Servers =
+    let wanted: BTreeMap<_, _> =
         want.frontends.iter().map(|(frontend, proxy)| (name(frontend), weights(proxy))).collect();
-    let serving = |servers: &BTreeMap<String, Option<u16>>| {
-        servers
-            .iter()
-            .filter(|(_, weight)| weight.is_some())
-            .map(|(name, weight)| (name.clone(), *weight))
-            .collect()
-    };
-    let having: Servers = have.iter().map(|(proxy, servers)| (proxy.clone(), serving(servers))).collect();
-    wanted == having
+    let there: BTreeMap<_, _> = have.iter().map(|(proxy, servers)| (proxy.clone(), there(servers))).collect();
+    wanted == there
 }
 
-fn weights(proxy: &Proxy) -> BTreeMap<String, Option<u16>> {
-    proxy.servers.iter().map(|(backend, weight)| (server_name(backend), Some(*weight))).collect()
+fn weights(proxy: &Proxy) -> BTreeMap<String, u16> {
+    proxy.servers.iter().map(|(backend, weight)| (server_name(backend), *weight)).collect()
+}
+
+/// The servers that are not in maintenance.
+fn there(servers: &BTreeMap<String, State>) -> BTreeMap<String, u16> {
+    let weight = |(name, state): (&String, &State)| match state {
+        State::Weight(weight) => Some((name.clone(), *weight)),
+        State::Maintenance => None,
+    };
+    servers.iter().filter_map(weight).collect()
 }
 
 /// The commands that bring the servers of the proxies there are to what is wanted: what comes before what goes. Each is to
@@ -71,19 +81,20 @@ pub fn commands(want: &Config, have: &Servers) -> Vec<String> {
                 here.get(&server).copied(),
             ));
         }
-        let gone = here.iter().filter(|(server, weight)| weight.is_some() && !weights.contains_key(*server));
-        go.extend(gone.map(|(server, _)| remove(&format!("{name}/{server}"))));
+        let gone = there(here).into_keys().filter(|server| !weights.contains_key(server));
+        go.extend(gone.map(|server| remove(&format!("{name}/{server}"))));
     }
     come.into_iter().chain(go).collect()
 }
 
 /// A server that is not there is added, in maintenance as HAProxy has it; one that is there is given its weight.
-fn bring(server: &str, words: &str, want: Option<u16>, have: Option<Option<u16>>) -> Option<String> {
-    let weight = want.unwrap_or_default();
+fn bring(server: &str, words: &str, weight: u16, have: Option<State>) -> Option<String> {
     match have {
         None => Some(format!("add server {server} {words}; enable server {server}")),
-        Some(None) => Some(format!("set server {server} weight {weight}; set server {server} state ready")),
-        Some(have) if have != want => Some(format!("set server {server} weight {weight}")),
+        Some(State::Maintenance) => {
+            Some(format!("set server {server} weight {weight}; set server {server} state ready"))
+        }
+        Some(State::Weight(have)) if have != weight => Some(format!("set server {server} weight {weight}")),
         Some(_) => None,
     }
 }
@@ -91,4 +102,58 @@ fn bring(server: &str, words: &str, want: Option<u16>, have: Option<Option<u16>>
 /// One that still has connections cannot be deleted, and stays in maintenance until a reload forgets it.
 fn remove(server: &str) -> String {
     format!("set server {server} state maint; del server {server}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ProxyProtocol;
+    use crate::haproxy::Balance;
+    use crate::model::{Backend, Frontend, Protocol};
+
+    const SAID: &str = "# pxname,svname,qcur,status,weight,
+10.87.2.50:80,10.2.4.1:8080,0,no check,1,
+10.87.2.50:80,10.2.4.2:8080,0,DRAIN,0,
+10.87.2.50:80,10.2.4.3:8080,0,MAINT,1,
+";
+
+    /// What is to be done so that the servers of the last part and weight serve, where HAProxy said [`SAID`].
+    fn check(servers: &[(u8, u16)], wanted: &[&str]) {
+        let backend = |last: u8| Backend { address: [10, 2, 4, last].into(), port: 8080 };
+        let proxy = Proxy {
+            owner: "default/nginx".into(),
+            protocol: ProxyProtocol::V2,
+            balance: Balance::RoundRobin,
+            servers: servers.iter().map(|(last, weight)| (backend(*last), *weight)).collect(),
+        };
+        let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+        let want = Config { frontends: [(frontend, proxy)].into() };
+        let have = read(SAID).unwrap();
+        let short = |command: String| {
+            command.replace("10.87.2.50:80/", "").replace("10.2.4.", "").replace(":8080", "")
+        };
+        assert_eq!(commands(&want, &have).into_iter().map(short).collect::<Vec<_>>(), wanted);
+        assert_eq!(as_wanted(&want, &have), wanted.is_empty());
+    }
+
+    #[test]
+    fn servers_come_before_others_go() {
+        check(&[(1, 1), (2, 0)], &[]);
+        check(&[(1, 0), (2, 3)], &["set server 1 weight 0", "set server 2 weight 3"]);
+        check(
+            &[(3, 2), (2, 0)],
+            &["set server 3 weight 2; set server 3 state ready", "set server 1 state maint; del server 1"],
+        );
+        check(
+            &[(1, 1), (2, 0), (4, 1)],
+            &["add server 4 4 id 413947107 weight 1 send-proxy-v2; enable server 4"],
+        );
+    }
+
+    #[test]
+    fn what_is_no_statistics_is_not_read() {
+        assert_eq!(read("Unknown command\n"), None);
+        assert_eq!(read("# pxname,svname,status,weight,\na,b,no check,many,\n"), None);
+        assert_eq!(read("# pxname,svname,status,weight,\n"), Some(Servers::new()));
+    }
 }
