@@ -74,12 +74,10 @@ pub fn commands(want: &Config, have: &Servers) -> Vec<String> {
         let here = have.get(&name).unwrap_or(&none);
         let weights = weights(proxy);
         for (server, words) in servers(proxy) {
-            come.extend(bring(
-                &format!("{name}/{server}"),
-                &words,
-                weights[&server],
-                here.get(&server).copied(),
-            ));
+            let weight = weights[&server];
+            let command = bring(&format!("{name}/{server}"), &words, weight, here.get(&server).copied());
+            // One that ends is what there is until the others are there.
+            if weight == 0 { &mut go } else { &mut come }.extend(command);
         }
         let gone = there(here).into_keys().filter(|server| !weights.contains_key(server));
         go.extend(gone.map(|server| remove(&format!("{name}/{server}"))));
@@ -139,7 +137,7 @@ mod tests {
     #[test]
     fn servers_come_before_others_go() {
         check(&[(1, 1), (2, 0)], &[]);
-        check(&[(1, 0), (2, 3)], &["set server 1 weight 0", "set server 2 weight 3"]);
+        check(&[(1, 0), (2, 3)], &["set server 2 weight 3", "set server 1 weight 0"]);
         check(
             &[(3, 2), (2, 0)],
             &["set server 3 weight 2; set server 3 state ready", "set server 1 state maint; del server 1"],
