@@ -42,7 +42,7 @@ impl MarkBits {
 
     /// The bit that steers.
     pub fn steer(self) -> u32 {
-        1 << (31 - self.0.leading_zeros())
+        1 << self.0.ilog2()
     }
 
     /// How many frontends can be told apart.

@@ -410,7 +410,7 @@ pub(super) fn asked(served: &Served) -> String {
 
 fn change(view: &View, served_by: &BTreeMap<Key, (&Frontend, &Served)>, command: &Command) -> Change {
     let served = served_by.get(command.key());
-    let server = |sign, what: String| Change {
+    let virtual_server = |sign, what: String| Change {
         sign,
         kind: "virtual server",
         what,
@@ -423,9 +423,9 @@ fn change(view: &View, served_by: &BTreeMap<Key, (&Frontend, &Served)>, command:
         here.map(|here| here.weight)
     };
     match command {
-        Command::NewService(key, service) => server('+', format!("{key} {service} {mode}")),
-        Command::SetService(key, service) => server('~', format!("{key} {service} {mode}")),
-        Command::DelService(key) => server('-', key.to_string()),
+        Command::NewService(key, service) => virtual_server('+', format!("{key} {service} {mode}")),
+        Command::SetService(key, service) => virtual_server('~', format!("{key} {service} {mode}")),
+        Command::DelService(key) => virtual_server('-', key.to_string()),
         Command::NewDest(_, backend, wanted) => real('+', format!("{backend} {wanted}"), ""),
         Command::SetDest(key, backend, wanted) => {
             let why = if wanted.weight == 0 { "no new connections" } else { "" };

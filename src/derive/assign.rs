@@ -324,7 +324,7 @@ impl Tasks<'_> {
                 if serving.marks.is_none() {
                     let text =
                         format!("not served at {frontend}: all {} marks for mode dsr are taken", bits.room());
-                    self.findings.push(Finding::new(&*owner, text).mend("give dsr.mark_bits more bits"));
+                    self.findings.push(Finding::new(owner, text).mend("give dsr.mark_bits more bits"));
                 }
             }
             frontends.retain(|_, serving| serving.mode != Mode::Dsr || serving.marks.is_some());

@@ -81,19 +81,19 @@ fn route(wanted: &PolicyRoute) -> RouteMessage {
 /// `rule` as one of kvip's, when it is one.
 pub(super) fn own_rule(rule: &RuleMessage) -> Option<PolicyRoute> {
     let family = family_of(rule.header.family)?;
-    let (mut mark, mut mask, mut priority, mut ours) = (None, None, None, false);
+    let (mut mark, mut bits, mut priority, mut ours) = (None, None, None, false);
     let mut table = u32::from(rule.header.table);
     for attribute in &rule.attributes {
         match attribute {
             RuleAttribute::FwMark(number) => mark = Some(*number),
-            RuleAttribute::FwMask(number) => mask = Some(*number),
+            RuleAttribute::FwMask(number) => bits = Some(*number),
             RuleAttribute::Priority(number) => priority = Some(*number),
             RuleAttribute::Table(number) => table = *number,
             RuleAttribute::Protocol(protocol) => ours = u8::from(*protocol) == PROTOCOL,
             _ => {}
         }
     }
-    let kind = PolicyKind::Rule { mark: mark.filter(|_| mark == mask)?, priority: priority? };
+    let kind = PolicyKind::Rule { mark: mark.filter(|_| mark == bits)?, priority: priority? };
     ours.then_some(PolicyRoute { family, table, kind })
 }
 

@@ -99,22 +99,19 @@ pub(super) fn chains(steering: &Steering) -> String {
     let steer = steering.bits.steer();
     let rest = !steer;
     let families = [V4, V6];
-    let each = |line: fn(&Words) -> String| families.iter().map(line).collect::<String>();
-    let prerouting = each(|Words { number, ip, .. }| {
+    let each = |line: &dyn Fn(&Words) -> String| families.iter().map(line).collect::<Vec<_>>().concat();
+    let prerouting = each(&|Words { number, ip, .. }| {
         format!("\t\t{ip} daddr . meta l4proto . th dport @dsr{number} goto steer{number}\n")
     });
-    let errors: String = families
-        .iter()
-        .map(|Words { number, ip, errors }| {
-            format!("\t\t{ip} daddr @dsrvips{number} {errors} meta mark set {steer:#010x}\n")
-        })
-        .collect();
-    let output = each(|Words { number, ip, .. }| {
+    let errors = each(&|Words { number, ip, errors }| {
+        format!("\t\t{ip} daddr @dsrvips{number} {errors} meta mark set {steer:#010x}\n")
+    });
+    let output = each(&|Words { number, ip, .. }| {
         format!(
             "\t\t{ip} saddr @here{number} {ip} daddr . meta l4proto . th dport @dsr{number} goto here{number}\n"
         )
     });
-    let steers: String = families.iter().map(|words| family_chains(words, steering)).collect();
+    let steers = each(&|words| family_chains(words, steering));
     format!(
         "
 \tchain steer {{
@@ -138,11 +135,8 @@ fn family_chains(Words { number, ip, .. }: &Words, steering: &Steering) -> Strin
     let steer = steering.bits.steer();
     let rest = !steer;
     let key = format!("{ip} daddr . meta l4proto . th dport");
-    let tunnels: String = steering
-        .tunnels
-        .iter()
-        .map(|name| format!("\t\tiifname \"{name}\" goto frompeers{number}\n"))
-        .collect();
+    let tunnel = |name: &String| format!("\t\tiifname \"{name}\" goto frompeers{number}\n");
+    let tunnels = steering.tunnels.iter().map(tunnel).collect::<Vec<_>>().concat();
     format!(
         "
 \tchain steer{number} {{

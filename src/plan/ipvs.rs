@@ -58,7 +58,7 @@ impl One<'_> {
                 WantedServer::Active => plan.prepare.extend(self.bring(*backend, *real)),
                 WantedServer::Idle => plan.prepare.extend(self.bring(*backend, idle(*real))),
                 WantedServer::Draining => {
-                    plan.retire.extend(self.drain(*backend, *real, self.gone_quiet(backend)))
+                    plan.retire.extend(self.drain(*backend, *real, self.gone_quiet(backend)));
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! The driver with a HAProxy that the test makes refuse, stick or vanish, on paused time. It knows no commands that change
 //! servers, as HAProxy 2.2.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -100,7 +101,7 @@ fn stat(text: &str) -> String {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["listen", name] => proxy = name,
             ["server", name, _, "id", _, "weight", weight, ..] => {
-                answer += &format!("{proxy},{name},no check,{weight},\n");
+                let _ = writeln!(answer, "{proxy},{name},no check,{weight},");
             }
             _ => {}
         }
