@@ -68,7 +68,7 @@ pub async fn silent(ip: &str) -> Server {
 pub async fn babbling() -> Server {
     serve(listener("127.0.0.1").await, |mut stream| async move {
         let _ = stream.write_all(b"220 mail.example ESMTP\r\n220 and so on\r\n").await;
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     })
 }
 
