@@ -100,8 +100,9 @@ impl Part {
             Mode::Dsr => Scope::Everywhere(&serving.members),
             _ => Scope::ThisNode,
         };
-        let mut behind =
-            endpoints::behind(&context.around, slices, &serving.port, Family::of(frontend.vip), scope);
+        let family = Family::of(frontend.vip);
+        let weights = &service.options.zone_weights;
+        let mut behind = endpoints::behind(&context.around, slices, &serving.port, family, scope, weights);
         let owner = Owner::Service(service.key.clone());
         let checking = service.checking(serving.mode);
         let all_stay = serving.mode == Mode::Dsr;
@@ -233,6 +234,8 @@ fn nothing_behind(
         format!("its pods have no port for {name}, see targetPort")
     } else if behind.total == 0 {
         format!("it has no IPv{family} endpoints")
+    } else if behind.weightless > 0 {
+        format!("{} of {} endpoints are ready, all of weight 0", behind.weightless, behind.total)
     } else {
         format!("no ready endpoints (0 of {} ready)", behind.total)
     };
