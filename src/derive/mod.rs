@@ -114,6 +114,17 @@ impl Desired {
         found.map(|(name, group)| (name.as_str(), group))
     }
 
+    /// What the virtual server `key` is for.
+    pub fn owner_of(&self, key: &Key) -> Option<&Owner> {
+        let is_it =
+            |served: &&Arc<Served>| served.virtual_servers.iter().any(|balanced| balanced.key == *key);
+        let served = match key {
+            Key::Frontend(frontend) => self.frontends.get(frontend),
+            Key::Mark(..) => self.frontends.values().find(is_it),
+        };
+        served.map(|served| &served.owner)
+    }
+
     /// Whether this node is a member of `group`.
     pub fn is_member_of(&self, group: &GroupView) -> bool {
         group.has_member(self.node.as_deref())

@@ -242,7 +242,7 @@ fn nothing_behind(
     let text = format!("{vip} is held but {protocol} {port} refuses connections: {why}");
     let selector: Vec<String> =
         service.selector.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
-    let mend = if selector.is_empty() {
+    let mend = if selector.is_empty() || behind.weightless > 0 {
         format!("kubectl -n {} get endpointslices -l kubernetes.io/service-name={}", key.namespace, key.name)
     } else {
         format!("kubectl -n {} get pods -l {}", key.namespace, selector.join(","))

@@ -255,6 +255,21 @@ impl Command {
         }
     }
 
+    /// The real server that is changed, if it is one.
+    pub fn backend(&self) -> Option<&Backend> {
+        match self {
+            Self::NewService(..) | Self::SetService(..) | Self::DelService(_) => None,
+            Self::NewDest(_, backend, _) | Self::SetDest(_, backend, _) | Self::DelDest(_, backend) => {
+                Some(backend)
+            }
+        }
+    }
+
+    /// Whether something is gone by it.
+    pub fn removes(&self) -> bool {
+        matches!(self, Self::DelService(_) | Self::DelDest(..))
+    }
+
     /// Changes `table` as the kernel's table changes by this command, where there and gone already are success.
     pub fn apply(&self, table: &mut Table) {
         match self {
