@@ -151,7 +151,7 @@ pub fn without_effect(key: &ObjectKey, service: &Service, options: &Options, mod
         }
         Mode::Proxy => all(&balancing[1..], "has no effect in mode proxy, in which HAProxy balances"),
         Mode::Dsr => {
-            all(&balancing, "counts in mode dsr for clients on the nodes alone: others are hashed by mh")
+            all(&balancing, "counts in mode dsr for clients on the nodes alone: others are hashed by mh");
         }
         Mode::Nat | Mode::Dr | Mode::Tunnel => {
             let scheduler = options.scheduler;
