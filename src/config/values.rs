@@ -16,9 +16,7 @@ use serde::de::value::{Error as SerdeError, StrDeserializer};
 
 use super::raw::Raw;
 use super::units::{DurationError, format_duration, parse_duration};
-use super::{
-    AddressRange, LoadBalancers, Mode, ProxyProtocol, Scheduler, SchedulerFlag, Shield, Transport,
-};
+use super::{AddressRange, LoadBalancers, Mode, ProxyProtocol, Scheduler, SchedulerFlag, Shield, Transport};
 use crate::ipvs::model::Tunnel;
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};

@@ -90,7 +90,9 @@ impl Options {
             thresholds: reader.read(THRESHOLDS, annotations::thresholds).unwrap_or_default(),
             tunnel: reader.read(TUNNEL, annotations::tunnel).unwrap_or(balancing.tunnel),
             checking,
-            proxy_protocol: reader.read(PROXY_PROTOCOL, annotations::proxy_protocol).unwrap_or(balancing.proxy_protocol),
+            proxy_protocol: reader
+                .read(PROXY_PROTOCOL, annotations::proxy_protocol)
+                .unwrap_or(balancing.proxy_protocol),
             zone_weights: reader.read(ZONE_WEIGHTS, annotations::zone_weights).unwrap_or_default(),
         }
     }
