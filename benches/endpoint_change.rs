@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use kvip::config::Settings;
 use kvip::daemon::core::Core;
 use kvip::daemon::pass::{self, Applied, Outcome};
-use kvip::host::Host;
+use kvip::host::{Failure, Host};
 use kvip::ipvs::{Command, Key, Service as VirtualService, SyncCommand, SyncDaemon, Table, Timeouts};
 use kvip::model::{Family, Finding, ObjectKey, Protocol};
 use kvip::net::{Address, HostFacts, Link, PolicyRoute};
@@ -180,7 +180,7 @@ impl Host for Memory {
         BTreeMap::new()
     }
 
-    async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {
+    async fn change_table(&mut self, commands: &[Command]) -> Vec<Failure> {
         for command in commands {
             command.apply(&mut self.table);
         }

@@ -25,8 +25,8 @@ pub trait Host: Send {
     /// Whether these virtual servers are there as they are expected; real servers are not looked at.
     fn has(&mut self, expected: &[(Key, &Service)]) -> impl Future<Output = Result<bool, Finding>> + Send;
 
-    /// Changes IPVS; the commands that failed come back by their index.
-    fn change_table(&mut self, commands: &[Command]) -> impl Future<Output = Vec<(usize, Finding)>> + Send;
+    /// Changes IPVS; returns what failed, in the order of the commands.
+    fn change_table(&mut self, commands: &[Command]) -> impl Future<Output = Vec<Failure>> + Send;
 
     /// How long IPVS remembers connections in which nothing moves.
     fn timeouts(&mut self) -> impl Future<Output = Result<Timeouts, Finding>> + Send;
@@ -63,6 +63,17 @@ pub trait Host: Send {
         &mut self,
         route: &PolicyRoute,
     ) -> impl Future<Output = Result<(), Finding>> + Send;
+}
+
+/// A change of IPVS that was not made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which command it is of those that were to be carried out.
+    pub index: usize,
+    /// Why.
+    pub finding: Finding,
+    /// What it asks for is at fault, so that others may go on; otherwise the host is, or what is known of it.
+    pub refused: bool,
 }
 
 /// The kernel that this process runs on.
@@ -123,16 +134,16 @@ impl Host for Kernel {
         sysctl::read(names)
     }
 
-    async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {
+    async fn change_table(&mut self, commands: &[Command]) -> Vec<Failure> {
         if commands.is_empty() {
             return Vec::new();
         }
         match self.ipvs() {
-            Ok(client) => {
-                let failed = client.apply(commands);
-                failed.into_iter().map(|(index, error)| (index, problem("IPVS", &error))).collect()
+            Ok(client) => client.apply(commands).iter().map(failure).collect(),
+            Err(finding) => {
+                let failure = |index| Failure { index, finding: finding.clone(), refused: false };
+                (0..commands.len()).map(failure).collect()
             }
-            Err(finding) => (0..commands.len()).map(|index| (index, finding.clone())).collect(),
         }
     }
 
@@ -177,6 +188,10 @@ where
         Ok(result) => result.map_err(|error| problem("nftables", &error)),
         Err(error) => Err(Finding::new("nftables", format!("the task that runs nft died: {error}"))),
     }
+}
+
+fn failure((index, error): &(usize, ipvs::Error)) -> Failure {
+    Failure { index: *index, finding: problem("IPVS", error), refused: error.is_the_commands() }
 }
 
 /// An error of this host as a finding.

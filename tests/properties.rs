@@ -52,14 +52,26 @@ fn nodes() -> BTreeMap<String, Node> {
 }
 
 prop_compose! {
-    fn endpoint()(pod in 10_u8..30, node in 0_usize..3, ready: bool, serving: bool, terminating: bool) -> Endpoint {
+    fn endpoint()(
+        pod in 10_u8..30,
+        node in 0_usize..3,
+        ready: bool,
+        serving: bool,
+        terminating: bool,
+        weight in prop::option::of(0_u16..4),
+    ) -> Endpoint {
         let address = Ipv4Addr::new(10, 2, u8::try_from(node).unwrap(), pod).into();
-        Endpoint { ready: ready && !terminating, serving, terminating, ..Endpoint::ready(address, NODES[node]) }
+        Endpoint { ready: ready && !terminating, serving, terminating, weight, ..Endpoint::ready(address, NODES[node]) }
     }
 }
 
 prop_compose! {
-    fn service()(ports in prop::collection::btree_set((0_usize..2, 80_u16..83), 0..3), affinity: bool) -> Service {
+    fn service()(
+        ports in prop::collection::btree_set((0_usize..2, 80_u16..83), 0..3),
+        affinity: bool,
+        scheduler in "rr|mh|sh|none",
+        one_packet: bool,
+    ) -> Service {
         let port = |(protocol, port)| {
             let protocol = [Protocol::Tcp, Protocol::Udp][protocol];
             ServicePort { name: format!("{protocol}-{port}"), protocol, port }
@@ -67,6 +79,10 @@ prop_compose! {
         Service {
             ports: ports.into_iter().map(port).collect(),
             affinity: affinity.then_some(Duration::from_secs(600)),
+            annotations: [
+                ("kvip.io/scheduler".to_owned(), scheduler),
+                ("kvip.io/one-packet".to_owned(), one_packet.to_string()),
+            ].into(),
             ..Service::default()
         }
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::units::format_duration;
-use super::{AddressRange, Group, KEYS, NamePattern, Pool, Settings, Static, Tenant};
+use super::{AddressRange, Group, KEYS, NamePattern, Pool, SchedulerFlag, Settings, Static, Tenant};
 
 /// Each key with its value in force, in the order of the installed file; null where a value is still to be found out. A
 /// list of tables gives a row for each key of each table, `pools.0.name`, or an empty list where there is none.
@@ -47,6 +47,8 @@ fn value(settings: &Settings, path: &str) -> Value {
         "vrrp.gone_after" => json!(format_duration(vrrp.gone_after)),
         "balancing.mode" => json!(balancing.mode),
         "balancing.scheduler" => json!(balancing.scheduler),
+        "balancing.scheduler_flags" => json!(SchedulerFlag::listed(&balancing.scheduler_flags)),
+        "balancing.tunnel" => json!(balancing.tunnel.to_string()),
         "balancing.drain_limit" => json!(format_duration(balancing.drain_limit)),
         "balancing.probe_port" => json!(balancing.probe_port),
         "balancing.health_check_node_port" => json!(balancing.health_check_node_port),

@@ -29,7 +29,7 @@ pub struct Table {
 }
 
 /// Every key outside of tables, in the order of the installed file.
-pub const KEYS: [Key; 49] = [
+pub const KEYS: [Key; 51] = [
     key("cluster.source", "kubernetes"),
     bare("cluster.manifests"),
     key("cluster.kubeconfig", "/etc/kvip/kubeconfig"),
@@ -54,6 +54,8 @@ pub const KEYS: [Key; 49] = [
     key("vrrp.gone_after", "60s"),
     key("balancing.mode", "nat"),
     key("balancing.scheduler", "wlc"),
+    key("balancing.scheduler_flags", ""),
+    key("balancing.tunnel", "ipip"),
     key("balancing.drain_limit", "60s"),
     key("balancing.probe_port", "10250"),
     key("balancing.health_check_node_port", "false"),

@@ -16,6 +16,7 @@ mod path;
 mod prune;
 mod range;
 mod raw;
+mod scheduler;
 mod sections;
 mod tables;
 mod toml;
@@ -24,7 +25,7 @@ mod values;
 mod values_checks;
 mod values_tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::ipvs::Timeouts;
+use crate::ipvs::model::Tunnel;
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
@@ -43,6 +45,7 @@ pub use error::Problem;
 pub use keys::{KEYS, Key, TABLES, Table};
 pub use load::{CONFIG_FILE, HostLayers, Loaded, Sources, load, load_with_origins, read_host, require};
 pub use range::AddressRange;
+pub use scheduler::{Scheduler, SchedulerFlag};
 pub use tables::{Group, NamePattern, Pool, Static, Tenant};
 pub use units::{DurationError, format_duration, parse_duration};
 
@@ -164,6 +167,10 @@ pub struct Balancing {
     pub mode: Mode,
     /// The IPVS scheduler, `wlc` by default.
     pub scheduler: Scheduler,
+    /// Flags of schedulers, wherever these are used; none by default.
+    pub scheduler_flags: BTreeSet<SchedulerFlag>,
+    /// How mode tunnel wraps packets, IP in IP by default.
+    pub tunnel: Tunnel,
     /// How long a terminating endpoint may keep its connections, 60 s by default.
     pub drain_limit: Duration,
     /// The TCP port of each node that is probed for life, 10250 (the kubelet's) by default.
@@ -261,6 +268,8 @@ impl Settings {
             balancing: Balancing {
                 mode: Mode::Nat,
                 scheduler: Scheduler::Wlc,
+                scheduler_flags: BTreeSet::new(),
+                tunnel: Tunnel::Ipip,
                 drain_limit: Duration::from_secs(60),
                 probe_port: 10250,
                 health_check_node_port: false,
@@ -318,85 +327,6 @@ impl Mode {
     /// The mode of that name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
-    }
-}
-
-/// An IPVS scheduler, by its kernel name (ipvsadm(8), `--scheduler`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheduler {
-    /// Round robin.
-    Rr,
-    /// Weighted round robin.
-    Wrr,
-    /// Least connections.
-    Lc,
-    /// Weighted least connections.
-    Wlc,
-    /// Locality-based least connections.
-    Lblc,
-    /// Locality-based least connections with replication.
-    Lblcr,
-    /// Destination hashing.
-    Dh,
-    /// Source hashing.
-    Sh,
-    /// Shortest expected delay.
-    Sed,
-    /// Never queue.
-    Nq,
-    /// Weighted failover: the highest weight takes all.
-    Fo,
-    /// Weighted overflow: the highest weight takes as many connections as its weight says, then the next.
-    Ovf,
-    /// Maglev hashing.
-    Mh,
-    /// Weighted random twos choice.
-    Twos,
-}
-
-impl Scheduler {
-    /// All of them.
-    pub const ALL: [Self; 14] = [
-        Self::Rr,
-        Self::Wrr,
-        Self::Lc,
-        Self::Wlc,
-        Self::Lblc,
-        Self::Lblcr,
-        Self::Dh,
-        Self::Sh,
-        Self::Sed,
-        Self::Nq,
-        Self::Fo,
-        Self::Ovf,
-        Self::Mh,
-        Self::Twos,
-    ];
-
-    /// The kernel's name, as in `ip_vs_wlc`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rr => "rr",
-            Self::Wrr => "wrr",
-            Self::Lc => "lc",
-            Self::Wlc => "wlc",
-            Self::Lblc => "lblc",
-            Self::Lblcr => "lblcr",
-            Self::Dh => "dh",
-            Self::Sh => "sh",
-            Self::Sed => "sed",
-            Self::Nq => "nq",
-            Self::Fo => "fo",
-            Self::Ovf => "ovf",
-            Self::Mh => "mh",
-            Self::Twos => "twos",
-        }
-    }
-
-    /// The scheduler of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|scheduler| scheduler.name() == name)
     }
 }
 

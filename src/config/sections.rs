@@ -105,6 +105,8 @@ fn balancing(merged: &mut Merged) -> Balancing {
     Balancing {
         mode: merged.read("balancing.mode", values::mode),
         scheduler: merged.read("balancing.scheduler", values::scheduler),
+        scheduler_flags: merged.read("balancing.scheduler_flags", values::scheduler_flags),
+        tunnel: merged.read("balancing.tunnel", values::tunnel),
         drain_limit: merged.read("balancing.drain_limit", values::drain_limit),
         probe_port: merged.read("balancing.probe_port", values::port),
         health_check_node_port: merged.read("balancing.health_check_node_port", values::truth),

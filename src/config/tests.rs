@@ -362,6 +362,14 @@ fn balancing() {
         "4: balancing.scheduler = \"hash\": one of rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh, twos",
     );
     check(
+        "[balancing]\nscheduler_flags = 'mh-port, port'",
+        "4: balancing.scheduler_flags = \"mh-port, port\": some of sh-fallback, sh-port, mh-fallback, mh-port",
+    );
+    check(
+        "[balancing]\ntunnel = 'gue'",
+        "4: balancing.tunnel = \"gue\": ipip, gre, or gue and a UDP port, as in gue:6080",
+    );
+    check(
         "[balancing]\ndrain_limit = 60",
         "4: balancing.drain_limit = 60: needs a unit: \"60ms\" or \"60s\"",
     );

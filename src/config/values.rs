@@ -2,7 +2,7 @@
 //!
 //! Pure. An error is the last part of a problem's line: what is allowed, or what to write instead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -16,7 +16,8 @@ use serde::de::value::{Error as SerdeError, StrDeserializer};
 
 use super::raw::Raw;
 use super::units::{DurationError, format_duration, parse_duration};
-use super::{AddressRange, LoadBalancers, Mode, ProxyProtocol, Scheduler, Shield, Transport};
+use super::{AddressRange, LoadBalancers, Mode, ProxyProtocol, Scheduler, SchedulerFlag, Shield, Transport};
+use crate::ipvs::model::Tunnel;
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
@@ -217,6 +218,17 @@ pub(super) fn proxy_protocol(raw: Raw) -> Result<ProxyProtocol, String> {
 pub(super) fn scheduler(raw: Raw) -> Result<Scheduler, String> {
     Scheduler::named(text(raw)?)
         .ok_or_else(|| format!("one of {}", Scheduler::ALL.map(Scheduler::name).join(", ")))
+}
+
+/// Flags of schedulers, with commas between them; empty text is none.
+pub(super) fn scheduler_flags(raw: Raw) -> Result<BTreeSet<SchedulerFlag>, String> {
+    SchedulerFlag::list(text(raw)?)
+        .ok_or_else(|| format!("some of {}", SchedulerFlag::ALL.map(SchedulerFlag::name).join(", ")))
+}
+
+/// How packets are wrapped for a tunnel.
+pub(super) fn tunnel(raw: Raw) -> Result<Tunnel, String> {
+    Tunnel::named(text(raw)?).ok_or_else(|| Tunnel::WANTED.into())
 }
 
 /// Bits of the firewall mark, in hexadecimal digits.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::members::Members;
+use super::refusals::Refusals;
 use super::repairs::IpvsDrift;
 use crate::config::Settings;
 use crate::derive::{Changed, Deriver, Desired, Inputs, WantedServer};
@@ -51,6 +52,8 @@ pub struct Core {
     pub unhealthy: Down,
     /// The link-layer addresses of peers.
     pub macs: Macs,
+    /// What the kernel refuses of single Services.
+    pub refusals: Refusals,
     deriver: Deriver,
     /// What the kernel had when that was doubted.
     doubted: Option<Table>,
@@ -91,6 +94,7 @@ impl Core {
             table: None,
             unhealthy: Down::new(),
             macs: Macs::new(),
+            refusals: Refusals::default(),
             written: Arc::default(),
             deriver: Deriver::default(),
             doubted: None,
@@ -208,7 +212,7 @@ impl Core {
         self.draining = self.note_drains(desired, desired.frontends.keys().copied(), now);
         let (drained, nothing) = (self.drained(now), Table::new());
         let have = self.have(&drained, &nothing);
-        let plan = plan::plan(desired, &have);
+        let plan = self.without_refused(plan::plan(desired, &have));
         let strays = plan::strays(&have, &self.owned.vips);
         let strays = settled(&mut self.stray_since, strays, now);
         Decision { plan, strays }
@@ -226,7 +230,24 @@ impl Core {
         self.draining.extend(draining);
         let (drained, nothing) = (self.drained(now), Table::new());
         let have = self.have(&drained, &nothing);
-        Decision { plan: plan::plan_servers(desired, &have, frontends), strays: Vec::new() }
+        let plan = self.without_refused(plan::plan_servers(desired, &have, frontends));
+        Decision { plan, strays: Vec::new() }
+    }
+
+    /// What is left of `plan` without that which the kernel would refuse again.
+    fn without_refused(&self, mut plan: Plan) -> Plan {
+        for commands in [&mut plan.prepare, &mut plan.retire] {
+            commands.retain(|command| !self.refusals.covers(command, self.table.as_ref()));
+        }
+        plan
+    }
+
+    /// Whether the kernel has refused something of each VIP, and has nothing: a host that can serve nothing must hold nothing.
+    pub fn serves_nothing(&self, desired: &Desired) -> bool {
+        let refused = self.refusals.vips();
+        self.table.as_ref().is_none_or(Table::is_empty)
+            && !refused.is_empty()
+            && desired.vips.keys().all(|vip| refused.contains(vip))
     }
 
     /// What the host has; `nothing` stands for a table that was not read.

@@ -20,6 +20,7 @@ pub mod objects;
 mod orders;
 pub mod pass;
 mod probe;
+mod refusals;
 mod repairs;
 mod run;
 mod saving;

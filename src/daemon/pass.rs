@@ -1,16 +1,17 @@
 //! One pass: from what is known to what is done. The only place that changes IPVS, nftables and stray addresses.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{debug, info, warn};
 
 use super::core::{Core, Decision};
+use super::refusals::Refusals;
 use super::repairs::{Drift, Repairs, TableDrift};
 use super::tuning::tune;
 use crate::derive::{Changed, Desired};
-use crate::host::Host;
+use crate::host::{Failure, Host};
 use crate::ipvs::Command;
 use crate::model::{Finding, Frontend};
 use crate::net::PolicyRoute;
@@ -50,6 +51,8 @@ pub struct Outcome {
     pub as_planned: bool,
     /// What the host refused.
     pub problems: Vec<Finding>,
+    /// What it refused of single Services, while the others are served.
+    pub refusals: Vec<Finding>,
 }
 
 /// Where the list of what kvip owns is kept.
@@ -104,16 +107,16 @@ async fn servers<H: Host>(
         return Outcome { desired, problems, ..Outcome::default() };
     }
     let plan = core.decide_servers(&desired, &touched, now).plan;
-    problems.extend(change(core, host, &plan.prepare).await);
+    problems.extend(change(core, host, &desired, &plan.prepare).await);
     if problems.is_empty() {
-        problems.extend(change(core, host, &plan.retire).await);
+        problems.extend(change(core, host, &desired, &plan.retire).await);
     }
     if !problems.is_empty() {
         return Outcome { desired, problems, ..Outcome::default() };
     }
     let again = core.decide_servers(&desired, &touched, now);
     let as_planned = check(&again, core, applied);
-    Outcome { desired, as_planned, ..before }
+    Outcome { desired, as_planned, refusals: core.refusals.findings(), ..before }
 }
 
 async fn everything<H: Host, L: Ledger>(
@@ -135,21 +138,23 @@ async fn everything<H: Host, L: Ledger>(
         problems.push(finding);
         return Outcome { desired, problems, ..Outcome::default() };
     }
+    core.refusals = Refusals::default();
     let decision = core.decide(&desired, now);
-    let failed = apply(core, applied, host, &decision, || switch(&desired)).await;
-    let prepared = failed.is_empty();
+    let failed = apply(core, applied, host, &desired, &decision, switch).await;
+    let done = failed.is_empty();
     problems.extend(failed);
     problems.extend(remove_strays(host, &decision).await);
     if core.disown(&desired) {
         problems.extend(ledger.save(&core.owned).err());
     }
     applied.findings = tune(core, host, ledger, &desired).await;
-    if prepared {
+    if done {
         note_repairs(applied, now);
     }
     let again = core.decide(&desired, now);
-    let as_planned = prepared && check(&again, core, applied);
-    Outcome { desired, prepared, as_planned, problems }
+    let as_planned = done && check(&again, core, applied);
+    let prepared = done && !core.serves_nothing(&desired);
+    Outcome { desired, prepared, as_planned, problems, refusals: core.refusals.findings() }
 }
 
 /// Whether a second plan is empty, as it must be (invariant 9).
@@ -211,11 +216,12 @@ async fn apply<H: Host>(
     core: &mut Core,
     applied: &mut Applied,
     host: &mut H,
+    desired: &Desired,
     decision: &Decision,
-    switch: impl FnOnce(),
+    switch: impl FnOnce(&Desired),
 ) -> Vec<Finding> {
     let plan = &decision.plan;
-    let mut failed = change(core, host, &plan.prepare).await;
+    let mut failed = change(core, host, desired, &plan.prepare).await;
     if failed.is_empty() {
         failed.extend(add_routes(core, host, &plan.routes).await);
     }
@@ -223,8 +229,10 @@ async fn apply<H: Host>(
         failed.extend(write_ruleset(core, applied, host, plan.ruleset.as_ref()).await);
     }
     if failed.is_empty() {
-        switch();
-        failed = change(core, host, &plan.retire).await;
+        if !core.serves_nothing(desired) {
+            switch(desired);
+        }
+        failed = change(core, host, desired, &plan.retire).await;
     }
     if failed.is_empty() {
         failed.extend(remove_routes(core, host, &plan.old_routes).await);
@@ -261,16 +269,19 @@ async fn write_ruleset<H: Host>(
     host: &mut H,
     ruleset: Option<&Arc<nft::Ruleset>>,
 ) -> Option<Finding> {
-    let ruleset = ruleset?;
-    if applied.ruleset.as_ref() == Some(&nft::fingerprint(ruleset)) {
-        core.written = Arc::clone(ruleset);
+    let mut ruleset = Arc::clone(ruleset?);
+    if !core.refusals.is_empty() {
+        core.refusals.close(Arc::make_mut(&mut ruleset), core.table.as_ref());
+    }
+    if applied.ruleset.as_ref() == Some(&nft::fingerprint(&ruleset)) {
+        core.written = ruleset;
         return None;
     }
-    match host.set_ruleset(ruleset).await {
+    match host.set_ruleset(&ruleset).await {
         Ok(fingerprint) => {
             info!("nftables table inet kvip written, {} frontends", ruleset.frontends.len());
             applied.ruleset = Some(fingerprint);
-            core.written = Arc::clone(ruleset);
+            core.written = ruleset;
             None
         }
         Err(finding) => {
@@ -280,20 +291,35 @@ async fn write_ruleset<H: Host>(
     }
 }
 
-/// Changes IPVS and the memory of it alike.
-async fn change<H: Host>(core: &mut Core, host: &mut H, commands: &[Command]) -> Vec<Finding> {
-    let failed = host.change_table(commands).await;
+/// Changes IPVS and the memory of it alike. What the kernel refuses of single Services is noted in the core and is no
+/// failure.
+async fn change<H: Host>(
+    core: &mut Core,
+    host: &mut H,
+    desired: &Desired,
+    commands: &[Command],
+) -> Vec<Finding> {
+    let failures = host.change_table(commands).await;
+    let failures: BTreeMap<usize, Failure> =
+        failures.into_iter().map(|failure| (failure.index, failure)).collect();
+    let mut findings = Vec::new();
     for (index, command) in commands.iter().enumerate() {
-        if failed.iter().any(|(bad, _)| *bad == index) {
-            continue;
+        match failures.get(&index) {
+            None => {
+                info!(virtual_server = %command.key(), "{command}");
+                core.changed(command);
+            }
+            Some(failure) if failure.refused && !command.removes() => {
+                core.refusals.note(command, &failure.finding, desired);
+            }
+            // Follows from a refusal before it.
+            Some(_) if core.refusals.covers(command, core.table.as_ref()) => {}
+            Some(failure) => findings.push(failure.finding.clone()),
         }
-        info!(virtual_server = %command.key(), "{command}");
-        core.changed(command);
     }
-    if !failed.is_empty() {
+    if !findings.is_empty() {
         core.forget();
     }
-    let mut findings: Vec<Finding> = failed.into_iter().map(|(_, finding)| finding).collect();
     findings.dedup();
     findings
 }

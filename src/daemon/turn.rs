@@ -466,7 +466,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     fn all_findings(&self, keepalived: &keepalived::Status, now: Instant) -> Vec<Finding> {
         let mut all = Vec::new();
         if let Some(outcome) = &self.outcome {
-            all.extend(outcome.problems.iter().cloned());
+            all.extend(outcome.problems.iter().chain(&outcome.refusals).cloned());
             all.extend(outcome.desired.findings.iter().cloned());
         }
         all.extend(

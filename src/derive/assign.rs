@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::asks::{Asked, Asks, Source, Want};
 use super::checks::Checking;
 use super::grammar::Entry;
-use super::options::Options;
+use super::options::{self, Options};
 use super::policy::Policy;
 use super::{GroupView, Inputs, Owner, Vip, groups, kube_proxy, load_balancer, mode, shield, source_ranges};
 use crate::config::{Mode, Static};
@@ -259,6 +259,7 @@ impl Tasks<'_> {
         let options = self.options(key, service);
         match mode::of(&self.inputs, vip, want, service, &options) {
             Ok(mode) => {
+                self.findings.extend(options::without_effect(key, service, &options, mode));
                 for port in ports.into_iter().filter(|port| want.means(port)) {
                     self.port(vip, key, service, &options, (port, want.source, mode));
                 }

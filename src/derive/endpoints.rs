@@ -31,6 +31,8 @@ pub struct Behind {
     pub dead: BTreeSet<String>,
     /// There are endpoints of the family, and none of their slices has the port.
     pub lacks_port: bool,
+    /// How many of those that would serve are of weight 0.
+    pub weightless: usize,
     /// Nodes that are no members where only members will do, `""` for endpoints that name none.
     pub strangers: BTreeSet<String>,
 }
@@ -47,6 +49,9 @@ pub enum Scope<'a> {
 
 /// What is behind `port` of a Service whose slices are given.
 ///
+/// An endpoint's own weight counts before that of its zone. Of weight 0 it gets no more connections; where all nodes must
+/// have the same real servers it goes after a while, as what a node makes of such a one depends on what it was before.
+///
 /// Ports match by name and protocol, as the EndpointSlice API defines it. Endpoints of dead nodes get no connections. Without
 /// a ready endpoint, those serve that are serving while terminating (KEP-1669, as kube-proxy does). Of ready endpoints
 /// with hints for this node or its zone only those serve (KEP-2433 and KEP-3015, as kube-proxy does).
@@ -56,6 +61,7 @@ pub fn behind(
     port: &ServicePort,
     family: Family,
     scope: Scope<'_>,
+    zone_weights: &BTreeMap<String, u16>,
 ) -> Behind {
     let mut found = Behind::default();
     let mut candidates = Vec::new();
@@ -86,28 +92,47 @@ pub fn behind(
         Scope::ThisNode => Hints::of(around, candidates.iter().map(|(endpoint, _)| *endpoint)),
         Scope::Everywhere(_) => Hints::None,
     };
+    let zoned = |endpoint: &Endpoint| endpoint.zone.as_ref().and_then(|zone| zone_weights.get(zone)).copied();
+    let weight = |endpoint: &Endpoint| endpoint.weight.or_else(|| zoned(endpoint)).unwrap_or(1);
     let any_ready = candidates.iter().any(|(endpoint, _)| endpoint.ready);
     for (endpoint, backend) in candidates {
         if let Some(wanted) = wanted(endpoint, any_ready, &hints) {
-            found.put(around, endpoint, backend, wanted);
+            let weight = weight(endpoint);
+            found.weightless += usize::from(weight == 0 && wanted == WantedServer::Active);
+            found.put(around, endpoint, backend, weighed(wanted, weight, scope));
         }
     }
     if matches!(scope, Scope::Everywhere(_)) {
         for (endpoint, backend) in
             idle.into_iter().filter(|(endpoint, _)| endpoint.ready || endpoint.terminating)
         {
-            found.put(around, endpoint, backend, WantedServer::Idle);
+            found.put(around, endpoint, backend, weighed(WantedServer::Idle, weight(endpoint), scope));
         }
     }
     found
 }
 
 impl Behind {
-    fn put(&mut self, around: &Surroundings, endpoint: &Endpoint, backend: Backend, wanted: WantedServer) {
+    fn put(
+        &mut self,
+        around: &Surroundings,
+        endpoint: &Endpoint,
+        backend: Backend,
+        (wanted, weight): (WantedServer, u16),
+    ) {
         let local = endpoint.node.is_some() && endpoint.node == around.node;
-        let server = Server { wanted, local, weight: 1 };
+        let server = Server { wanted, local, weight: weight.into() };
         let slot = self.servers.entry(backend).or_insert(server);
         *slot = (*slot).max(server);
+    }
+}
+
+/// What is wanted of an endpoint of that weight.
+fn weighed(wanted: WantedServer, weight: u16, scope: Scope<'_>) -> (WantedServer, u16) {
+    match (weight, scope) {
+        (0, Scope::Everywhere(_)) => (WantedServer::Draining, 1),
+        (0, Scope::ThisNode) => (wanted.min(WantedServer::Idle), 0),
+        _ => (wanted, weight),
     }
 }
 
@@ -195,7 +220,7 @@ mod tests {
             ports: vec![port.clone()],
             endpoints: endpoints.collect(),
         });
-        let got = behind(&around, &[&slice], &port, Family::V4, Scope::ThisNode).servers;
+        let got = behind(&around, &[&slice], &port, Family::V4, Scope::ThisNode, &BTreeMap::new()).servers;
         let got: Vec<String> = got
             .into_iter()
             .filter(|(_, server)| server.wanted == WantedServer::Active)

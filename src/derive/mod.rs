@@ -4,6 +4,7 @@
 //! a finding and stands in nobody's way.
 
 mod aliases;
+mod annotations;
 mod asks;
 mod assign;
 mod checks;
@@ -111,6 +112,17 @@ impl Desired {
     pub fn group_of(&self, vip: IpAddr) -> Option<(&str, &GroupView)> {
         let found = self.groups.iter().find(|(_, group)| group.vips.contains(&vip));
         found.map(|(name, group)| (name.as_str(), group))
+    }
+
+    /// What the virtual server `key` is for.
+    pub fn owner_of(&self, key: &Key) -> Option<&Owner> {
+        let is_it =
+            |served: &&Arc<Served>| served.virtual_servers.iter().any(|balanced| balanced.key == *key);
+        let served = match key {
+            Key::Frontend(frontend) => self.frontends.get(frontend),
+            Key::Mark(..) => self.frontends.values().find(is_it),
+        };
+        served.map(|served| &served.owner)
     }
 
     /// Whether this node is a member of `group`.
@@ -239,6 +251,14 @@ impl Served {
         Some(haproxy::Proxy { owner: self.owner.to_string(), protocol, balance, servers: servers.collect() })
     }
 
+    /// Each node counts its own connections, so that where all must send a client to the same pod none may count.
+    fn thresholds_in(&self, forwarding: Forwarding) -> Thresholds {
+        match forwarding {
+            Forwarding::All(_) => self.thresholds,
+            Forwarding::Split | Forwarding::OnThisNode => Thresholds::default(),
+        }
+    }
+
     /// The real servers that one of its virtual servers is to have, at the weights of when they get connections.
     pub fn real_servers(&self, of: &Balanced) -> impl Iterator<Item = (Backend, WantedServer, RealServer)> {
         self.servers.iter().filter_map(|(backend, server)| {
@@ -248,7 +268,8 @@ impl Served {
                 (Forwarding::Split, false) => Forward::DirectRoute,
                 (Forwarding::OnThisNode, false) => return None,
             };
-            let real = RealServer { thresholds: self.thresholds, ..RealServer::new(forward, server.weight) };
+            let thresholds = self.thresholds_in(of.forwarding);
+            let real = RealServer { thresholds, ..RealServer::new(forward, server.weight) };
             Some((*backend, server.wanted, real))
         })
     }

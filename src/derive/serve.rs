@@ -100,8 +100,9 @@ impl Part {
             Mode::Dsr => Scope::Everywhere(&serving.members),
             _ => Scope::ThisNode,
         };
-        let mut behind =
-            endpoints::behind(&context.around, slices, &serving.port, Family::of(frontend.vip), scope);
+        let family = Family::of(frontend.vip);
+        let weights = &service.options.zone_weights;
+        let mut behind = endpoints::behind(&context.around, slices, &serving.port, family, scope, weights);
         let owner = Owner::Service(service.key.clone());
         let checking = service.checking(serving.mode);
         let all_stay = serving.mode == Mode::Dsr;
@@ -233,13 +234,15 @@ fn nothing_behind(
         format!("its pods have no port for {name}, see targetPort")
     } else if behind.total == 0 {
         format!("it has no IPv{family} endpoints")
+    } else if behind.weightless > 0 {
+        format!("{} of {} endpoints are ready, all of weight 0", behind.weightless, behind.total)
     } else {
         format!("no ready endpoints (0 of {} ready)", behind.total)
     };
     let text = format!("{vip} is held but {protocol} {port} refuses connections: {why}");
     let selector: Vec<String> =
         service.selector.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
-    let mend = if selector.is_empty() {
+    let mend = if selector.is_empty() || behind.weightless > 0 {
         format!("kubectl -n {} get endpointslices -l kubernetes.io/service-name={}", key.namespace, key.name)
     } else {
         format!("kubectl -n {} get pods -l {}", key.namespace, selector.join(","))

@@ -9,7 +9,7 @@ use super::assign::Serving;
 use super::options::Options;
 use super::{Balanced, Forwarding};
 use crate::config::Mode;
-use crate::ipvs::model::{FLAG_SCHED_1, FLAG_SCHED_2, Forward, Persistence};
+use crate::ipvs::model::{FLAG_SCHED_1, FLAG_SCHED_2, Forward};
 use crate::ipvs::{Key, Service};
 use crate::model::{Family, Frontend};
 
@@ -22,7 +22,7 @@ pub fn virtual_servers(options: &Options, frontend: Frontend, serving: &Serving)
         Mode::Dsr => return dsr(options, frontend, serving),
         Mode::Proxy | Mode::Announce => return Vec::new(),
     };
-    let service = plain(options, Family::of(frontend.vip));
+    let service = options.balancing(frontend);
     vec![Balanced { key: frontend.into(), service, forwarding: Forwarding::All(forward) }]
 }
 
@@ -30,23 +30,15 @@ fn dsr(options: &Options, frontend: Frontend, serving: &Serving) -> Vec<Balanced
     let Some(marks) = serving.marks else { return Vec::new() };
     let family = Family::of(frontend.vip);
     let balanced = |key, forwarding| Balanced { key, service: hashed(options), forwarding };
-    let own = plain(options, family);
     vec![
         balanced(frontend.into(), Forwarding::Split),
         balanced(Key::Mark(family, marks.peers), Forwarding::OnThisNode),
         Balanced {
             key: Key::Mark(family, marks.own),
-            service: own,
+            service: options.balancing(frontend),
             forwarding: Forwarding::All(Forward::Masquerade),
         },
     ]
-}
-
-/// As the settings and the Service say.
-fn plain(options: &Options, family: Family) -> Service {
-    let persistence =
-        options.affinity.map(|timeout| Persistence { timeout, ..Persistence::of_address(timeout, family) });
-    Service { scheduler: options.scheduler.name().to_owned(), persistence, flags: options.flags }
 }
 
 /// Maglev hashing by the client's address, and by its port too unless a client is to stay at one pod.

@@ -42,6 +42,14 @@ pub enum Error {
         /// The kernel's reason.
         reason: String,
     },
+    /// What a command is about is not there.
+    #[error("{command}: there is no such {what}")]
+    Gone {
+        /// What was to be done.
+        command: String,
+        /// `virtual server` or `real server`.
+        what: &'static str,
+    },
     /// The kernel refused to list virtual or real servers.
     #[error("cannot list the IPVS table: {0}")]
     List(Errno),
@@ -57,6 +65,13 @@ pub enum Error {
     /// Others change the table faster than it can be read.
     #[error("the IPVS table kept changing while it was read, {DUMP_ATTEMPTS} times over")]
     Unsteady,
+}
+
+impl Error {
+    /// Whether what a command asks for is at fault: then other commands may go on.
+    pub fn is_the_commands(&self) -> bool {
+        matches!(self, Self::UnknownScheduler { .. } | Self::Refused { .. })
+    }
 }
 
 impl From<Failure> for Error {
@@ -300,17 +315,16 @@ fn refusal(command: &Command, failure: Failure) -> Error {
         Failure::Refused(errno) => errno,
         other => return other.into(),
     };
-    let reason = match (command, errno) {
+    let text = command.to_string();
+    match (command, errno) {
         // ENOENT is the kernel's word for a missing scheduler (ip_vs_add_service, ip_vs_edit_service).
         (Command::NewService(_, service) | Command::SetService(_, service), Errno::NOENT) => {
-            let scheduler = service.scheduler.clone();
-            return Error::UnknownScheduler { command: command.to_string(), scheduler };
+            Error::UnknownScheduler { command: text, scheduler: service.scheduler.clone() }
         }
-        (_, Errno::SRCH) => "there is no such virtual server".to_owned(),
-        (_, Errno::NOENT) => "there is no such real server".to_owned(),
-        (_, errno) => errno.to_string(),
-    };
-    Error::Refused { command: command.to_string(), reason }
+        (_, Errno::SRCH) => Error::Gone { command: text, what: "virtual server" },
+        (_, Errno::NOENT) => Error::Gone { command: text, what: "real server" },
+        (_, errno) => Error::Refused { command: text, reason: errno.to_string() },
+    }
 }
 
 #[cfg(test)]

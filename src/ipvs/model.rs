@@ -182,6 +182,34 @@ pub enum Tunnel {
     Gre,
 }
 
+impl Tunnel {
+    /// What one is written as, for people.
+    pub const WANTED: &str = "ipip, gre, or gue and a UDP port, as in gue:6080";
+
+    /// The one that is written `text`.
+    pub fn named(text: &str) -> Option<Self> {
+        match text {
+            "ipip" => Some(Self::Ipip),
+            "gre" => Some(Self::Gre),
+            _ => {
+                let port = text.strip_prefix("gue:")?.parse().ok().filter(|port| *port > 0);
+                port.map(Self::Gue)
+            }
+        }
+    }
+}
+
+/// `ipip`, `gre`, or `gue:6080`.
+impl fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ipip => write!(f, "ipip"),
+            Self::Gue(port) => write!(f, "gue:{port}"),
+            Self::Gre => write!(f, "gre"),
+        }
+    }
+}
+
 /// IP_VS_CONN_F_FWD_MASK of `<linux/ip_vs.h>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forward {
@@ -225,6 +253,21 @@ impl Command {
             | Self::SetDest(key, ..)
             | Self::DelDest(key, _) => key,
         }
+    }
+
+    /// The real server that is changed, if it is one.
+    pub fn backend(&self) -> Option<&Backend> {
+        match self {
+            Self::NewService(..) | Self::SetService(..) | Self::DelService(_) => None,
+            Self::NewDest(_, backend, _) | Self::SetDest(_, backend, _) | Self::DelDest(_, backend) => {
+                Some(backend)
+            }
+        }
+    }
+
+    /// Whether something is gone by it.
+    pub fn removes(&self) -> bool {
+        matches!(self, Self::DelService(_) | Self::DelDest(..))
     }
 
     /// Changes `table` as the kernel's table changes by this command, where there and gone already are success.
@@ -323,9 +366,7 @@ impl fmt::Display for RealServer {
         match self.forward {
             Forward::Masquerade => Ok(()),
             Forward::Local => write!(f, " local"),
-            Forward::Tunnel(Tunnel::Ipip) => write!(f, " tunnel ipip"),
-            Forward::Tunnel(Tunnel::Gue(port)) => write!(f, " tunnel gue:{port}"),
-            Forward::Tunnel(Tunnel::Gre) => write!(f, " tunnel gre"),
+            Forward::Tunnel(tunnel) => write!(f, " tunnel {tunnel}"),
             Forward::DirectRoute => write!(f, " direct route"),
             Forward::Bypass => write!(f, " bypass"),
         }

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
     Condition, Endpoint, EndpointSlice, FamilyPolicy, Ingress, IngressPort, Labels, LoadBalancer, Node,
-    Service, ServiceKind, ServicePort,
+    Service, ServiceKind, ServicePort, weights,
 };
 use crate::ipam::Claim;
 use crate::model::{Family, Finding, ObjectKey, Protocol};
@@ -199,8 +199,9 @@ pub fn slice(object: &discovery::EndpointSlice) -> Converted<ObjectKey, Endpoint
         }
     };
     let ports = object.ports.iter().flatten().filter_map(|p| slice_port(p, &mut skipped)).collect();
-    let endpoints =
+    let mut endpoints: Vec<Endpoint> =
         object.endpoints.iter().flatten().filter_map(|e| endpoint(e, family, &mut skipped)).collect();
+    weights::weigh(&key, &object.metadata, &mut endpoints, &mut skipped.findings);
     let service = ObjectKey::new(key.namespace.clone(), service.clone());
     let value = EndpointSlice { service, family, ports, endpoints };
     Converted { key, value: Some(Arc::new(value)), skipped: skipped.findings }
@@ -232,6 +233,8 @@ fn endpoint(object: &discovery::Endpoint, family: Family, skipped: &mut Skipped)
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: object.node_name.clone(),
+        zone: object.zone.clone(),
+        weight: None,
         for_zones: hinted(object, |hints| {
             hints.for_zones.iter().flatten().map(|zone| zone.name.clone()).collect()
         }),

@@ -28,8 +28,10 @@ mod store;
 mod timing;
 mod watch;
 mod watched;
+mod weights;
 
 pub use kubeconfig::Link;
+pub use weights::WEIGHTS_WANTED;
 
 /// Objects by key. A copy shares what it holds with its original, and two copies that grew from one are compared at the
 /// cost of what differs.
@@ -250,6 +252,12 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node that runs it.
     pub node: Option<String>,
+    /// The zone that it is in.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Its weight, where its slice's annotations say one.
+    #[serde(default)]
+    pub weight: Option<u16>,
     /// hints.forZones: the zones whose clients should come here.
     #[serde(default)]
     pub for_zones: Vec<String>,
@@ -267,6 +275,8 @@ impl Endpoint {
             serving: true,
             terminating: false,
             node: Some(node.into()),
+            zone: None,
+            weight: None,
             for_zones: Vec::new(),
             for_nodes: Vec::new(),
         }

@@ -1,8 +1,13 @@
 //! A host or an API server that refuses: said, not hammered, and over when it is over.
 
+use std::sync::Arc;
+
+use kvip::config::Scheduler;
+use kvip::model::ObjectKey;
+use kvip::snapshot::Snapshot;
 use kvip::snapshot::problem::Problem;
 
-use crate::world::{World, dns, nginx, pods, settings, snapshot};
+use crate::world::{World, dns, endpoint, nginx, pods, settings, snapshot};
 
 #[test]
 fn a_refusing_host_is_told_asked_again_each_2_s_and_recovers() {
@@ -46,7 +51,7 @@ fn a_refusal_while_serving_removes_nothing_and_keeps_the_weight() {
     world.keepalived_was_told();
     world.kernel().ipvs_refuses = true;
     let mut changed = snapshot();
-    pods(&mut changed, "nginx").push(crate::world::endpoint("10.2.8.10"));
+    pods(&mut changed, "nginx").push(endpoint("10.2.8.10"));
     changed.vip_map.as_mut().unwrap().remove("10.87.2.51");
     world.event(changed);
     world.tick(10);
@@ -97,4 +102,79 @@ fn an_api_server_that_does_not_answer_changes_nothing() {
     world.confirm();
     world.tick(1);
     assert_eq!(world.status().summary, "holds 0 of 2 VIPs; 2 Services; in sync");
+}
+
+/// The usual cluster, whose nginx asks for that scheduler.
+fn with_scheduler(name: &str) -> Snapshot {
+    let mut snapshot = snapshot();
+    let nginx = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(nginx).annotations.insert("kvip.io/scheduler".into(), name.into());
+    snapshot
+}
+
+const REFUSED: &str = "default/nginx: the kernel refuses to have it: no such scheduler";
+
+#[test]
+fn a_refused_virtual_server_keeps_no_other_from_being_served() {
+    let mut world = World::new(settings());
+    world.kernel().lacks_scheduler = Some("twos");
+    world.list(with_scheduler("twos"));
+    world.turn();
+    assert_eq!(world.findings(), [REFUSED]);
+    assert_eq!((world.servers(nginx()), world.servers(dns()).map(|all| all.len())), (None, Some(2)));
+    assert_eq!(world.weight(), Some(0));
+    assert!(world.wanted().is_some());
+    assert!(world.status().as_planned);
+    assert!(world.kernel().written.frontends.iter().eq([&dns()]), "its port is refused, not the host's");
+
+    world.acts();
+    world.tick(5);
+    assert_eq!(world.acts(), [""; 0], "the kernel is not asked again at once");
+    let mut more = with_scheduler("twos");
+    pods(&mut more, "dns").push(endpoint("10.2.4.53"));
+    pods(&mut more, "nginx").push(endpoint("10.2.8.10"));
+    world.event(more);
+    world.turn();
+    assert_eq!(world.servers(dns()).unwrap().len(), 3, "others need not wait");
+    assert_eq!(world.findings(), [REFUSED]);
+
+    world.kernel().lacks_scheduler = None;
+    world.tick(60);
+    assert_eq!(world.findings(), [""; 0]);
+    assert_eq!(world.servers(nginx()).unwrap().len(), 3);
+    assert_eq!(world.kernel().written.frontends.len(), 2);
+}
+
+#[test]
+fn a_refused_change_leaves_what_is_there() {
+    let mut world = World::serving();
+    world.kernel().lacks_scheduler = Some("twos");
+    world.event(with_scheduler("twos"));
+    world.turn();
+    assert_eq!(world.findings(), [REFUSED]);
+    let mut more = with_scheduler("twos");
+    pods(&mut more, "nginx").push(endpoint("10.2.8.10"));
+    world.event(more);
+    world.turn();
+    assert_eq!(world.servers(nginx()).unwrap().len(), 3, "its pods are followed all the same");
+    world.event(with_scheduler("rr"));
+    world.turn();
+    assert_eq!(world.findings(), [""; 0], "another wish is tried at once");
+    assert_eq!(world.kernel().table[&nginx().into()].service.scheduler, "rr");
+}
+
+#[test]
+fn a_host_that_can_serve_nothing_holds_nothing() {
+    let mut settings = settings();
+    settings.balancing.scheduler = Scheduler::Twos;
+    let mut world = World::new(settings);
+    world.kernel().lacks_scheduler = Some("twos");
+    world.list(snapshot());
+    world.tick(3);
+    assert_eq!((world.wanted(), world.weight()), (None, Some(-254)));
+    assert_eq!(world.findings().len(), 2);
+    world.kernel().lacks_scheduler = None;
+    world.tick(60);
+    assert!(world.wanted().is_some());
+    assert_eq!((world.weight(), world.findings().len()), (Some(0), 0));
 }

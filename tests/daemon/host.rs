@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use kvip::host::Host;
+use kvip::host::{Failure, Host};
 use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
 use kvip::keepalived::Config;
 use kvip::model::Finding;
@@ -33,6 +33,8 @@ pub struct Kernel {
     pub sysctls: BTreeMap<&'static str, String>,
     /// IPVS refuses every change.
     pub ipvs_refuses: bool,
+    /// The scheduler that the kernel lacks.
+    pub lacks_scheduler: Option<&'static str>,
     /// IPVS cannot even be read.
     pub ipvs_is_gone: bool,
     /// nft refuses every table.
@@ -46,6 +48,22 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// Why a command fails, and whether what it asks for is at fault.
+    fn verdict(&self, command: &Command) -> Result<(), (&'static str, bool)> {
+        match command {
+            _ if self.ipvs_refuses => Err(("no such module", false)),
+            Command::NewService(_, service) | Command::SetService(_, service)
+                if self.lacks_scheduler == Some(&service.scheduler) =>
+            {
+                Err(("have it: no such scheduler", true))
+            }
+            Command::NewDest(key, ..) | Command::SetDest(key, ..) if !self.table.contains_key(key) => {
+                Err(("no such virtual server", false))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn note(&mut self, act: String) {
         self.acts_after_switch += usize::from(self.wanted.borrow().is_some());
         self.acts.push(act);
@@ -68,6 +86,7 @@ impl Simulated {
             sync_daemons: BTreeSet::new(),
             sysctls: BTreeMap::new(),
             ipvs_refuses: false,
+            lacks_scheduler: None,
             ipvs_is_gone: false,
             nft_refuses: false,
             acts: Vec::new(),
@@ -147,15 +166,16 @@ impl Host for Simulated {
         known.map(|(name, value)| (*name, value.clone())).collect()
     }
 
-    async fn change_table(&mut self, commands: &[Command]) -> Vec<(usize, Finding)> {
+    async fn change_table(&mut self, commands: &[Command]) -> Vec<Failure> {
         let mut kernel = self.kernel();
         let mut failed = Vec::new();
         for (index, command) in commands.iter().enumerate() {
             kernel.note(command.to_string());
-            if kernel.ipvs_refuses {
-                failed.push((index, Finding::new("IPVS", "no such module")));
-            } else {
-                command.apply(&mut kernel.table);
+            match kernel.verdict(command) {
+                Ok(()) => command.apply(&mut kernel.table),
+                Err((text, refused)) => {
+                    failed.push(Failure { index, finding: Finding::new("IPVS", text), refused });
+                }
             }
         }
         failed

@@ -9,7 +9,7 @@ use std::fmt::Display;
 use serde::Serialize;
 
 use crate::config::{
-    AddressRange, Checks, Group, NamePattern, Pool, Settings, Tenant, Vrrp, format_duration,
+    AddressRange, Checks, Group, NamePattern, Pool, SchedulerFlag, Settings, Tenant, Vrrp, format_duration,
 };
 use crate::rank;
 
@@ -69,6 +69,8 @@ fn all(settings: &Settings) -> Pairs {
         ("vips.allowed", set(allowed)),
         ("balancing.mode", word(&balancing.mode)),
         ("balancing.scheduler", word(&balancing.scheduler)),
+        ("balancing.scheduler_flags", SchedulerFlag::listed(&balancing.scheduler_flags)),
+        ("balancing.tunnel", balancing.tunnel.to_string()),
         ("balancing.drain_limit", format_duration(balancing.drain_limit)),
         ("balancing.beside_kube_proxy_ipvs", balancing.beside_kube_proxy_ipvs.to_string()),
         ("balancing.sync", balancing.sync.on.to_string()),

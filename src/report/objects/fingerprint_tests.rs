@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{AllUnhealthy, CheckKind, LoadBalancers, Scheduler, Transport, Unhealthy};
+use crate::ipvs::model::Tunnel;
 use crate::model::{ObjectKey, Vrid};
 
 fn settings() -> Settings {
@@ -60,6 +61,10 @@ fn what_must_agree_changes_it() {
         s.cluster.service_ranges = vec!["10.96.0.0/16".parse().unwrap()];
     });
     check("balancing.scheduler=rr", &|s| s.balancing.scheduler = Scheduler::Rr);
+    check("balancing.scheduler_flags=sh-port,mh-port", &|s| {
+        s.balancing.scheduler_flags = [SchedulerFlag::MhPort, SchedulerFlag::ShPort].into();
+    });
+    check("balancing.tunnel=gue:6080", &|s| s.balancing.tunnel = Tunnel::Gue(6080));
     check("balancing.drain_limit=5m", &|s| s.balancing.drain_limit = Duration::from_mins(5));
     check("balancing.beside_kube_proxy_ipvs=true", &|s| s.balancing.beside_kube_proxy_ipvs = true);
     check("balancing.sync=true", &|s| s.balancing.sync.on = true);

@@ -1,0 +1,117 @@
+//! How Services are balanced, as the kernel has it: kvip makes it of a folder of manifests, ipvsadm reads it back.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kvip_lab::kvip::Settings;
+use kvip_lab::lab::{Lab, Options};
+use kvip_lab::scenario::package;
+
+const SCHEDULERS: [&str; 14] =
+    ["rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq", "lblc", "lblcr", "fo", "ovf", "twos"];
+
+/// Name, annotations without `kvip.io/`, further fields of the spec, and lines of `ipvsadm -Sn` that come of it, with `V`
+/// for the VIP.
+type Case = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+const CASES: [Case; 7] = [
+    (
+        "sh-flags",
+        "scheduler: sh, kvip.io/scheduler-flags: 'sh-fallback,sh-port'",
+        "",
+        &["-A -t V:80 -s sh -b sh-fallback,sh-port"],
+    ),
+    ("mh-flags", "scheduler: mh, kvip.io/scheduler-flags: mh-port", "", &["-A -t V:80 -s mh -b mh-port"]),
+    (
+        "office",
+        "persistence-netmask: '24'",
+        "sessionAffinity: ClientIP, ",
+        &["-A -t V:80 -s wlc -p 10800 -M 255.255.255.0"],
+    ),
+    ("limited", "thresholds: 80-100", "", &["-a -t V:80 -r 10.2.6.10:8080 -m -w 1 -x 100 -y 80"]),
+    ("one-packet", "one-packet: 'true'", "", &["-A -t V:80 -s wlc", "-A -u V:53 -s wlc -o"]),
+    (
+        "gue",
+        "mode: tunnel, kvip.io/tunnel: 'gue:6080'",
+        "",
+        &["-a -t V:80 -r 10.2.6.10:80 -i -w 1 --tun-type gue --tun-port 6080"],
+    ),
+    ("zoned", "zone-weights: 'z2=7'", "", &["-a -t V:80 -r 10.2.6.10:8080 -m -w 7"]),
+];
+
+/// The manifests, and the lines that the kernel's table must begin with.
+fn manifests() -> (String, Vec<String>) {
+    let mut text = String::from(
+        "apiVersion: v1\nkind: Node\nmetadata: {name: node-a}\n\
+         status: {addresses: [{type: InternalIP, address: 10.87.2.4}]}\n",
+    );
+    let (mut wanted, mut vips) = (Vec::new(), String::new());
+    let mut add = |name: &str, annotations: &str, spec: &str, lines: &[&str]| {
+        let vip = format!("10.87.2.{}", 100 + wanted.len());
+        wanted.push(lines.iter().map(|line| line.replace('V', &vip)).collect::<Vec<_>>());
+        let _ = writeln!(vips, "  {vip}: default/{name}");
+        let ports = "[{name: web, port: 80}, {name: dns, port: 53, protocol: UDP}]";
+        let _ = write!(
+            text,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, annotations: {{kvip.io/{annotations}}}}}\n\
+             spec: {{{spec}ports: {ports}}}\n\
+             ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
+             ports: [{{name: web, port: 8080}}, {{name: dns, port: 5353, protocol: UDP}}]\n\
+             endpoints: [{{addresses: [10.2.6.10], nodeName: node-b, zone: z2}}]\n"
+        );
+    };
+    for scheduler in SCHEDULERS {
+        let line = format!("-A -t V:80 -s {scheduler}");
+        add(scheduler, &format!("scheduler: {scheduler}"), "", &[&line]);
+    }
+    for (name, annotations, spec, lines) in CASES {
+        add(name, annotations, spec, lines);
+    }
+    let _ = write!(
+        text,
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: vip-configmap}}\ndata:\n{vips}"
+    );
+    (text, wanted.concat())
+}
+
+#[test]
+fn the_kernel_balances_as_annotated() -> Result<()> {
+    let lab = Lab::start(Options { control_plane: false })?;
+    let node = lab.node("node-a");
+    let (text, wanted) = manifests();
+    node.install_deb(&package()?)?;
+    node.must("mkdir -p /etc/kvip/manifests")?;
+    node.write("/etc/kvip/manifests/all.yaml", text.as_bytes())?;
+    let extra = "[cluster]\nsource = \"files\"\nmanifests = \"/etc/kvip/manifests\"".to_owned();
+    node.write("/etc/kvip/config.toml", Settings { extra, ..Settings::default() }.toml().as_bytes())?;
+    // Those that are not loaded at boot are the kernel's to load when it is asked for them.
+    node.must("modprobe -r ip_vs_twos ip_vs_mh; systemctl enable --now kvip")?;
+    let missing = || -> Result<Vec<&String>> {
+        let table = node.ipvs()?;
+        Ok(wanted
+            .iter()
+            .filter(|line| !table.lines().any(|there| there.starts_with(line.as_str())))
+            .collect())
+    };
+    let done =
+        lab.wait_for("the table", Duration::from_secs(60), || missing().ok()?.is_empty().then_some(()));
+    ensure!(done.is_ok(), "missing: {:#?}\nof {}\n{}", missing()?, node.ipvs()?, node.journal());
+    let status = node.kvip_status()?;
+    ensure!(
+        status["as_planned"] == true && status["faults"] == 0,
+        "what was read is what was written: {status}"
+    );
+    // Where the kernel has not got a scheduler, that Service alone is not served.
+    node.must("systemctl stop kvip; ipvsadm -C; modprobe -r ip_vs_twos; echo 'install ip_vs_twos /bin/false' > /etc/modprobe.d/no-twos.conf")?;
+    node.must("systemctl start kvip")?;
+    let refused = lab.wait_for("the finding", Duration::from_secs(60), || {
+        let findings = node.kvip_status().ok()?["findings"].to_string();
+        findings.contains("modprobe ip_vs_twos").then_some(findings)
+    });
+    ensure!(refused.is_ok(), "{}\n{}", node.kvip_status()?, node.journal());
+    let missing = missing()?;
+    ensure!(missing.len() == 1 && missing[0].ends_with("twos"), "{missing:?}");
+    Ok(())
+}
