@@ -9,7 +9,7 @@ use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
-use kvip_lab::scenario::diagnosis;
+use kvip_lab::scenario::{SOON, diagnosis};
 
 use super::{MODES, Mode, modes, pod_on};
 
@@ -37,7 +37,8 @@ fn what_is_too_long_for_the_way_is_made_shorter_by_the_pod() -> Result<()> {
 fn forget_the_way(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let pod = pod_on(lab, node.spec().name)?;
-        node.must(&format!("for family in -4 -6; do ip -n {pod} $family route flush cache; done"))?;
+        let script = format!("for family in -4 -6; do ip -n {pod} $family route flush cache; done");
+        node.must_within(SOON, &script)?;
     }
     Ok(())
 }
@@ -68,7 +69,8 @@ fn known_limit(lab: &Lab, node: &str, report: &Report) -> Result<bool> {
     let pod = pod_on(lab, node)?;
     let limit = format!("mtu {OUTSIDE_MTU}");
     for source in report.sources().keys() {
-        if !lab.node(node).must(&format!("ip -n {pod} route get {source}"))?.contains(&limit) {
+        let route = lab.node(node).must_within(SOON, &format!("ip -n {pod} route get {source}"))?;
+        if !route.contains(&limit) {
             return Ok(false);
         }
     }
