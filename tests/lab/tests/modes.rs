@@ -131,7 +131,7 @@ fn pods_behind(lab: &Lab, vip: &str) -> Result<BTreeSet<String>> {
 
 /// The name of the pod on that node.
 fn pod_on(lab: &Lab, node: &str) -> Result<String> {
-    let list = lab.node(node).must("lab-pod list")?;
+    let list = lab.node(node).must_within(SOON, "lab-pod list")?;
     let mut names = list.lines().filter_map(|line| line.split(' ').next());
     Ok(names.find(|name| name.starts_with("echo-")).with_context(|| format!("no pod on {node}"))?.to_owned())
 }

@@ -98,8 +98,9 @@ impl Held {
 
     fn answered(&self, line: &str) {
         let Some((token, outcome)) = understand(line) else { return };
-        let start = token.parse().ok().and_then(|number: u64| self.state().open.remove(&number));
-        if let Some(start_us) = start {
+        let Ok(number) = token.parse() else { return };
+        let mut state = self.state();
+        if let Some(start_us) = state.open.remove(&number) {
             self.report(start_us, outcome);
         }
     }
@@ -109,8 +110,8 @@ impl Held {
         if self.is_stream {
             return self.end(failure(error));
         }
-        let last = self.state().open.pop_last();
-        if let Some((_, start_us)) = last {
+        let mut state = self.state();
+        if let Some((_, start_us)) = state.open.pop_last() {
             self.report(start_us, Outcome::Failed(failure(error)));
         }
     }
@@ -118,22 +119,20 @@ impl Held {
     /// Nothing more is asked or answered. What is open has failed; where nothing is, the end itself is the failure, unless
     /// it is ours.
     fn end(&self, how: Failure) {
-        let open = {
-            let mut state = self.state();
-            if state.has_ended {
-                return;
-            }
-            state.has_ended = true;
-            std::mem::take(&mut state.open)
-        };
-        if open.is_empty() && how != Failure::Timeout {
+        let mut state = self.state();
+        if state.has_ended {
+            return;
+        }
+        state.has_ended = true;
+        if state.open.is_empty() && how != Failure::Timeout {
             self.report(now_us(), Outcome::Failed(how));
         }
-        for start_us in open.into_values() {
+        for start_us in std::mem::take(&mut state.open).into_values() {
             self.report(start_us, Outcome::Failed(how));
         }
     }
 
+    /// Called with the state locked: whoever ends the program finds all reported that is no longer open.
     fn report(&self, start_us: u64, outcome: Outcome) {
         prober::report(&Sample { connection: self.connection, start_us, end_us: now_us(), outcome });
     }

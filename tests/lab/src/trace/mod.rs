@@ -28,11 +28,15 @@ const HEAD: usize = 24;
 impl Lab {
     /// Captures what matches `filter` (pcap-filter(7)) on the cards of all nodes, until [`Trace::stop`].
     pub fn trace(&self, filter: &str) -> Result<Trace> {
-        let captures =
-            NODES.iter().map(|spec| Capture::start(self, spec, filter)).collect::<Result<Vec<_>>>()?;
-        for capture in &captures {
-            let listens = || (capture.bytes().len() >= HEAD).then_some(());
-            self.wait_for(&format!("tcpdump on {}", capture.spec.name), START_LIMIT, listens)?;
+        let start = |spec| Capture::start(self, spec, filter);
+        let mut captures = NODES.iter().map(start).collect::<Result<Vec<_>>>()?;
+        for capture in &mut captures {
+            if !capture.listens(self)? {
+                // ssh lost its connection: the next one is a new one.
+                *capture = start(capture.spec)?;
+                let name = capture.spec.name;
+                ensure!(capture.listens(self)?, "{name}: tcpdump ended at once: is the filter well formed?");
+            }
         }
         Ok(Trace { captures })
     }
@@ -88,6 +92,16 @@ impl Capture {
             }
         });
         Ok(Self { spec, child, bytes, reader: Some(reader) })
+    }
+
+    /// Waits until it listens, or has ended without that.
+    fn listens(&mut self, lab: &Lab) -> Result<bool> {
+        let what = format!("tcpdump on {}", self.spec.name);
+        lab.wait_for(&what, START_LIMIT, || {
+            let listens = self.bytes().len() >= HEAD;
+            let ended = !matches!(self.child.try_wait(), Ok(None));
+            (listens || ended).then_some(listens)
+        })
     }
 
     fn bytes(&self) -> Vec<u8> {

@@ -8,7 +8,7 @@ use kvip_lab::layout::{BRIDGE, BRIDGE_V4, BRIDGE_V6, NODES};
 use kvip_lab::namespace::beside;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::peer::install;
-use kvip_lab::scenario::diagnosis;
+use kvip_lab::scenario::{SOON, diagnosis};
 use serde_json::json;
 
 use super::{ECHO, Mode, answered_by, echo, kept_source, modes, pod_on};
@@ -62,7 +62,7 @@ fn pods_that_carry_the_vip_are_served_through_tunnels() -> Result<()> {
     let others = NODES.iter().map(|node| node.name).filter(|node| *node != holder);
     let backends = others.map(|node| {
         let pod = pod_on(&lab, node)?;
-        let shown = lab.node(node).must(&pod_script(node, &pod))?;
+        let shown = lab.node(node).must_within(SOON, &pod_script(node, &pod))?;
         Ok(["inet", "inet6"].map(|family| address_of(family, &shown)))
     });
     serve(&lab, TUNNEL, &backends.collect::<Result<Vec<_>>>()?)?;
@@ -78,8 +78,8 @@ modprobe -a ipip ip6_tunnel
 ip -n {pod} -batch - <<X
 link set tunl0 up
 link set ip6tnl0 up
-addr add {vip4}/32 dev tunl0
-addr add {vip6}/128 dev ip6tnl0 nodad
+addr replace {vip4}/32 dev tunl0
+addr replace {vip6}/128 dev ip6tnl0 nodad
 X
 ip netns exec {pod} sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.tunl0.rp_filter=0
 ip netns exec {pod} setsid {program} serve {node} {pod} {listeners} </dev/null >/dev/null 2>&1 &

@@ -8,13 +8,13 @@ use kvip_lab::layout::NODES;
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
-use kvip_lab::scenario::diagnosis;
+use kvip_lab::scenario::{SOON, diagnosis};
 use kvip_lab::trace::Packets;
 
 use super::{DSR, ECHO, MODES, Mode, NAT, modes, pod_on, question};
 
-/// Connections, so that each pod has some.
-const CONNECTIONS: u16 = 9;
+/// Connections, so that each pod has some: they are hashed, not dealt out.
+const CONNECTIONS: u16 = 24;
 /// On its way to a pod a packet comes to the holder, and from there to the pod's node.
 const PASSES: usize = 2;
 
@@ -75,9 +75,9 @@ fn nothing_goes_round_where_tables_differ() -> Result<()> {
     let lab = modes()?;
     let holder = lab.wait_for_holder()?;
     let others: Vec<&str> = NODES.iter().map(|node| node.name).filter(|node| *node != holder).collect();
-    lab.nodes().try_for_each(|node| node.must("systemctl stop kvip").map(drop))?;
+    lab.nodes().try_for_each(|node| node.must_within(SOON, "systemctl stop kvip").map(drop))?;
     let seen = crossed(&lab, holder, &others);
-    lab.nodes().try_for_each(|node| node.must("systemctl start kvip").map(drop))?;
+    lab.nodes().try_for_each(|node| node.must_within(SOON, "systemctl start kvip").map(drop))?;
     seen
 }
 
@@ -107,7 +107,7 @@ fn crossed(lab: &Lab, holder: &str, others: &[&str]) -> Result<()> {
 /// In the node's tables for the VIPs of dsr, leaves the pod of `kept` alone. What serves packets of peers stays.
 fn keep_only(lab: &Lab, node: &str, kept: &str) -> Result<()> {
     let pod = pod_on(lab, kept)?;
-    let shown = lab.node(kept).must(&format!("ip -n {pod} -br addr show eth0"))?;
+    let shown = lab.node(kept).must_within(SOON, &format!("ip -n {pod} -br addr show eth0"))?;
     let addresses = shown.split_whitespace().filter_map(|word| word.split_once('/'));
     let kept: Vec<String> = addresses.flat_map(|(address, _)| at_port(address)).collect();
     let vips: Vec<String> = DSR.vips().into_iter().flat_map(at_port).collect();

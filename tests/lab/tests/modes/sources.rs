@@ -1,6 +1,7 @@
 //! Who asks, from where, and whom the pods see.
 
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kvip_lab::lab::Lab;
@@ -13,7 +14,7 @@ use kvip_lab::scenario::diagnosis;
 use super::{MODES, Mode, NAT, modes, pod_on, promised};
 
 /// So many connections, each asked once: enough to meet every pod.
-const CONNECTIONS: u16 = 12;
+const CONNECTIONS: u16 = 24;
 
 #[test]
 fn all_are_answered_and_pods_see_whom_the_mode_promises() -> Result<()> {
@@ -43,7 +44,8 @@ fn all_are_answered_and_pods_see_whom_the_mode_promises() -> Result<()> {
 
 fn check(lab: &Lab, mode: Mode, holder: &str, name: &str, asker: Asker) -> Result<()> {
     for question in mode.questions() {
-        let question = question.connections(CONNECTIONS);
+        // A tick is the time for answers: guests have several askers at once.
+        let question = question.connections(CONNECTIONS).every(Duration::from_secs(1));
         let report = lab.ask(asker, &question, 1)?;
         let Question { transport, target, .. } = question;
         println!("{:4} {transport} {:14} from {name:20} pods saw {}", mode.name, target.ip(), seen(&report));
