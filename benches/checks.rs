@@ -127,7 +127,7 @@ async fn checks(kind: &str) {
     let (start, cpu, before) = (Instant::now(), processor_time(), made.load(Ordering::Relaxed));
     tokio::time::sleep(MEASURED).await;
     let took = start.elapsed().as_secs_f64();
-    let share = (processor_time() - cpu).as_secs_f64() / took;
+    let share = processor_time().saturating_sub(cpu).as_secs_f64() / took;
     let made = made.load(Ordering::Relaxed) - before;
     println!(
         "{kind:>5}  {:>9.0}  {:>11.1}%  {:>6} MB",
