@@ -37,7 +37,7 @@ fn repairs(node: &Node, of: &str) -> Result<u64> {
 #[test]
 fn other_programs_are_repaired_within_a_second() -> Result<()> {
     let lab = serving()?;
-    let node = lab.node(lab.wait_for_holder()?);
+    let node = &lab.node(lab.wait_for_holder()?);
     node.must("ipvsadm -A -t 10.99.0.1:80 -s rr; ipvsadm -a -t 10.99.0.1:80 -r 10.99.0.2 -m -w 7")?;
     node.must("nft add table inet theirs; nft add chain inet theirs some")?;
     let theirs = |wanted: [bool; 2]| -> Result<()> {
