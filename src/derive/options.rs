@@ -54,6 +54,8 @@ pub struct Options {
     pub thresholds: Thresholds,
     /// How packets are wrapped in mode tunnel.
     pub tunnel: Tunnel,
+    /// Other nodes learn of connections from the holder's sync daemon.
+    pub synced: bool,
     /// How its endpoints are checked.
     pub checking: Option<Checking>,
     /// What servers are told of clients in mode proxy.
@@ -88,6 +90,7 @@ impl Options {
             one_packet: one_packet(&mut reader),
             affinity: affinity(&mut reader),
             thresholds: reader.read(THRESHOLDS, annotations::thresholds).unwrap_or_default(),
+            synced: balancing.sync.on,
             tunnel: reader.read(TUNNEL, annotations::tunnel).unwrap_or(balancing.tunnel),
             checking,
             proxy_protocol: reader
@@ -152,6 +155,7 @@ pub fn without_effect(key: &ObjectKey, service: &Service, options: &Options, mod
             all(&[ZONE_WEIGHTS], "has no effect in mode announce, in which others balance");
         }
         Mode::Proxy => all(&balancing[1..], "has no effect in mode proxy, in which HAProxy balances"),
+        Mode::Dsr if options.synced => {}
         Mode::Dsr => {
             all(&balancing, "counts in mode dsr for clients on the nodes alone: others are hashed by mh");
         }

@@ -3,7 +3,8 @@
 //! Mode dsr has three: all pods for clients elsewhere; by mark, this node's own pods for what a peer hands on, so that
 //! nodes whose tables differ never send a packet in circles; and by another mark all pods by NAT for clients on this node,
 //! whose replies come back here anyway. Which pod a connection goes to follows from its addresses alone (Maglev hashing),
-//! so that every node comes to the same and open connections survive their holder.
+//! so that every node comes to the same and open connections survive their holder; unless the kernel's sync daemon tells
+//! the others of them, when any scheduler will do.
 
 use super::assign::Serving;
 use super::options::Options;
@@ -29,7 +30,8 @@ pub fn virtual_servers(options: &Options, frontend: Frontend, serving: &Serving)
 fn dsr(options: &Options, frontend: Frontend, serving: &Serving) -> Vec<Balanced> {
     let Some(marks) = serving.marks else { return Vec::new() };
     let family = Family::of(frontend.vip);
-    let balanced = |key, forwarding| Balanced { key, service: hashed(options), forwarding };
+    let shared = || if options.synced { options.balancing(frontend) } else { hashed(options) };
+    let balanced = |key, forwarding| Balanced { key, service: shared(), forwarding };
     vec![
         balanced(frontend.into(), Forwarding::Split),
         balanced(Key::Mark(family, marks.peers), Forwarding::OnThisNode),
@@ -45,4 +47,42 @@ fn dsr(options: &Options, frontend: Frontend, serving: &Serving) -> Vec<Balanced
 fn hashed(options: &Options) -> Service {
     let port = if options.affinity.is_some() { 0 } else { FLAG_SCHED_2 };
     Service { scheduler: "mh".into(), persistence: None, flags: FLAG_SCHED_1 | port }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use super::super::Source;
+    use super::*;
+    use crate::config::Settings;
+    use crate::marks::Marks;
+    use crate::model::{ObjectKey, Protocol};
+    use crate::snapshot::ServicePort;
+
+    /// The schedulers of mode dsr's three virtual servers.
+    fn check(synced: bool, expected: [&str; 3]) {
+        let mut settings = Settings::standard(Vec::new());
+        settings.balancing.sync.on = synced;
+        let key = ObjectKey::new("default", "web");
+        let options = Options::of(&key, &crate::snapshot::Service::default(), &settings, &mut Vec::new());
+        let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+        let serving = Serving {
+            port: ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 },
+            source: Source::ConfigMap,
+            mode: Mode::Dsr,
+            members: Arc::new(BTreeSet::new()),
+            marks: Some(Marks { peers: 2, own: 3 }),
+        };
+        let made = virtual_servers(&options, frontend, &serving);
+        let schedulers: Vec<String> = made.iter().map(|one| one.service.to_string()).collect();
+        assert_eq!(schedulers, expected);
+    }
+
+    #[test]
+    fn nodes_that_learn_of_connections_need_not_hash() {
+        check(false, ["mh mh-fallback mh-port", "mh mh-fallback mh-port", "wlc"]);
+        check(true, ["wlc", "wlc", "wlc"]);
+    }
 }
