@@ -9,7 +9,7 @@ LAB := $(SUDO) target/debug/lab
 # The upgrade test begins with a lower version, built from this very tree.
 OLD_VERSION := 0.0.9-1
 
-.PHONY: help demo test lab lab-down lab-old-api deb lint packages lab-tool
+.PHONY: help demo test lab lab-down lab-old-api lab-data-plane deb lint packages lab-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +28,11 @@ test: packages lint ## every check: lint, unit, golden and property tests, then 
 	@$(LAB) image
 	@$(SUDO) cargo test --locked --package kvip-lab -- --test-threads=1
 
+lab-data-plane: packages deb lab-tool ## forwarding modes, options, repair and the real kube-proxy in the lab (not in `test` yet)
+	@$(LAB) image
+	@$(SUDO) cargo test --locked --package kvip-lab --features data-plane \
+		--test modes --test options --test repair --test kube_proxy -- --test-threads=1 --nocapture
+
 lab: packages deb lab-tool ## raises the lab with kvip and the tutorial and leaves it up to play with
 	@$(LAB) play
 
@@ -45,7 +50,7 @@ deb: ## builds target/debian/kvip_VERSION_ARCH.deb and prints its path last
 lint: ## rustfmt and clippy, warnings are errors
 	@cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 || rustup component add clippy rustfmt
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 
 packages:
 	@tests/lab/image/host-packages
