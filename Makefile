@@ -28,10 +28,11 @@ test: packages lint ## every check: lint, unit, golden and property tests, then 
 	@$(LAB) image
 	@$(SUDO) cargo test --locked --package kvip-lab -- --test-threads=1
 
-lab-data-plane: packages deb lab-tool ## forwarding modes, options, repair and the real kube-proxy in the lab (not in `test` yet)
+lab-data-plane: packages deb lab-tool ## services, protocols, modes, options, repair and kube-proxy in the lab (not in `test` yet)
 	@$(LAB) image
 	@$(SUDO) cargo test --locked --package kvip-lab --features data-plane \
-		--test modes --test options --test repair --test kube_proxy -- --test-threads=1 --nocapture
+		--test services --test protocols --test modes --test options --test repair --test kube_proxy \
+		-- --test-threads=1 --nocapture
 
 lab: packages deb lab-tool ## raises the lab with kvip and the tutorial and leaves it up to play with
 	@$(LAB) play
