@@ -135,7 +135,7 @@ fn missing_tools_and_rights() -> Result<()> {
         "echo 'install ip_vs /bin/false' > /etc/modprobe.d/no.conf; systemctl stop kvip; ipvsadm -C; \
          for m in $(lsmod | sed -n 's/^\\(ip_vs_[a-z]*\\).*/\\1/p'); do rmmod $m; done; rmmod ip_vs; systemctl start kvip",
         &["ip_vs is not loaded", "modprobe ip_vs"],
-        "rm /etc/modprobe.d/no.conf; modprobe ip_vs; sysctl -qw net.ipv4.vs.conntrack=1",
+        "rm /etc/modprobe.d/no.conf; modprobe ip_vs; sysctl -q -p /usr/lib/sysctl.d/50-kvip.conf",
     )?;
     trouble(
         &lab,
