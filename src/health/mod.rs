@@ -27,6 +27,7 @@
 //! - What fails on this node (no free port, no free descriptor, not permitted) says nothing about the other.
 
 pub mod check;
+mod clock;
 mod machine;
 pub mod node_ports;
 mod probe;

@@ -4,15 +4,16 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 use tracing::info;
 
+use super::clock::{now, wait};
 use super::{Dead, Health, Outcome, Probe, Targets};
 use crate::report::beats;
 
@@ -80,18 +81,6 @@ async fn run<C, F>(
         if changed {
             publish(sender, health.dead());
         }
-    }
-}
-
-/// The clock that the timers follow, also when a test stops it.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-async fn wait(until: Option<Instant>) {
-    match until {
-        Some(until) => sleep_until(until.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -2,14 +2,14 @@
 //!
 //! Owns one task.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
-use tokio::time::sleep_until;
 
+use super::super::clock::{now, wait};
 use super::{Down, Found, Machine, Target, Targets};
 use crate::report::beats;
 
@@ -91,18 +91,6 @@ fn follow(machine: &mut Machine, known: &mut Targets, wanted: &Targets) -> bool 
     }
     *known = wanted.clone();
     changed
-}
-
-/// The clock that the timers follow, also when a test stops it.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-async fn wait(until: Option<Instant>) {
-    match until {
-        Some(until) => sleep_until(until.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]
