@@ -45,6 +45,11 @@ pub fn finding(key: &ObjectKey, name: &str, text: &str) -> Finding {
     Finding::new(key, text).mend(mend)
 }
 
+/// The command that makes `change`, as `NAME=VALUE`, or `NAME-` to take it off.
+pub fn annotate(key: &ObjectKey, change: &str) -> String {
+    format!("kubectl -n {} annotate --overwrite service {} {change}", key.namespace, key.name)
+}
+
 /// A forwarding mode.
 pub fn mode(text: &str) -> Result<Mode, String> {
     Mode::named(text).ok_or_else(|| either(&Mode::ALL.map(Mode::name)))

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::annotations::annotate;
 use super::{Owner, Server, WantedServer};
 use crate::config::{AllUnhealthy, CheckKind, Checks, Unhealthy};
 use crate::health::check::{Check, Down, Kind, Target};
@@ -161,10 +162,6 @@ pub fn findings(owner: &Owner, down: &BTreeMap<Target, Arc<str>>) -> Vec<Finding
     let more = down.len().saturating_sub(NAMED);
     let rest = (more > 0).then(|| Finding::new(owner, format!("{more} more do not answer their checks")));
     named.chain(rest).collect()
-}
-
-fn annotate(key: &ObjectKey, change: &str) -> String {
-    format!("kubectl -n {} annotate --overwrite service {} {change}", key.namespace, key.name)
 }
 
 #[cfg(test)]

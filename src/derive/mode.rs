@@ -5,10 +5,10 @@
 
 use std::net::IpAddr;
 
-use super::Inputs;
 use super::asks::{Source, Want};
 use super::grammar::Method;
 use super::options::{MODE, Options};
+use super::{Inputs, annotations};
 use crate::config::{Mode, ProxyProtocol};
 use crate::model::{Finding, ObjectKey, Protocol};
 use crate::snapshot::{Service, ServicePort};
@@ -69,8 +69,7 @@ pub fn unfit(vip: IpAddr, key: &ObjectKey, port: &ServicePort, mode: Mode) -> Op
 }
 
 fn use_mode(key: &ObjectKey, mode: Mode) -> String {
-    let ObjectKey { namespace, name } = key;
-    format!("kubectl -n {namespace} annotate --overwrite service {name} {MODE}={}", mode.name())
+    annotations::annotate(key, &format!("{MODE}={}", mode.name()))
 }
 
 fn policy_cluster(key: &ObjectKey) -> String {
