@@ -43,6 +43,7 @@
 //! [`model`], [`snapshot`], `derive`, [`ipam`], `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`], [`haproxy`]
 //! and [`net`], then `daemon`, the one loop that joins them.
 
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod daemon;

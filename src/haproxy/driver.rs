@@ -22,6 +22,7 @@ use super::service::Service;
 use super::status::{State, Status};
 use super::trouble::Trouble;
 use super::{Config, Paths, render};
+use crate::backoff::Backoff;
 use crate::files;
 use crate::model::{Finding, Frontend};
 use crate::report::beats;
@@ -70,20 +71,18 @@ struct Driver<S> {
 
 impl<S: Service> Driver<S> {
     async fn run(mut self, mut wants: watch::Receiver<Option<Arc<Config>>>) {
-        let mut retry = RETRY.0;
+        let mut retry = Backoff::new(RETRY);
         loop {
             beats::beat("haproxy", beats::PATIENT);
             let want = wants.borrow_and_update().clone();
             let pause = match self.advance(want.as_deref()).await {
                 Ok(()) => {
-                    retry = RETRY.0;
+                    retry.reset();
                     LOOK_AGAIN
                 }
                 Err(trouble) => {
                     self.tell(trouble, want.as_deref());
-                    let pause = retry;
-                    retry = (retry * 2).min(RETRY.1);
-                    pause
+                    retry.failed()
                 }
             };
             tokio::select! {
@@ -91,7 +90,7 @@ impl<S: Service> Driver<S> {
                     if changed.is_err() {
                         return;
                     }
-                    retry = RETRY.0;
+                    retry.reset();
                     sleep(DEBOUNCE).await;
                 }
                 () = sleep(pause) => {}

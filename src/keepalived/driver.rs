@@ -22,6 +22,7 @@ use super::status::{State, Status};
 use super::step::{Act, Step, View, next_step};
 use super::trouble::Trouble;
 use super::{Build, Carried, Config, Paths, anchor, carried_in, check, hold};
+use crate::backoff::Backoff;
 use crate::files;
 use crate::model::Finding;
 use crate::net::HostFacts;
@@ -106,20 +107,18 @@ enum Done {
 
 impl<S: Service> Driver<S> {
     async fn run(mut self, mut wants: watch::Receiver<Option<Config>>) {
-        let mut retry = RETRY.0;
+        let mut retry = Backoff::new(RETRY);
         loop {
             beats::beat("keepalived", beats::PATIENT);
             let want = wants.borrow_and_update().clone();
             let pause = match self.advance(want.as_ref()).await {
                 Ok(pause) => {
-                    retry = RETRY.0;
+                    retry.reset();
                     pause
                 }
                 Err(trouble) => {
                     self.tell(trouble);
-                    let pause = retry;
-                    retry = (retry * 2).min(RETRY.1);
-                    pause
+                    retry.failed()
                 }
             };
             tokio::select! {
@@ -127,7 +126,7 @@ impl<S: Service> Driver<S> {
                     if changed.is_err() {
                         return;
                     }
-                    retry = RETRY.0;
+                    retry.reset();
                     sleep(DEBOUNCE).await;
                 }
                 () = self.host_may_have_mended_it() => sleep(DEBOUNCE).await,

@@ -19,6 +19,7 @@ use super::HostFacts;
 use super::netlink::Error;
 use super::read::{gateways, hostname, tables};
 use super::tables::{Effect, Tables};
+use crate::backoff::Backoff;
 use crate::report::beats;
 
 /// What is listened to: all that [`HostFacts`] consists of.
@@ -92,17 +93,16 @@ async fn keep(sender: watch::Sender<HostFacts>, mut events: Events, mut tables: 
 
 /// A new subscription, however long it takes, with waits that grow from [`RETRY_MIN`] to [`RETRY_MAX`].
 async fn restart() -> (Events, Tables) {
-    let mut wait = RETRY_MIN;
+    let mut retry = Backoff::new((RETRY_MIN, RETRY_MAX));
     loop {
         beats::beat("network", beats::PROMPT);
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(retry.failed()).await;
         match start().await {
             Ok(fresh) => return fresh,
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "host's network unknown, trying again");
             }
         }
-        wait = (wait * 2).min(RETRY_MAX);
     }
 }
 
