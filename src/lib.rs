@@ -44,6 +44,7 @@
 //! and [`net`], then `daemon`, the one loop that joins them.
 
 pub mod backoff;
+mod checker;
 pub mod cli;
 pub mod config;
 pub mod daemon;

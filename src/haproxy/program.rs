@@ -2,12 +2,10 @@
 //!
 //! Owns nothing; never starts the proxy itself.
 
-use std::io;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::Command;
+use crate::checker::{Unanswered, ask, refusal};
 
 /// Where Debian and Red Hat install it; an admin's PATH need not lead there.
 const PROGRAM: &str = "/usr/sbin/haproxy";
@@ -37,29 +35,18 @@ pub enum ProgramError {
 /// # Errors
 /// Says why it does not, or why it could not be asked.
 pub async fn haproxy_accepts(file: &Path) -> Result<(), ProgramError> {
-    let child = Command::new(PROGRAM)
-        .args(["-c", "-f"])
-        .arg(file)
-        .env_remove("NOTIFY_SOCKET")
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = match tokio::time::timeout(LIMIT, child).await {
-        Err(_) => return Err(ProgramError::TooLong),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Err(ProgramError::NotInstalled),
-        Ok(Err(error)) => return Err(ProgramError::Run(error.to_string())),
-        Ok(Ok(output)) => output,
-    };
-    if output.status.success() {
-        return Ok(());
+    let output = ask(PROGRAM, &["-c".as_ref(), "-f".as_ref(), file.as_os_str()], LIMIT).await?;
+    refusal(output, file, what_it_said).map_or(Ok(()), |reason| Err(ProgramError::Refused(reason)))
+}
+
+impl From<Unanswered> for ProgramError {
+    fn from(why: Unanswered) -> Self {
+        match why {
+            Unanswered::NotInstalled => Self::NotInstalled,
+            Unanswered::TooLong => Self::TooLong,
+            Unanswered::Run(error) => Self::Run(error.to_string()),
+        }
     }
-    let printed = String::from_utf8_lossy(&[output.stderr, output.stdout].concat()).into_owned();
-    let reason = match what_it_said(&printed, file) {
-        said if said.is_empty() => output.status.to_string(),
-        said => said,
-    };
-    Err(ProgramError::Refused(reason))
 }
 
 /// HAProxy's alerts as one line, without the process's number and the draft's name, which the reader never sees:

@@ -4,13 +4,11 @@
 
 use std::io;
 use std::path::Path;
-use std::process::{Output, Stdio};
 use std::time::Duration;
-
-use tokio::process::Command;
 
 use super::Build;
 use super::check::Refusal;
+use crate::checker::{Unanswered, ask, refusal};
 
 /// Where Debian and Red Hat install it; an admin's PATH need not lead there.
 const PROGRAM: &str = "/usr/sbin/keepalived";
@@ -29,7 +27,7 @@ pub enum BinaryError {
     TooLong,
     /// It could not be run.
     #[error("cannot run {PROGRAM}: {0}")]
-    Run(#[from] io::Error),
+    Run(#[source] io::Error),
     /// It refuses the file.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -37,7 +35,7 @@ pub enum BinaryError {
 
 /// What the installed keepalived was built with.
 pub async fn build() -> Result<Build, BinaryError> {
-    let output = run(&["--version".as_ref()]).await?;
+    let output = ask(PROGRAM, &["--version".as_ref()], LIMIT).await?;
     Ok(read_version(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat())))
 }
 
@@ -45,31 +43,17 @@ pub async fn build() -> Result<Build, BinaryError> {
 ///
 /// It looks at the interfaces of this process's network namespace, and says yes to a file that does not exist.
 pub async fn keepalived_accepts(file: &Path) -> Result<(), BinaryError> {
-    let output = run(&["-t".as_ref(), "-f".as_ref(), file.as_os_str()]).await?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let printed = String::from_utf8_lossy(&[output.stderr, output.stdout].concat()).into_owned();
-    let reason = match what_it_said(&printed, file) {
-        said if said.is_empty() => output.status.to_string(),
-        said => said,
-    };
-    Err(Refusal::Keepalived(reason).into())
+    let output = ask(PROGRAM, &["-t".as_ref(), "-f".as_ref(), file.as_os_str()], LIMIT).await?;
+    refusal(output, file, what_it_said).map_or(Ok(()), |reason| Err(Refusal::Keepalived(reason).into()))
 }
 
-/// Without NOTIFY_SOCKET: keepalived would tell systemd that kvip.service is ready, or stopping.
-async fn run(arguments: &[&std::ffi::OsStr]) -> Result<Output, BinaryError> {
-    let child = Command::new(PROGRAM)
-        .args(arguments)
-        .env_remove("NOTIFY_SOCKET")
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    match tokio::time::timeout(LIMIT, child).await {
-        Err(_) => Err(BinaryError::TooLong),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(BinaryError::NotInstalled),
-        Ok(output) => Ok(output?),
+impl From<Unanswered> for BinaryError {
+    fn from(why: Unanswered) -> Self {
+        match why {
+            Unanswered::NotInstalled => Self::NotInstalled,
+            Unanswered::TooLong => Self::TooLong,
+            Unanswered::Run(error) => Self::Run(error),
+        }
     }
 }
 
