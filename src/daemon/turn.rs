@@ -1,5 +1,7 @@
 //! One turn of the loop: take in what is new, run a pass, set the weight, tell people.
 
+mod findings;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,10 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::admission::Admitted;
-use super::core::{Core, news};
+use super::core::Core;
 use super::orders::Ordered;
 use super::pass::{self, Applied, Outcome, pass};
 use super::probe::Rounds;
@@ -26,7 +28,6 @@ use crate::haproxy;
 use crate::health::node_ports::Local;
 use crate::health::{Dead, Targets, check};
 use crate::host::Host;
-use crate::ipam;
 use crate::keepalived::{self, Paths, hold};
 use crate::model::{Finding, Vrid};
 use crate::net::HostFacts;
@@ -447,49 +448,6 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         }
     }
 
-    /// Says which findings came and which went.
-    fn tell_findings(&mut self, keepalived: &keepalived::Status, now: Instant) {
-        let findings = self.all_findings(keepalived, now);
-        if findings == *self.findings {
-            return;
-        }
-        let (came, went) = news(&self.findings, &findings);
-        for finding in came {
-            warn!(subject = finding.subject, mend = finding.mend, "{finding}");
-        }
-        for finding in went {
-            info!(subject = finding.subject, "no longer so: {finding}");
-        }
-        self.findings = Arc::new(findings);
-    }
-
-    fn all_findings(&self, keepalived: &keepalived::Status, now: Instant) -> Vec<Finding> {
-        let mut all = Vec::new();
-        if let Some(outcome) = &self.outcome {
-            all.extend(outcome.problems.iter().chain(&outcome.refusals).cloned());
-            all.extend(outcome.desired.findings.iter().cloned());
-        }
-        all.extend(
-            self.core.snapshot.iter().flat_map(|snapshot| snapshot.skipped.values().flatten().cloned()),
-        );
-        all.extend(keepalived.problem.clone());
-        all.extend(self.applied.findings.iter().cloned());
-        all.extend(self.applied.repairs.fights(now));
-        all.extend(self.joined.iter().flat_map(|joined| joined.findings.iter().cloned()));
-        let answers = &self.inputs.answers;
-        all.extend(self.inputs.haproxy.borrow().problems.iter().cloned());
-        all.extend(answers.said.borrow().iter().cloned());
-        all.extend(answers.agreed.borrow().iter().cloned());
-        all.extend(troubles(&answers.outcomes.borrow()));
-        if let Some(held) = self.admitted.held() {
-            all.push(Finding::new("cluster", held.to_string()).mend("kvip accept"));
-        }
-        if let Some(problem) = &self.inputs.contact.borrow().problem {
-            all.push(Finding { mend: problem.mend(), ..Finding::new("cluster", problem.to_string()) });
-        }
-        all
-    }
-
     fn cluster(&self, contact: &Contact) -> Cluster {
         Cluster {
             contact_seconds_ago: None,
@@ -499,12 +457,6 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             from_disk: self.admitted.from_disk,
         }
     }
-}
-
-/// Services whose addresses the API does not let kvip see to.
-fn troubles(outcomes: &ipam::Outcomes) -> Vec<Finding> {
-    let troubled = outcomes.iter().filter_map(|(key, outcome)| Some((key, outcome.trouble.as_ref()?)));
-    troubled.map(|(key, trouble)| Finding::new(key, trouble.clone())).collect()
 }
 
 /// Copies `new` over `last`; true when that is news.
