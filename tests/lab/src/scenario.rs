@@ -56,6 +56,30 @@ data:
   fd00-87-2--50: default/nginx
 ";
 
+/// A pod a node that answers what it is asked; they end at once when they are told to.
+const ECHO_PODS: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: echo}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: echo}}
+  template:
+    metadata: {labels: {app: echo}}
+    spec:
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: echo}}}
+      containers:
+      - name: echo
+        image: echo
+        ports: [PORTS]
+";
+
+/// The Deployment `echo` of three pods, one on each node, with these containerPorts.
+pub fn echo_pods(ports: &str) -> String {
+    ECHO_PODS.replace("PORTS", ports)
+}
+
 static LAB: LazyLock<Mutex<Option<Lab>>> = LazyLock::new(|| Mutex::new(None));
 
 /// The lab of this test file; tests take turns.

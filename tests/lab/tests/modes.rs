@@ -14,7 +14,7 @@ use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
-use kvip_lab::scenario::{SOON, Turn, bare, explained, package};
+use kvip_lab::scenario::{SOON, Turn, bare, echo_pods, explained, package};
 use serde_json::json;
 
 #[path = "modes/classic.rs"]
@@ -32,24 +32,8 @@ mod z_handover;
 
 /// The port of the answering pods, for lines over TCP and UDP alike.
 const ECHO: u16 = 7;
-/// A pod a node; they end at once when they are told to.
-const PODS: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: echo}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: echo}}
-  template:
-    metadata: {labels: {app: echo}}
-    spec:
-      topologySpreadConstraints:
-      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: echo}}}
-      containers:
-      - name: echo
-        image: echo
-        ports: [{containerPort: 7, name: echo}, {containerPort: 7, name: echo-udp, protocol: UDP}]
-";
+/// What the pods answer on.
+const PORTS: &str = "{containerPort: 7, name: echo}, {containerPort: 7, name: echo-udp, protocol: UDP}";
 
 /// A forwarding mode and the VIPs of the Service that is served by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +80,7 @@ fn modes() -> Result<Turn> {
     let lab = bare()?;
     if lab.kubectl(&["get", "deployment", "echo"]).is_err() {
         lab.install_kvip(&package()?, &Settings::default())?;
-        lab.kubectl_with(&["apply", "-f", "-"], PODS)?;
+        lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(PORTS))?;
         MODES.iter().try_for_each(|mode| mode.on(echo(&mode.service())).apply(&lab))?;
     }
     for mode in MODES {

@@ -12,31 +12,15 @@ use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
-use kvip_lab::scenario::{self, SOON, Turn, ask_for, bare, diagnosis, explained, set_up};
+use kvip_lab::scenario::{self, SOON, Turn, ask_for, bare, diagnosis, echo_pods, explained, set_up};
 
 const VIP: &str = "10.87.2.51";
 const VIP6: &str = "fd00:87:2::51";
 const DNS: u16 = 53;
 const DIAMETER: u16 = 3868;
 
-/// Its pods end at once when they are told to.
-const ECHO: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: echo}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: echo}}
-  template:
-    metadata: {labels: {app: echo}}
-    spec:
-      topologySpreadConstraints:
-      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: echo}}}
-      containers:
-      - name: echo
-        image: echo
-        ports: [{containerPort: 5353, protocol: UDP}, {containerPort: 3868, protocol: SCTP}]
----
+const PORTS: &str = "{containerPort: 5353, protocol: UDP}, {containerPort: 3868, protocol: SCTP}";
+const SERVICE: &str = "---
 apiVersion: v1
 kind: Service
 metadata: {name: echo}
@@ -66,7 +50,7 @@ fn echoing() -> Result<Turn> {
     if lab.curl(scenario::VIP).is_none() {
         set_up(&lab, &Settings::default())?;
     }
-    lab.kubectl_with(&["apply", "-f", "-"], ECHO)?;
+    lab.kubectl_with(&["apply", "-f", "-"], &(echo_pods(PORTS) + SERVICE))?;
     ask_for(&lab, VIP, Some("default/echo"))?;
     ask_for(&lab, &VIP6.replace(':', "-"), Some("default/echo"))?;
     let all = lab.wait_for("three pods to answer at both VIPs", Duration::from_secs(120), || {
