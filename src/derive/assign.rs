@@ -119,27 +119,24 @@ impl Task {
         frontends.into_iter().flatten()
     }
 
+    /// Its frontends of the modes that `means` names; a static VIP is of mode nat.
+    fn of_modes(&self, means: fn(Mode) -> bool) -> impl Iterator<Item = Frontend> {
+        let fixed = match self {
+            Self::Static { frontend, .. } => Some(*frontend).filter(|_| means(Mode::Nat)),
+            Self::Service { .. } => None,
+        };
+        let of_service = self.serving().filter(move |(_, serving)| means(serving.mode));
+        of_service.map(|(frontend, _)| *frontend).chain(fixed)
+    }
+
     /// Those of its frontends that this host takes connections for: all that no other program balances.
-    pub fn balanced_here(&self) -> Box<dyn Iterator<Item = Frontend> + '_> {
-        match self {
-            Self::Service { .. } => {
-                let here = self.serving().filter(|(_, serving)| serving.mode != Mode::Announce);
-                Box::new(here.map(|(frontend, _)| *frontend))
-            }
-            Self::Static { .. } => self.frontends(),
-        }
+    pub fn balanced_here(&self) -> impl Iterator<Item = Frontend> {
+        self.of_modes(|mode| mode != Mode::Announce)
     }
 
     /// Those of its frontends that IPVS balances.
-    pub fn balanced_by_ipvs(&self) -> Box<dyn Iterator<Item = Frontend> + '_> {
-        match self {
-            Self::Service { .. } => {
-                let others = |mode| matches!(mode, Mode::Announce | Mode::Proxy);
-                let ours = self.serving().filter(move |(_, serving)| !others(serving.mode));
-                Box::new(ours.map(|(frontend, _)| *frontend))
-            }
-            Self::Static { .. } => self.frontends(),
-        }
+    pub fn balanced_by_ipvs(&self) -> impl Iterator<Item = Frontend> {
+        self.of_modes(|mode| !matches!(mode, Mode::Announce | Mode::Proxy))
     }
 
     /// Its frontends of mode dsr, with their marks.
@@ -308,14 +305,7 @@ impl Tasks<'_> {
     /// Gives the frontends of mode dsr their marks. Those for which there are none left are not served.
     fn mark(&mut self) {
         let bits = self.inputs.settings.dsr.mark_bits;
-        let dsr = |task: &Task| match task {
-            Task::Service { frontends, .. } => frontends
-                .iter()
-                .filter(|(_, one)| one.mode == Mode::Dsr)
-                .map(|(frontend, _)| *frontend)
-                .collect(),
-            Task::Static { .. } => Vec::new(),
-        };
+        let dsr = |task: &Task| task.of_modes(|mode| mode == Mode::Dsr).collect::<Vec<_>>();
         let frontends: Vec<Frontend> = self.by_owner.values().flat_map(dsr).collect();
         let marks = bits.allot(frontends.iter());
         for (owner, task) in &mut self.by_owner {
@@ -334,14 +324,8 @@ impl Tasks<'_> {
 
     /// VIPs with a frontend that others balance, so that kvip cannot know which of their ports are taken.
     fn announced(&self) -> BTreeSet<IpAddr> {
-        let mut announced = BTreeSet::new();
-        for task in self.by_owner.values() {
-            if let Task::Service { frontends, .. } = task {
-                let others = frontends.iter().filter(|(_, serving)| serving.mode == Mode::Announce);
-                announced.extend(others.map(|(frontend, _)| frontend.vip));
-            }
-        }
-        announced
+        let announced = |task: &Task| task.of_modes(|mode| mode == Mode::Announce).collect::<Vec<_>>();
+        self.by_owner.values().flat_map(announced).map(|frontend| frontend.vip).collect()
     }
 
     fn take(&mut self, frontend: Frontend, owner: &Owner) -> bool {
