@@ -6,6 +6,7 @@ use std::future::Future;
 use crate::ipvs::{self, Client, Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
 use crate::model::Finding;
 use crate::net::{self, Address, PolicyRoute};
+use crate::nft::firewall::Firewall;
 use crate::nft::{self, Ruleset};
 use crate::owned::Owned;
 use crate::sysctl;
@@ -41,16 +42,16 @@ pub trait Host: Send {
     fn change_sync(&mut self, command: &SyncCommand) -> impl Future<Output = Result<(), Finding>> + Send;
 
     /// The kernel's settings of these names; what cannot be read is left out.
-    fn sysctls(
-        &mut self,
-        names: &[&'static str],
-    ) -> impl Future<Output = BTreeMap<&'static str, String>> + Send;
+    fn sysctls(&mut self, names: &[String]) -> impl Future<Output = BTreeMap<String, String>> + Send;
 
     /// A fingerprint of the table `inet kvip` as it is now, `None` when there is none.
     fn ruleset(&mut self) -> impl Future<Output = Result<Option<String>, Finding>> + Send;
 
     /// Replaces the table `inet kvip`; returns its new fingerprint.
     fn set_ruleset(&mut self, ruleset: &Ruleset) -> impl Future<Output = Result<String, Finding>> + Send;
+
+    /// What other programs' rules let in.
+    fn firewall(&mut self) -> impl Future<Output = Result<Firewall, Finding>> + Send;
 
     /// Takes an address off its interface.
     fn remove_address(&mut self, address: &Address) -> impl Future<Output = Result<(), Finding>> + Send;
@@ -130,7 +131,7 @@ impl Host for Kernel {
         self.ask_ipvs(|client| client.change_sync(command))
     }
 
-    async fn sysctls(&mut self, names: &[&'static str]) -> BTreeMap<&'static str, String> {
+    async fn sysctls(&mut self, names: &[String]) -> BTreeMap<String, String> {
         sysctl::read(names)
     }
 
@@ -163,6 +164,10 @@ impl Host for Kernel {
         let fingerprint = written.await?;
         self.ruleset = Some(ruleset.clone());
         Ok(fingerprint)
+    }
+
+    async fn firewall(&mut self) -> Result<Firewall, Finding> {
+        blocking(nft::client::firewall).await
     }
 
     async fn remove_address(&mut self, address: &Address) -> Result<(), Finding> {

@@ -3,7 +3,7 @@
 //! kvip verifies and never sets them: those of IPVS are the package's (sysctl.d), forwarding is the cluster's. Only
 //! [`read`] does IO.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::config::Mode;
@@ -70,7 +70,7 @@ pub fn wanted(desired: &Desired) -> Vec<Wanted> {
 }
 
 /// A finding for each that is there and something else.
-pub fn findings(wanted: &[Wanted], have: &BTreeMap<&'static str, String>) -> Vec<Finding> {
+pub fn findings(wanted: &[Wanted], have: &BTreeMap<String, String>) -> Vec<Finding> {
     let finding = |one: &Wanted| {
         let value = have.get(one.name).filter(|value| *value != "1")?;
         let name = one.name;
@@ -87,11 +87,49 @@ pub fn findings(wanted: &[Wanted], have: &BTreeMap<&'static str, String>) -> Vec
     wanted.iter().filter_map(finding).collect()
 }
 
+/// The settings by which the kernel drops what comes over `links` from addresses that it would not answer there (RFC 3704,
+/// the strict way): the stricter of a link's and that of all counts.
+pub fn rp_filters(links: &BTreeSet<String>) -> Vec<String> {
+    if links.is_empty() {
+        return Vec::new();
+    }
+    links.iter().map(|link| rp_filter(link)).chain([rp_filter("all")]).collect()
+}
+
+/// A finding for each of `links` over which packets that peers hand on would be dropped.
+pub fn strict(links: &BTreeSet<String>, have: &BTreeMap<String, String>) -> Vec<Finding> {
+    let value = |link: &str| have.get(&rp_filter(link)).and_then(|value| value.parse::<u8>().ok());
+    let finding = |link: &String| {
+        let name = rp_filter(link);
+        (value(link).max(value("all")) == Some(1)).then(|| {
+            let text = "is strict and must be 2: packets that peers hand on in mode dsr are dropped here";
+            let keep = format!("echo {name} = 2 >>/etc/sysctl.d/60-forwarding.conf");
+            Finding::new(&name, text).mend(format!("sysctl -w {name}=2; and to keep it: {keep}"))
+        })
+    };
+    links.iter().filter_map(finding).collect()
+}
+
+/// A dot in a link's name is written as a slash (sysctl(8)).
+fn rp_filter(link: &str) -> String {
+    format!("net.ipv4.conf.{}.rp_filter", link.replace('.', "/"))
+}
+
+/// A name as a path: dots and slashes change places.
+fn exchanged(name: &str) -> String {
+    let other = |letter| match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    name.chars().map(other).collect()
+}
+
 /// The values that `names` have now; what cannot be read is left out.
-pub fn read(names: &[&'static str]) -> BTreeMap<&'static str, String> {
-    let value = |name: &&'static str| {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        Some((*name, std::fs::read_to_string(path).ok()?.trim().to_owned()))
+pub fn read(names: &[String]) -> BTreeMap<String, String> {
+    let value = |name: &String| {
+        let path = Path::new("/proc/sys").join(exchanged(name));
+        Some((name.clone(), std::fs::read_to_string(path).ok()?.trim().to_owned()))
     };
     names.iter().filter_map(value).collect()
 }
@@ -102,7 +140,7 @@ mod tests {
 
     #[track_caller]
     fn check(wanted: Wanted, value: Option<&str>, expected: Option<&str>) {
-        let have = value.map(|value| (wanted.name, value.to_owned())).into_iter().collect();
+        let have = value.map(|value| (wanted.name.to_owned(), value.to_owned())).into_iter().collect();
         let found = findings(&[wanted], &have);
         assert_eq!(found.first().map(ToString::to_string).as_deref(), expected);
     }
@@ -113,7 +151,7 @@ mod tests {
         check(CONNTRACK, None, None);
         let text = "net.ipv4.vs.conntrack: is 0 and must be 1: clients get no answer from pods on other nodes than the holder";
         check(CONNTRACK, Some("0"), Some(text));
-        let have = [(CONNTRACK.name, "0".to_owned()), (FORWARD_V4.name, "0".to_owned())].into();
+        let have = [CONNTRACK, FORWARD_V4].map(|one| (one.name.to_owned(), "0".to_owned())).into();
         let mends: Vec<String> = findings(&[CONNTRACK, FORWARD_V4], &have)
             .into_iter()
             .filter_map(|finding| finding.mend)
@@ -126,7 +164,21 @@ mod tests {
 
     #[test]
     fn values_are_read_where_there_are_any() {
-        let read = read(&["kernel.ostype", "no.such.setting"]);
-        assert_eq!(read, [("kernel.ostype", "Linux".to_owned())].into());
+        let read = read(&["kernel.ostype", "no.such.setting"].map(str::to_owned));
+        assert_eq!(read, [("kernel.ostype".to_owned(), "Linux".to_owned())].into());
+    }
+
+    #[test]
+    fn overlays_must_not_be_strict() {
+        let links = ["flannel.1".to_owned()].into();
+        let [link, all] = ["net.ipv4.conf.flannel/1.rp_filter", "net.ipv4.conf.all.rp_filter"];
+        assert_eq!(rp_filters(&links), [link, all]);
+        assert_eq!(exchanged(link), "net/ipv4/conf/flannel.1/rp_filter");
+        for (own, of_all, expected) in
+            [("0", "0", 0), ("1", "0", 1), ("0", "1", 1), ("2", "1", 0), ("1", "2", 0)]
+        {
+            let have = [(link.to_owned(), own.to_owned()), (all.to_owned(), of_all.to_owned())].into();
+            assert_eq!(strict(&links, &have).len(), expected, "{own} and {of_all}");
+        }
     }
 }

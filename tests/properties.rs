@@ -27,7 +27,7 @@ fn settings() -> Settings {
 }
 
 fn facts() -> HostFacts {
-    let link = Link { index: 2, up: true, loopback: false, tunnel: false };
+    let link = Link { index: 2, up: true, ..Link::default() };
     let own = Address {
         ip: "10.87.2.4".parse().unwrap(),
         prefix_len: 24,
@@ -146,7 +146,7 @@ fn derived(
         dead,
         leaving: &leaving,
         unhealthy,
-        macs: &std::collections::BTreeMap::new(),
+        reach: &kvip::derive::Reach::default(),
     })
 }
 
@@ -378,7 +378,7 @@ fn only_tcp_drains() {
         let busy = RealServer { connections: 5, ..RealServer::new(Forward::Masquerade, 1) };
         let service = IpvsService { scheduler: "wlc".into(), persistence: None, flags: 0 };
         let wanted = derive::WantedServer::Draining;
-        let draining = derive::Server { wanted, weight: 1, local: false };
+        let draining = derive::Server { wanted, weight: 1, place: derive::Place::Elsewhere };
         let served = derive::Served {
             owner: derive::Owner::Service(ObjectKey::new("default", "a")),
             source: derive::Source::ConfigMap,

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::plan::{self, View};
+use super::view::{self, View};
 use super::{Exit, Global, SettingsArgs, finding_rows, status, style};
 use crate::daemon::SOCKET;
 use crate::derive::{Owner, Served, WantedServer};
@@ -96,8 +96,8 @@ struct Server {
 pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let sources = &args.settings.sources(global);
     let (view, here) = match &args.folder {
-        Some(folder) => (plan::of_folder(folder, sources).await?, None),
-        None => (plan::of_cluster(sources).await?, Some(Here::ask().await)),
+        Some(folder) => (view::of_folder(folder, sources).await?, None),
+        None => (view::of_cluster(sources).await?, Some(Here::ask().await)),
     };
     let explanation = explain(&view, here.as_ref(), &args.subject);
     style::print(&if global.json {

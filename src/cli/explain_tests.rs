@@ -10,7 +10,7 @@ use crate::ipvs::{Command, Table};
 fn view(case: &str) -> View {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(plan::of_folder(&folder, &Sources::of_file("/nonexistent"))).unwrap()
+    runtime.block_on(view::of_folder(&folder, &Sources::of_file("/nonexistent"))).unwrap()
 }
 
 /// Of a folder, as if nothing were there yet.

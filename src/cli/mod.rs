@@ -15,6 +15,7 @@ mod plan_haproxy;
 mod status;
 pub mod style;
 mod unit;
+mod view;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

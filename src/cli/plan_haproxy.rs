@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::plan::{Change, View, asked};
+use super::plan::{Change, asked};
+use super::view::View;
 use crate::config::ProxyProtocol;
 use crate::derive::Served;
 use crate::haproxy::{self, Proxy};

@@ -10,7 +10,7 @@ use super::{Exit, Global, style};
 use crate::daemon::SOCKET;
 use crate::keepalived::Paths;
 use crate::net;
-use crate::report::status::{self, Status, Vip};
+use crate::report::status::{self, HASH_TABLE, Status, Vip};
 
 /// How long VIPs that nobody here has spoken to may take to be found.
 const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(1);
@@ -86,8 +86,9 @@ fn heading(status: &Status) -> String {
         cluster,
         format!("keepalived {}", status.keepalived),
         format!(
-            "{}, {}{planned}",
+            "{}{}, {}{planned}",
             style::count(status.virtual_servers, "virtual server"),
+            hashed(status.hash_tables),
             style::count(status.real_servers, "real server")
         ),
     ];
@@ -98,6 +99,15 @@ fn heading(status: &Status) -> String {
         parts.push("drained (kvip undrain ends it)".into());
     }
     parts.join(" · ")
+}
+
+/// What Maglev hashing costs.
+fn hashed(tables: usize) -> String {
+    if tables == 0 {
+        return String::new();
+    }
+    let kib = (tables * HASH_TABLE).div_ceil(1024);
+    format!(" ({tables} by Maglev hashing, {kib} KiB or more)")
 }
 
 /// Whether there is more than one group to tell apart.
@@ -184,6 +194,13 @@ findings
             members: BTreeMap::new(),
             vips: 1,
         };
+        let hashing = Status { virtual_servers: 3, hash_tables: 2, ..status.clone() };
+        let first = text(&hashing, &holders);
+        assert!(
+            first.contains(" · 3 virtual servers (2 by Maglev hashing, 64 KiB or more), 4 real servers, "),
+            "{first}"
+        );
+
         let mut grouped = Status { groups: vec![group("edge", 60), group("vips", 50)], ..status };
         grouped.vips[1].group = "edge".into();
         let want = "\

@@ -11,12 +11,11 @@ use super::members::Members;
 use super::refusals::Refusals;
 use super::repairs::IpvsDrift;
 use crate::config::Settings;
-use crate::derive::{Changed, Deriver, Desired, Inputs, WantedServer};
+use crate::derive::{Changed, Deriver, Desired, Inputs, Reach, WantedServer};
 use crate::health::check::Down;
 use crate::ipvs::{Command, Key, Table};
 use crate::keepalived::{self, Carried};
 use crate::model::{Backend, Family, Finding, Frontend, Vrid};
-use crate::net::peers::Macs;
 use crate::net::{Address, HostFacts};
 use crate::nft::Ruleset;
 use crate::owned::Owned;
@@ -50,8 +49,8 @@ pub struct Core {
     pub owned: Owned,
     /// Endpoints that do not answer their checks.
     pub unhealthy: Down,
-    /// The link-layer addresses of peers.
-    pub macs: Macs,
+    /// What is known of the ways to other nodes.
+    pub reach: Reach,
     /// What the kernel refuses of single Services.
     pub refusals: Refusals,
     deriver: Deriver,
@@ -93,7 +92,7 @@ impl Core {
             proxied: BTreeSet::new(),
             table: None,
             unhealthy: Down::new(),
-            macs: Macs::new(),
+            reach: Reach::default(),
             refusals: Refusals::default(),
             written: Arc::default(),
             deriver: Deriver::default(),
@@ -116,7 +115,7 @@ impl Core {
             dead: &self.dead,
             leaving: &leaving,
             unhealthy: &self.unhealthy,
-            macs: &self.macs,
+            reach: &self.reach,
         };
         Some(self.deriver.derive(&inputs))
     }

@@ -239,7 +239,7 @@ mod tests {
             dead: &nobody,
             leaving: &Leaving::new(),
             unhealthy: &crate::health::check::Down::new(),
-            macs: &std::collections::BTreeMap::new(),
+            reach: &crate::derive::Reach::default(),
         });
         let (outcomes, here) = (ipam::Outcomes::default(), BTreeSet::new());
         let assignment = &desired.assignment;

@@ -24,7 +24,7 @@ use crate::haproxy;
 use crate::health::{self, Targets, check, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
-use crate::net::{self, peers};
+use crate::net::{self, hops, peers};
 use crate::nft::{self, watch::Touched};
 use crate::owned::Owned;
 use crate::report::beats;
@@ -184,6 +184,8 @@ struct Feeds {
     facts: watch::Receiver<net::HostFacts>,
     peers: watch::Sender<BTreeSet<IpAddr>>,
     macs: watch::Receiver<peers::Macs>,
+    ways: watch::Sender<hops::Ways>,
+    hops: watch::Receiver<hops::Hops>,
     ruleset: watch::Receiver<Touched>,
     keepalived: watch::Receiver<keepalived::Status>,
     haproxy: watch::Receiver<haproxy::Status>,
@@ -200,6 +202,7 @@ impl Feeds {
         let proxy_paths = haproxy::Paths::of(&paths.run);
         let (targets, probed) = watch::channel(Targets::new());
         let (peers, wanted_peers) = watch::channel(BTreeSet::new());
+        let (ways, wanted_ways) = watch::channel(hops::Ways::new());
         let (checked, to_check) = watch::channel(check::Targets::new());
         let own = facts.borrow().hostname.clone();
         let cluster = feed::spawn(settings.cluster.clone());
@@ -216,6 +219,8 @@ impl Feeds {
             keepalived: keepalived::spawn(wanted, facts.clone(), paths.clone(), keepalived::unit()),
             facts,
             macs: peers::spawn(wanted_peers),
+            ways,
+            hops: hops::spawn(wanted_ways),
             ruleset: nft::watch::watch(),
             peers,
             wants,
@@ -233,6 +238,7 @@ impl Feeds {
             dead: self.dead.clone(),
             unhealthy: self.unhealthy.clone(),
             macs: self.macs.clone(),
+            hops: self.hops.clone(),
             ruleset: self.ruleset.clone(),
             keepalived: self.keepalived.clone(),
             haproxy: self.haproxy.clone(),
@@ -263,6 +269,7 @@ impl Feeds {
             targets: self.targets.clone(),
             checked: self.checked.clone(),
             peers: self.peers.clone(),
+            ways: self.ways.clone(),
             local,
             orders,
             status,

@@ -120,6 +120,7 @@ impl View {
                 .collect(),
             vips: vips(desired, &self.here, &self.since, now),
             virtual_servers,
+            hash_tables: hash_tables(desired),
             real_servers,
             as_planned: self.outcome.as_ref().is_some_and(|outcome| outcome.as_planned),
             faults: self.faults,
@@ -179,6 +180,11 @@ impl View {
             findings => format!("{text}; {}", count(findings, "finding")),
         }
     }
+}
+
+fn hash_tables(desired: &Desired) -> usize {
+    let balanced = desired.frontends.values().flat_map(|served| &served.virtual_servers);
+    balanced.filter(|balanced| balanced.service.goes_by_order()).count()
 }
 
 fn vips(desired: &Desired, here: &BTreeSet<IpAddr>, since: &Since, now: Instant) -> Vec<Vip> {

@@ -21,8 +21,11 @@ pub async fn tune<H: Host, L: Ledger>(
     desired: &Desired,
 ) -> Vec<Finding> {
     let wanted = sysctl::wanted(desired);
-    let names: Vec<&str> = wanted.iter().map(|one| one.name).collect();
-    let mut findings = sysctl::findings(&wanted, &host.sysctls(&names).await);
+    let overlays = core.reach.overlays(&core.facts);
+    let names = wanted.iter().map(|one| one.name.to_owned()).chain(sysctl::rp_filters(&overlays));
+    let have = host.sysctls(&names.collect::<Vec<_>>()).await;
+    let mut findings = sysctl::findings(&wanted, &have);
+    findings.extend(sysctl::strict(&overlays, &have));
     findings.extend(set_timeouts(core, host).await.err());
     findings.extend(follow_holder(core, host, ledger, desired).await.err());
     findings

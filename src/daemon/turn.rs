@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use imbl::OrdMap;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::admission::Admitted;
 use super::core::Core;
@@ -31,6 +32,7 @@ use crate::host::Host;
 use crate::keepalived::{self, Paths, hold};
 use crate::model::{Finding, Vrid};
 use crate::net::HostFacts;
+use crate::net::hops::{Hops, Ways};
 use crate::net::peers::Macs;
 use crate::nft::watch::Touched;
 use crate::report::status::Cluster;
@@ -58,6 +60,8 @@ pub struct Inputs {
     pub unhealthy: watch::Receiver<check::Down>,
     /// The link-layer addresses of peers.
     pub macs: watch::Receiver<Macs>,
+    /// How packets to pods of other nodes leave.
+    pub hops: watch::Receiver<Hops>,
     /// What other hands do to the table `inet kvip`.
     pub ruleset: watch::Receiver<Touched>,
     /// What keepalived runs.
@@ -82,6 +86,7 @@ impl Inputs {
             changed = self.dead.changed() => changed.map_err(ended("health")),
             changed = self.unhealthy.changed() => changed.map_err(ended("checks")),
             changed = self.macs.changed() => changed.map_err(ended("peers")),
+            changed = self.hops.changed() => changed.map_err(ended("hops")),
             changed = self.ruleset.changed() => changed.map_err(ended("nftables")),
             changed = self.keepalived.changed() => changed.map_err(ended("keepalived")),
             changed = self.haproxy.changed() => changed.map_err(ended("haproxy")),
@@ -106,6 +111,8 @@ pub struct Outputs {
     pub peers: watch::Sender<BTreeSet<IpAddr>>,
     /// The endpoints to check.
     pub checked: watch::Sender<check::Targets>,
+    /// The pods of other nodes to look for the way to.
+    pub ways: watch::Sender<Ways>,
     /// What is to be told on healthCheckNodePorts, where kvip is to answer there.
     pub local: watch::Sender<Option<Local>>,
     /// What is to be written to the cluster.
@@ -144,6 +151,8 @@ pub struct Daemon<H, L> {
     saving: Saving,
     started: Option<Instant>,
     audited: Option<Instant>,
+    /// Since the last audit.
+    firewall_read: bool,
     tried: Option<Instant>,
 }
 
@@ -183,6 +192,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             saving: Saving::to(snapshot),
             started: None,
             audited: None,
+            firewall_read: false,
             tried: None,
         }
     }
@@ -278,11 +288,13 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.applied.look_at_all |= news;
         self.news |= news;
         self.news |= update_from(&mut core.unhealthy, &self.inputs.unhealthy.borrow_and_update());
-        self.news |= update_from(&mut core.macs, &self.inputs.macs.borrow_and_update());
+        self.news |= update_from(&mut core.reach.macs, &self.inputs.macs.borrow_and_update());
+        self.news |= update_from(&mut core.reach.hops, &self.inputs.hops.borrow_and_update());
         self.news |= update_from(&mut core.dead, &self.inputs.dead.borrow_and_update().nodes);
         if self.audited.is_none_or(|last| now.duration_since(last) >= AUDIT) {
             self.audited = Some(now);
             self.core.doubt();
+            self.firewall_read = false;
         }
     }
 
@@ -352,15 +364,24 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let Some(outcome) = outcome else { return };
         self.outputs.targets.send_if_modified(|last| replace(last, (*outcome.desired.probed).clone()));
         self.outputs.peers.send_if_modified(|last| replace(last, (*outcome.desired.peers).clone()));
-        self.outputs.checked.send_if_modified(|last| {
-            let checked = outcome.desired.checked.counts();
-            let others = !last.ptr_eq(checked);
-            if others {
-                *last = checked.clone();
-            }
-            others
-        });
+        self.outputs.checked.send_if_modified(|last| follow(last, outcome.desired.checked.counts()));
+        self.outputs.ways.send_if_modified(|last| follow(last, outcome.desired.ways.counts()));
+        self.read_firewall(!outcome.desired.ruleset.steering.frontends.is_empty()).await;
         self.outcome = Some(outcome);
+    }
+
+    /// Reads once after each audit what other programs let in, where mode dsr is served; what is new counts from the next
+    /// turn on.
+    async fn read_firewall(&mut self, by_dsr: bool) {
+        if !by_dsr || self.firewall_read {
+            return;
+        }
+        self.firewall_read = true;
+        match self.host.firewall().await {
+            Ok(firewall) => self.news |= update_from(&mut self.core.reach.firewall, &firewall),
+            // The table of kvip's own is read and written by the same means, which says what is wrong with them.
+            Err(finding) => debug!("other programs' rules are not known: {finding}"),
+        }
     }
 
     /// The groups that this node has, or that its keepalived runs still.
@@ -457,6 +478,15 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             from_disk: self.admitted.from_disk,
         }
     }
+}
+
+/// Makes `last` a copy of `new`; true when it was none.
+fn follow<T: Ord + Clone>(last: &mut OrdMap<T, usize>, new: &OrdMap<T, usize>) -> bool {
+    let others = !last.ptr_eq(new);
+    if others {
+        *last = new.clone();
+    }
+    others
 }
 
 /// Copies `new` over `last`; true when that is news.

@@ -97,6 +97,8 @@ pub struct Serving {
     pub mode: Mode,
     /// The nodes that may hold the VIP, where the mode needs all to serve alike.
     pub members: Arc<BTreeSet<String>>,
+    /// The client's address is to be kept, or the client is not served (externalTrafficPolicy Local).
+    pub keeps_client: bool,
     /// Its firewall marks, where the mode needs some.
     pub marks: Option<Marks>,
 }
@@ -297,7 +299,8 @@ impl Tasks<'_> {
             frontends: BTreeMap::new(),
         };
         if let Task::Service { frontends, .. } = self.by_owner.entry(owner).or_insert_with(fresh) {
-            let serving = || Serving { port: port.clone(), source, mode, members, marks: None };
+            let keeps_client = service.local_policy;
+            let serving = || Serving { port: port.clone(), source, mode, members, keeps_client, marks: None };
             frontends.entry(frontend).or_insert_with(serving);
         }
     }

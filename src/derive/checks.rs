@@ -270,7 +270,7 @@ mod tests {
         let backend = |last: u8| Backend { address: [10, 2, 4, last].into(), port: 80 };
         let down =
             down.iter().map(|last| (checking.target(backend(*last)), Arc::from("status 503"))).collect();
-        let server = |wanted| Server { wanted, weight: 1, local: false };
+        let server = |wanted| Server { wanted, weight: 1, place: super::super::Place::Elsewhere };
         let active = |last| (backend(last), server(WantedServer::Active));
         let mut servers: BTreeMap<_, _> = (1..4).map(active).collect();
         servers.insert(backend(4), server(WantedServer::Draining));

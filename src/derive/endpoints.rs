@@ -1,9 +1,11 @@
 //! The real servers behind a Service port: ready endpoints, or those still serving while all others end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Server, WantedServer};
+use super::reach::Obstacles;
+use super::{Place, Server, WantedServer};
 use crate::model::{Backend, Family};
 use crate::snapshot::{Endpoint, EndpointSlice, ServicePort};
 
@@ -16,6 +18,10 @@ pub struct Surroundings {
     pub node: Option<String>,
     /// This node's zone, of the label topology.kubernetes.io/zone.
     pub zone: Option<String>,
+    /// Why packets cannot be handed on as they came to pods of other nodes.
+    pub obstacles: Obstacles,
+    /// The addresses of nodes, each with whether it is on a link of this host.
+    pub hosts: BTreeMap<IpAddr, bool>,
 }
 
 /// What stands behind a Service port in one family.
@@ -33,8 +39,11 @@ pub struct Behind {
     pub lacks_port: bool,
     /// How many of those that would serve are of weight 0.
     pub weightless: usize,
-    /// Nodes that are no members where only members will do, `""` for endpoints that name none.
-    pub strangers: BTreeSet<String>,
+    /// Nodes whose pods cannot be handed packets as they came where that is wanted, and why not. `""` is for endpoints that
+    /// name none.
+    pub beyond: BTreeMap<String, Arc<str>>,
+    /// The lowest address of the pods of each node that are to be handed packets as they came.
+    pub ways: BTreeMap<String, IpAddr>,
 }
 
 /// Which endpoints count.
@@ -42,9 +51,38 @@ pub struct Behind {
 pub enum Scope<'a> {
     /// Those that are best for this node.
     ThisNode,
-    /// Those on these nodes, the same ones whichever node looks: neither hints nor what this node knows of others' death
-    /// change which there are. One on a dead node stays, idle.
-    Everywhere(&'a BTreeSet<String>),
+    /// The same ones whichever node looks: neither hints nor what this node knows of others' death change which there are.
+    /// One on a dead node stays, idle.
+    Everywhere(Handing<'a>),
+}
+
+/// How packets are to be handed on as they came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handing<'a> {
+    /// The nodes that take such packets.
+    pub members: &'a BTreeSet<String>,
+    /// Why this node cannot hand any on, if so.
+    pub blocked: Option<&'a str>,
+    /// Nothing else will do: pods that cannot be handed them get nothing.
+    pub only: bool,
+}
+
+impl Handing<'_> {
+    /// Why packets cannot be handed on to `endpoint` on another node.
+    fn obstacle(&self, around: &Surroundings, endpoint: &Endpoint) -> Option<Arc<str>> {
+        let node = endpoint.node.as_deref().unwrap_or_default();
+        if !self.members.contains(node) {
+            return Some("no member of the VIP's group".into());
+        }
+        if let Some(why) = self.blocked {
+            return Some(why.into());
+        }
+        match around.hosts.get(&endpoint.address) {
+            Some(true) => None,
+            Some(false) => Some("on no link of this node".into()),
+            None => around.obstacles.get(&(node.to_owned(), Family::of(endpoint.address))).cloned(),
+        }
+    }
 }
 
 /// What is behind `port` of a Service whose slices are given.
@@ -70,58 +108,90 @@ pub fn behind(
         found.total += 1;
         let backend = Backend { address: endpoint.address, port: number };
         let node = endpoint.node.as_deref().unwrap_or_default();
-        if let Scope::Everywhere(members) = scope
-            && !members.contains(node)
-        {
-            found.strangers.insert(node.to_owned());
+        let access = found.access(around, endpoint, scope);
+        if access == Access::Never {
             continue;
         }
         if endpoint.node.is_some() {
             found.nodes.insert(node.to_owned());
         }
-        if around.dead.contains(node) {
+        let dead = around.dead.contains(node);
+        if dead {
             found.dead.insert(node.to_owned());
-            idle.push((endpoint, backend));
-        } else {
-            candidates.push((endpoint, backend));
+        }
+        match access {
+            Access::At(place) if !dead => candidates.push((endpoint, backend, place)),
+            _ => idle.push((endpoint, backend)),
         }
     }
     let any = slices.iter().any(|slice| slice.family == family && !slice.endpoints.is_empty());
     found.lacks_port = found.total == 0 && any;
     let hints = match scope {
-        Scope::ThisNode => Hints::of(around, candidates.iter().map(|(endpoint, _)| *endpoint)),
+        Scope::ThisNode => Hints::of(around, candidates.iter().map(|(endpoint, ..)| *endpoint)),
         Scope::Everywhere(_) => Hints::None,
     };
     let zoned = |endpoint: &Endpoint| endpoint.zone.as_ref().and_then(|zone| zone_weights.get(zone)).copied();
     let weight = |endpoint: &Endpoint| endpoint.weight.or_else(|| zoned(endpoint)).unwrap_or(1);
-    let any_ready = candidates.iter().any(|(endpoint, _)| endpoint.ready);
-    for (endpoint, backend) in candidates {
+    let any_ready = candidates.iter().any(|(endpoint, ..)| endpoint.ready);
+    for (endpoint, backend, place) in candidates {
         if let Some(wanted) = wanted(endpoint, any_ready, &hints) {
             let weight = weight(endpoint);
             found.weightless += usize::from(weight == 0 && wanted == WantedServer::Active);
-            found.put(around, endpoint, backend, weighed(wanted, weight, scope));
+            let (wanted, weight) = weighed(wanted, weight, scope);
+            found.put(backend, Server { wanted, weight: weight.into(), place });
         }
     }
     if matches!(scope, Scope::Everywhere(_)) {
         for (endpoint, backend) in
             idle.into_iter().filter(|(endpoint, _)| endpoint.ready || endpoint.terminating)
         {
-            found.put(around, endpoint, backend, weighed(WantedServer::Idle, weight(endpoint), scope));
+            let (wanted, weight) = weighed(WantedServer::Idle, weight(endpoint), scope);
+            let place = if around.is_here(endpoint) { Place::Here } else { Place::Elsewhere };
+            found.put(backend, Server { wanted, weight: weight.into(), place });
         }
     }
     found
 }
 
+/// How packets may come to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    At(Place),
+    /// Not from this node: it is there for the order of all, and gets no connections.
+    NotFromHere,
+    /// From no node.
+    Never,
+}
+
+impl Surroundings {
+    fn is_here(&self, endpoint: &Endpoint) -> bool {
+        endpoint.node.is_some() && endpoint.node == self.node
+    }
+}
+
 impl Behind {
-    fn put(
-        &mut self,
-        around: &Surroundings,
-        endpoint: &Endpoint,
-        backend: Backend,
-        (wanted, weight): (WantedServer, u16),
-    ) {
-        let local = endpoint.node.is_some() && endpoint.node == around.node;
-        let server = Server { wanted, local, weight: weight.into() };
+    /// How packets may come to `endpoint`; takes note of what is in their way.
+    fn access(&mut self, around: &Surroundings, endpoint: &Endpoint, scope: Scope<'_>) -> Access {
+        let Scope::Everywhere(handing) = scope else { return Access::At(Place::Elsewhere) };
+        if around.is_here(endpoint) {
+            return Access::At(Place::Here);
+        }
+        let node = endpoint.node.as_deref().unwrap_or_default();
+        let member = handing.members.contains(node);
+        if member && !around.hosts.contains_key(&endpoint.address) {
+            let lowest = self.ways.entry(node.to_owned()).or_insert(endpoint.address);
+            *lowest = endpoint.address.min(*lowest);
+        }
+        let Some(why) = handing.obstacle(around, endpoint) else { return Access::At(Place::Elsewhere) };
+        self.beyond.insert(node.to_owned(), why);
+        match (handing.only, member) {
+            (false, _) => Access::At(Place::Beyond),
+            (true, true) => Access::NotFromHere,
+            (true, false) => Access::Never,
+        }
+    }
+
+    fn put(&mut self, backend: Backend, server: Server) {
         let slot = self.servers.entry(backend).or_insert(server);
         *slot = (*slot).max(server);
     }

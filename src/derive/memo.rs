@@ -15,12 +15,13 @@ use ipnet::IpNet;
 use super::assign::{Assignment, assign};
 use super::counted::Counted;
 use super::endpoints::Surroundings;
+use super::reach::{self, Reach};
 use super::serve::{Context, Part, serve};
 use super::{Desired, Inputs, Leaving, Owner, steering};
 use crate::config::Settings;
 use crate::health::check::{Down, Target};
 use crate::model::{Frontend, ObjectKey, host_network};
-use crate::net::{HostFacts, MacAddress, PolicyRoute};
+use crate::net::{HostFacts, PolicyRoute};
 use crate::nft::{self, Steering};
 use crate::snapshot::{EndpointSlice, Map, Snapshot};
 
@@ -62,7 +63,7 @@ struct Before {
     facts: HostFacts,
     dead: BTreeSet<String>,
     leaving: Leaving,
-    macs: BTreeMap<IpAddr, MacAddress>,
+    reach: Reach,
 }
 
 impl Before {
@@ -73,7 +74,7 @@ impl Before {
             facts: inputs.facts.clone(),
             dead: inputs.dead.clone(),
             leaving: inputs.leaving.clone(),
-            macs: inputs.macs.clone(),
+            reach: inputs.reach.clone(),
         }
     }
 
@@ -95,7 +96,10 @@ impl Before {
     fn same_context(&self, inputs: &Inputs) -> bool {
         self.snapshot.nodes.ptr_eq(&inputs.snapshot.nodes)
             && self.settings == *inputs.settings
+            && self.facts == *inputs.facts
             && self.dead == *inputs.dead
+            && self.reach.hops == inputs.reach.hops
+            && self.reach.firewall == inputs.reach.firewall
     }
 }
 
@@ -121,7 +125,7 @@ impl Deriver {
         self.take_unhealthy(inputs, &mut dirty);
         let (touched, nodes) = self.remake(&dirty, inputs);
         self.proxy(&touched);
-        let same_macs = self.before.as_ref().is_some_and(|before| before.macs == *inputs.macs);
+        let same_macs = self.before.as_ref().is_some_and(|before| before.reach.macs == inputs.reach.macs);
         let rules = first || reassigned || local || (!same_macs && self.steers());
         if first || !same_assignment || nodes {
             self.desired.peers = Arc::new(self.peers(inputs));
@@ -173,7 +177,14 @@ impl Deriver {
         let others = ranges != self.pod_ranges;
         self.pod_ranges = ranges;
         let context = Context {
-            around: Surroundings { dead: inputs.dead.clone(), node, zone },
+            around: Surroundings {
+                dead: inputs.dead.clone(),
+                node,
+                zone,
+                obstacles: reach::obstacles(inputs),
+                hosts: reach::hosts(inputs),
+            },
+            firewall: inputs.reach.firewall.clone(),
             scheduler: inputs.settings.balancing.scheduler.name().to_owned(),
             yielded: self.assignment.yielded.clone(),
         };
@@ -324,6 +335,10 @@ impl Deriver {
             self.desired.findings.remove(finding);
         }
         self.desired.findings.extend(now.findings.difference(&before.findings).cloned());
+        for way in before.ways.difference(&now.ways) {
+            self.desired.ways.remove(way);
+        }
+        self.desired.ways.extend(now.ways.difference(&before.ways).cloned());
         let mut news = false;
         for node in before.nodes.difference(&now.nodes) {
             news |= self.nodes.remove(node);

@@ -20,6 +20,7 @@ mod memo;
 mod mode;
 mod options;
 mod policy;
+mod reach;
 mod serve;
 mod shield;
 mod source_ranges;
@@ -38,7 +39,7 @@ use crate::ipvs::model::{Forward, Thresholds};
 use crate::ipvs::{self, Key, RealServer};
 use crate::keepalived;
 use crate::model::{Backend, Finding, Frontend, ObjectKey, Vrid};
-use crate::net::{HostFacts, MacAddress, PolicyRoute};
+use crate::net::{HostFacts, PolicyRoute};
 use crate::nft;
 use crate::snapshot::{Map, Snapshot};
 
@@ -51,6 +52,7 @@ pub use load_balancer::serves_ip_addresses;
 pub use membership::{DEFAULT_GROUP, EXCLUDED, Group, groups as groups_of};
 pub use memo::{Changed, Deriver};
 pub use options::Options;
+pub use reach::Reach;
 
 /// Everything that a derivation looks at.
 #[derive(Debug, Clone, Copy)]
@@ -67,8 +69,8 @@ pub struct Inputs<'a> {
     pub leaving: &'a Leaving,
     /// Endpoints that do not answer their checks.
     pub unhealthy: &'a Down,
-    /// The link-layer addresses of other nodes' addresses, as far as known.
-    pub macs: &'a BTreeMap<IpAddr, MacAddress>,
+    /// What is known of the ways to other nodes.
+    pub reach: &'a Reach,
 }
 
 /// By group: addresses of nodes that ceased to be members a moment ago.
@@ -99,6 +101,8 @@ pub struct Desired {
     pub policy_routes: Arc<BTreeSet<PolicyRoute>>,
     /// Addresses of the nodes that hand packets on to this one, whose link-layer addresses tell such packets apart.
     pub peers: Arc<BTreeSet<IpAddr>>,
+    /// Pods of other nodes that packets are handed on to as they came, as far as their nodes' ways are to be looked at.
+    pub ways: Counted<(String, IpAddr)>,
     /// Nodes whose life decides over backends, with their addresses: all that run backends, but this one.
     pub probed: Arc<BTreeMap<String, Vec<IpAddr>>>,
     /// Endpoints to check, each by how many owners.
@@ -206,7 +210,7 @@ pub struct Balanced {
 pub enum Forwarding {
     /// To all alike.
     All(Forward),
-    /// To pods on this node by NAT, to others by direct routing: their own node translates.
+    /// To pods of peers by direct routing, as their own node translates; to all others by NAT.
     Split,
     /// By NAT, to pods on this node alone.
     OnThisNode,
@@ -219,8 +223,19 @@ pub struct Server {
     pub wanted: WantedServer,
     /// Its weight while it gets connections.
     pub weight: u32,
-    /// It is on this node.
-    pub local: bool,
+    /// Where it is, as seen from this node.
+    pub place: Place,
+}
+
+/// Where a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// On this node.
+    Here,
+    /// On another one. In mode dsr: that translates what it is handed as it came.
+    Elsewhere,
+    /// Out of reach of mode dsr, so that there too it gets what this node has translated.
+    Beyond,
 }
 
 /// What is wanted of a real server.
@@ -262,11 +277,12 @@ impl Served {
     /// The real servers that one of its virtual servers is to have, at the weights of when they get connections.
     pub fn real_servers(&self, of: &Balanced) -> impl Iterator<Item = (Backend, WantedServer, RealServer)> {
         self.servers.iter().filter_map(|(backend, server)| {
-            let forward = match (of.forwarding, server.local) {
+            let forward = match (of.forwarding, server.place) {
                 (Forwarding::All(forward), _) => forward,
-                (Forwarding::Split | Forwarding::OnThisNode, true) => Forward::Masquerade,
-                (Forwarding::Split, false) => Forward::DirectRoute,
-                (Forwarding::OnThisNode, false) => return None,
+                (Forwarding::Split, Place::Elsewhere) => Forward::DirectRoute,
+                (Forwarding::Split, Place::Here | Place::Beyond) => Forward::Masquerade,
+                (Forwarding::OnThisNode, Place::Here) => Forward::Masquerade,
+                (Forwarding::OnThisNode, Place::Elsewhere | Place::Beyond) => return None,
             };
             let thresholds = self.thresholds_in(of.forwarding);
             let real = RealServer { thresholds, ..RealServer::new(forward, server.weight) };

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use super::asks::Source;
 use super::assign::{Serving, Task};
 use super::checks::{self, Checking, Judged};
-use super::endpoints::{self, Behind, Scope, Surroundings};
+use super::endpoints::{self, Behind, Handing, Scope, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
-use super::{Balanced, Forwarding, Owner, Proxying, Served, Server, WantedServer};
+use super::{Balanced, Forwarding, Owner, Place, Proxying, Served, Server, WantedServer, annotations};
 use crate::config::Mode;
 use crate::haproxy;
 use crate::health::check::{Down, Target};
 use crate::ipvs;
 use crate::ipvs::model::{Forward, Thresholds};
 use crate::model::{Backend, Family, Finding, Frontend, ObjectKey};
+use crate::nft::firewall::{Dropping, Firewall};
 use crate::snapshot::EndpointSlice;
 
 /// What all parts are made with.
@@ -26,6 +27,8 @@ pub struct Context {
     pub around: Surroundings,
     /// The kernel's name of the scheduler of static VIPs.
     pub scheduler: String,
+    /// What other programs' rules let in.
+    pub firewall: Firewall,
     /// VIPs that this host leaves to others.
     pub yielded: BTreeSet<IpAddr>,
 }
@@ -37,6 +40,8 @@ pub struct Part {
     pub frontends: BTreeMap<Frontend, Arc<Served>>,
     /// The nodes that run its real servers.
     pub nodes: BTreeSet<String>,
+    /// Pods of nodes whose ways are to be looked at.
+    pub ways: BTreeSet<(String, IpAddr)>,
     /// The endpoints to check.
     pub targets: BTreeSet<Target>,
     /// What does not serve.
@@ -96,10 +101,11 @@ impl Part {
         serving: &Serving,
         slices: &[&Arc<EndpointSlice>],
     ) {
-        let scope = match serving.mode {
-            Mode::Dsr => Scope::Everywhere(&serving.members),
-            _ => Scope::ThisNode,
-        };
+        let dropping = context.firewall.dropping(&frontend);
+        let blocked = dropping.as_ref().map(Dropping::words);
+        let handing =
+            Handing { members: &serving.members, blocked: blocked.as_deref(), only: serving.keeps_client };
+        let scope = if serving.mode == Mode::Dsr { Scope::Everywhere(handing) } else { Scope::ThisNode };
         let family = Family::of(frontend.vip);
         let weights = &service.options.zone_weights;
         let mut behind = endpoints::behind(&context.around, slices, &serving.port, family, scope, weights);
@@ -110,7 +116,7 @@ impl Part {
         let judged = checking.map(judge).unwrap_or_default();
         self.findings.extend(nothing_behind(service, frontend, serving, &behind, &judged));
         self.judged(&owner, frontend, judged);
-        self.findings.extend(strangers(service.key, frontend, &behind));
+        self.findings.extend(beyond(service.key, frontend, serving, &behind, dropping));
         let served = Served {
             owner,
             source: serving.source,
@@ -123,6 +129,7 @@ impl Part {
             total: behind.total,
         };
         self.nodes.extend(behind.nodes);
+        self.ways.extend(behind.ways);
         self.frontends.insert(frontend, Arc::new(served));
     }
 
@@ -177,7 +184,7 @@ fn proxying(options: &Options) -> Proxying {
 }
 
 /// A backend of a static VIP.
-const ACTIVE: Server = Server { wanted: WantedServer::Active, weight: 1, local: false };
+const ACTIVE: Server = Server { wanted: WantedServer::Active, weight: 1, place: Place::Elsewhere };
 
 /// Where the servers listen: those that carry the VIP themselves get packets as they came, for the frontend's port.
 fn listening(
@@ -194,19 +201,46 @@ fn listening(
         .collect()
 }
 
-/// The finding of endpoints that cannot be served by dsr.
-fn strangers(key: &ObjectKey, frontend: Frontend, behind: &Behind) -> Option<Finding> {
-    if behind.strangers.is_empty() {
+/// The finding of endpoints that packets cannot be handed on to as they came.
+fn beyond(
+    key: &ObjectKey,
+    frontend: Frontend,
+    serving: &Serving,
+    behind: &Behind,
+    dropping: Option<Dropping<'_>>,
+) -> Option<Finding> {
+    if behind.beyond.is_empty() {
         return None;
     }
     let Frontend { vip, protocol, port } = frontend;
-    let named: Vec<&str> =
-        behind.strangers.iter().map(|node| if node.is_empty() { "none" } else { node }).collect();
-    let text = format!(
-        "{vip} {protocol} {port}: endpoints on nodes that are no members of the VIP's group are left out by mode dsr ({})",
-        named.join(", ")
-    );
-    Some(Finding::new(key, text).mend("widen vrrp.members, or annotate the Service with kvip.io/mode=nat"))
+    let why = match &dropping {
+        Some(dropping) => format!(
+            "this host drops packets of connections of which it sees one way ({}), so pods on other nodes",
+            dropping.words()
+        ),
+        None => {
+            let name =
+                |node: &str| if node.is_empty() { "no known node".to_owned() } else { node.to_owned() };
+            let named = behind.beyond.iter().map(|(node, why)| format!("{} ({why})", name(node)));
+            format!(
+                "packets cannot be handed on as they came to pods on {}, so these",
+                named.collect::<Vec<_>>().join(", ")
+            )
+        }
+    };
+    let then = if serving.keeps_client {
+        "are left out, as externalTrafficPolicy Local keeps the client's address"
+    } else {
+        "are served by NAT and see this node's address"
+    };
+    let mend = match dropping {
+        Some(dropping) => format!("{}, and make it stay there", dropping.mend(vip)),
+        None if serving.keeps_client => {
+            "give the group these nodes (vrrp.members), or their pods a direct route or a tunnel; see Forwarding modes in docs/services.md".into()
+        }
+        None => annotations::annotate(key, "kvip.io/mode=nat"),
+    };
+    Some(Finding::new(key, format!("{vip} {protocol} {port} in mode dsr: {why} {then}")).mend(mend))
 }
 
 /// The finding of a frontend that nobody serves.
@@ -229,6 +263,8 @@ fn nothing_behind(
     } else if !behind.dead.is_empty() {
         let nodes: Vec<&str> = behind.dead.iter().map(String::as_str).collect();
         format!("its ready pods are on nodes that do not answer ({})", nodes.join(", "))
+    } else if !behind.beyond.is_empty() {
+        "mode dsr can hand packets on to none of its pods".into()
     } else if behind.lacks_port {
         let name = if wanted.name.is_empty() { "it" } else { &wanted.name };
         format!("its pods have no port for {name}, see targetPort")

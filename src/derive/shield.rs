@@ -78,7 +78,7 @@ mod tests {
         let mut settings = Settings::standard(vec!["10.0.0.0/24".parse().unwrap()]);
         settings.balancing.shield = shield;
         let mut facts = HostFacts::default();
-        facts.links.insert(link.into(), Link { index: 2, up: true, loopback: false, tunnel: false });
+        facts.links.insert(link.into(), Link { index: 2, up: true, ..Link::default() });
         let inputs = Inputs {
             settings: &settings,
             snapshot: &snapshot,
@@ -86,7 +86,7 @@ mod tests {
             dead: &BTreeSet::new(),
             leaving: &Leaving::new(),
             unhealthy: &crate::health::check::Down::new(),
-            macs: &BTreeMap::new(),
+            reach: &crate::derive::Reach::default(),
         };
         let shielded: Vec<String> = assign(&inputs).shielded.iter().map(|one| one.vip.to_string()).collect();
         assert_eq!(shielded, expected, "{shield:?} with {link}");

@@ -17,7 +17,7 @@ pub fn of(assignment: &Assignment, peers: &BTreeSet<IpAddr>, inputs: &Inputs) ->
     Steering {
         bits: inputs.settings.dsr.mark_bits,
         frontends: assignment.tasks.values().flat_map(|task| task.marks()).collect(),
-        peers: peers.iter().filter_map(|address| inputs.macs.get(address)).copied().collect(),
+        peers: peers.iter().filter_map(|address| inputs.reach.macs.get(address)).copied().collect(),
         nodes: peers.clone(),
         tunnels: inputs.facts.tunnels(),
         host: own.map(|address| address.ip).collect(),

@@ -73,6 +73,7 @@ mod tests {
             source: Source::ConfigMap,
             mode: Mode::Dsr,
             members: Arc::new(BTreeSet::new()),
+            keeps_client: false,
             marks: Some(Marks { peers: 2, own: 3 }),
         };
         let made = virtual_servers(&options, frontend, &serving);

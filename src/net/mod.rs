@@ -1,10 +1,11 @@
 //! The host's network as rtnetlink tells it: links, addresses, gateways and neighbours.
 //!
 //! [`read()`] asks once, [`watch()`] keeps asking, [`neighbours()`] and [`resolve`] tell who else answers for an
-//! address, and [`peers`] follows some of them. [`remove_address`], [`add_policy_route`] and [`remove_policy_route`] are
+//! address, [`peers`] follows some of them, and [`hops`] tells how packets to pods elsewhere leave. [`remove_address`], [`add_policy_route`] and [`remove_policy_route`] are
 //! the only acts that change the host. None of them ever adds an address: only keepalived moves VIPs.
 
 mod change;
+pub mod hops;
 mod neighbour;
 mod netlink;
 pub mod peers;
@@ -14,6 +15,7 @@ mod tables;
 mod watch;
 
 pub use change::remove_address;
+pub use hops::{Hop, Hops, Way};
 pub use neighbour::{MacAddress, neighbours, owner_of, resolve};
 pub use netlink::Error;
 pub use policy::{add_policy_route, remove_policy_route};
@@ -23,6 +25,7 @@ pub use watch::watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Family;
@@ -86,7 +89,7 @@ impl std::fmt::Display for PolicyRoute {
 }
 
 /// A network interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// The kernel's index of it.
     pub index: u32,
@@ -98,6 +101,9 @@ pub struct Link {
     /// It wraps packets to other hosts: its kind is vxlan, geneve, ipip, sit, ip6tnl, gre or wireguard.
     #[serde(default)]
     pub tunnel: bool,
+    /// It chooses the host by the packet's destination and not by the route: its kind is wireguard.
+    #[serde(default)]
+    pub by_destination: bool,
 }
 
 /// An address on an interface.
@@ -123,6 +129,18 @@ impl HostFacts {
     /// The names of the links that wrap packets to other hosts.
     pub fn tunnels(&self) -> BTreeSet<String> {
         self.links.iter().filter(|(_, link)| link.tunnel).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The name and the properties of the link with that index.
+    pub fn link_at(&self, index: u32) -> Option<(&str, &Link)> {
+        let found = self.links.iter().find(|(_, link)| link.index == index);
+        found.map(|(name, link)| (name.as_str(), link))
+    }
+
+    /// Whether packets to `ip` go out on a link of this host without a gateway, as the addresses on the links say.
+    pub fn has_neighbour(&self, ip: IpAddr) -> bool {
+        let network = |address: &Address| IpNet::new(address.ip, address.prefix_len).ok();
+        self.addresses.iter().filter_map(network).any(|network| network.contains(&ip))
     }
 
     /// Whether `ip` is on any link.

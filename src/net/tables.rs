@@ -34,6 +34,7 @@ struct NamedLink {
     up: bool,
     loopback: bool,
     tunnel: bool,
+    by_destination: bool,
 }
 
 /// What tells one address from another: the kernel allows one IP with several prefix lengths.
@@ -106,8 +107,8 @@ impl Tables {
     /// The tables in the words of the rest of kvip. Addresses whose link is not known yet are left out.
     pub(super) fn facts(&self, hostname: &str) -> HostFacts {
         let link = |(index, link): (&u32, &NamedLink)| {
-            let NamedLink { name, up, loopback, tunnel } = link.clone();
-            (name, Link { index: *index, up, loopback, tunnel })
+            let NamedLink { name, up, loopback, tunnel, by_destination } = link.clone();
+            (name, Link { index: *index, up, loopback, tunnel, by_destination })
         };
         let address = |(key, noprefixroute): (&AddressKey, &bool)| {
             let link = self.links.get(&key.link)?.name.clone();
@@ -221,32 +222,37 @@ fn named_link(message: &LinkMessage) -> Option<NamedLink> {
     let flags = message.header.flags;
     let up = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
     let loopback = flags.contains(LinkFlags::Loopback);
-    is_plain(message).then(|| NamedLink { name, up, loopback, tunnel: is_tunnel(message) })
+    let kind = kind(message);
+    let by_destination = kind == Some(&InfoKind::Wireguard);
+    let tunnel = by_destination || kind.is_some_and(is_tunnel);
+    is_plain(message).then(|| NamedLink { name, up, loopback, tunnel, by_destination })
 }
 
-/// Whether the link wraps packets to other hosts.
-fn is_tunnel(message: &LinkMessage) -> bool {
+fn kind(message: &LinkMessage) -> Option<&InfoKind> {
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
     });
-    infos.flatten().any(|info| {
-        matches!(
-            info,
-            LinkInfo::Kind(
-                InfoKind::Vxlan
-                    | InfoKind::Geneve
-                    | InfoKind::IpIp
-                    | InfoKind::Ip6Tnl
-                    | InfoKind::SitTun
-                    | InfoKind::GreTun
-                    | InfoKind::GreTap
-                    | InfoKind::GreTun6
-                    | InfoKind::GreTap6
-                    | InfoKind::Wireguard
-            )
-        )
+    infos.flatten().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
     })
+}
+
+/// Whether links of that kind wrap packets to the host that the route names.
+fn is_tunnel(kind: &InfoKind) -> bool {
+    matches!(
+        kind,
+        InfoKind::Vxlan
+            | InfoKind::Geneve
+            | InfoKind::IpIp
+            | InfoKind::Ip6Tnl
+            | InfoKind::SitTun
+            | InfoKind::GreTun
+            | InfoKind::GreTap
+            | InfoKind::GreTun6
+            | InfoKind::GreTap6
+    )
 }
 
 /// The address of the host itself: IFA_LOCAL, which is absent for IPv6, as IFA_ADDRESS is the peer on IPv4

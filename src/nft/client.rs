@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::Ruleset;
 use super::change::Change;
+use super::firewall::Firewall;
 use super::render::{DELETE, TABLE, fingerprint, render};
 use super::seal::{Listing, Seal};
 
@@ -99,6 +100,17 @@ fn write_change(seal: &Seal, change: &Change, fingerprint: String) -> Result<Str
 /// Removes the table; one that is not there was removed.
 pub fn delete() -> Result<(), Error> {
     run("delete", &["-f", "-"], DELETE).map(drop)
+}
+
+/// What other programs' tables let in.
+pub fn firewall() -> Result<Firewall, Error> {
+    let act = "list the chains beside";
+    let mut firewall = Firewall::default();
+    for table in Firewall::tables(&run(act, &["list", "chains"], "")?) {
+        let words: Vec<&str> = ["--stateless", "list", "table"].into_iter().chain(table.split(' ')).collect();
+        firewall.add(&run(act, &words, "")?);
+    }
+    Ok(firewall)
 }
 
 fn list() -> Result<String, Error> {

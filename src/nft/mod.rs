@@ -6,6 +6,7 @@
 
 mod change;
 pub mod client;
+pub mod firewall;
 mod render;
 mod seal;
 mod shield;

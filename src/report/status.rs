@@ -17,6 +17,9 @@ use crate::model::{Finding, Protocol};
 /// The version of the schema; it rises when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;
 
+/// The octets of one table of Maglev hashing: 4093 pointers with the default CONFIG_IP_VS_MH_TAB_INDEX of 12 (ip_vs_mh.c).
+pub const HASH_TABLE: usize = 4093 * 8;
+
 /// How long one reader of the socket may take.
 const READER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -53,6 +56,9 @@ pub struct Status {
     pub vips: Vec<Vip>,
     /// How many virtual servers are programmed.
     pub virtual_servers: usize,
+    /// How many virtual servers go by Maglev hashing, which takes [`HASH_TABLE`] octets or more of the kernel for each.
+    #[serde(default)]
+    pub hash_tables: usize,
     /// How many real servers are programmed.
     pub real_servers: usize,
     /// Whether the kernel has what was planned.

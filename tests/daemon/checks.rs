@@ -1,6 +1,6 @@
 //! Health checks: what is asked, and what the kernel, the status and people get of endpoints that do not answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kvip::config::{CheckKind, Settings};
@@ -127,7 +127,7 @@ fn an_endpoint_that_does_not_answer_touches_its_own_service_alone() {
             dead: &BTreeSet::new(),
             leaving: &Leaving::new(),
             unhealthy: down,
-            macs: &BTreeMap::new(),
+            reach: &kvip::derive::Reach::default(),
         })
     };
     let (desired, _) = derive(&Down::new());

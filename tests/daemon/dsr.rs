@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use kvip::config::Mode;
 use kvip::ipvs::{Key, VirtualServer};
-use kvip::model::{Backend, Family, ObjectKey};
-use kvip::net::{MacAddress, PolicyRoute};
+use kvip::model::{Backend, Family, Finding, ObjectKey};
+use kvip::net::{Hop, Hops, MacAddress, PolicyRoute, Way};
 use kvip::snapshot::Snapshot;
 
 use crate::world::{World, backend, end, endpoint, ip, nginx, pods, settings, snapshot};
@@ -144,6 +144,104 @@ fn rules_that_another_program_removes_are_put_back() {
     world.kernel().facts.send_modify(|facts| _ = facts.policy_routes.remove(&removed));
     world.after(0);
     assert_eq!(world.acts(), [format!("add {removed}")]);
+}
+
+/// The weights and methods of all pods, as the tier for clients elsewhere has them.
+fn forwarded(world: &World) -> Vec<String> {
+    server(world, nginx().into()).real_servers.iter().map(|(at, real)| format!("{at} {real}")).collect()
+}
+
+fn local_policy(mut snapshot: Snapshot) -> Snapshot {
+    let service = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(service).local_policy = true;
+    snapshot
+}
+
+fn only_finding(world: &World) -> Finding {
+    let [finding] = &world.status().findings[..] else { panic!("{:?}", world.status().findings) };
+    finding.clone()
+}
+
+/// The way to node-b's pods: its link is eth0.
+fn over(via: Option<&str>) -> Hops {
+    let hop = via.map(|via| Hop { link: 2, via: Some(ip(via)) });
+    [(("node-b".to_owned(), Family::V4), Way { to: ip("10.2.6.10"), hop })].into()
+}
+
+#[test]
+fn pods_behind_another_router_are_served_by_nat() {
+    let mut world = serving();
+    assert_eq!(world.ways(), ["node-b 10.2.6.10"]);
+    world.hops(over(Some("10.87.2.6")));
+    world.after(1);
+    assert_eq!(world.status().findings, []);
+    world.hops(over(Some("10.87.2.1")));
+    world.after(1);
+    assert_eq!(forwarded(&world), ["10.2.4.10:80 weight 1", "10.2.6.10:80 weight 1"]);
+    let finding = only_finding(&world);
+    let text = "default/nginx: 10.87.2.50 tcp 80 in mode dsr: packets cannot be handed on as they came to pods on node-b (the \
+                route to 10.2.6.10 leads through 10.87.2.1, which is not its node), so these are served by NAT and see this \
+                node's address";
+    assert_eq!(finding.to_string(), text);
+    world.hops(over(Some("10.87.2.6")));
+    world.after(1);
+    assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 1 direct route");
+    assert_eq!((world.status().findings.len(), world.status().faults), (0, 0));
+}
+
+#[test]
+fn policy_local_leaves_them_out_and_keeps_the_order_of_all() {
+    let mut world = World::new(settings());
+    world.list(local_policy(dsr_snapshot()));
+    world.hops(over(None));
+    world.turn();
+    assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 0 direct route");
+    let text = only_finding(&world).to_string();
+    assert!(text.contains("node-b (there is no route to 10.2.6.10), so these are left out"), "{text}");
+}
+
+#[test]
+fn a_firewall_that_drops_what_is_invalid_is_found_and_its_mend_seen() {
+    let drops = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy accept;\n\t\tct state \
+                 invalid drop\n\t}\n}\n";
+    let mut world = World::new(settings());
+    world.kernel().rules = drops.into();
+    world.list(dsr_snapshot());
+    world.turn();
+    world.after(1);
+    assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 1");
+    let finding = only_finding(&world);
+    let text = finding.to_string();
+    assert!(text.contains("(ct state invalid drop (chain INPUT of table ip filter))"), "{text}");
+    assert_eq!(finding.mend.unwrap(), "iptables -I INPUT -d 10.87.2.50 -j ACCEPT, and make it stay there");
+    let mended = drops.replace("\t\tct state", "\t\tip daddr 10.87.2.50 accept\n\t\tct state");
+    world.kernel().rules = mended;
+    world.tick(62);
+    assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 1 direct route");
+    assert_eq!(world.status().findings, []);
+}
+
+/// All nodes leave them to NAT alike, as that follows from what the cluster says.
+#[test]
+fn pods_of_nodes_that_are_no_members_are_served_by_nat() {
+    let mut settings = settings();
+    settings.vrrp.members.insert("kvip".into(), "yes".into());
+    let mut snapshot = dsr_snapshot();
+    for name in ["node-a", "node-c"] {
+        let node = snapshot.nodes.get_mut(name).unwrap();
+        Arc::make_mut(node).labels.insert("kvip".into(), "yes".into());
+    }
+    let mut world = World::new(settings);
+    world.list(snapshot);
+    world.turn();
+    assert_eq!(forwarded(&world), ["10.2.4.10:80 weight 1", "10.2.6.10:80 weight 1"]);
+    let text = only_finding(&world).to_string();
+    assert!(text.contains("node-b (no member of the VIP's group), so these are served by NAT"), "{text}");
+}
+
+#[test]
+fn what_maglev_hashing_takes_is_counted() {
+    assert_eq!(serving().status().hash_tables, 2);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts
 use kvip::keepalived::Config;
 use kvip::model::Finding;
 use kvip::net::{Address, HostFacts, PolicyRoute};
+use kvip::nft::firewall::Firewall;
 use kvip::nft::{self, Ruleset};
 use kvip::owned::Owned;
 use tokio::sync::watch;
@@ -30,7 +31,9 @@ pub struct Kernel {
     /// The sync daemons that run.
     pub sync_daemons: BTreeSet<SyncDaemon>,
     /// The kernel's settings that can be read.
-    pub sysctls: BTreeMap<&'static str, String>,
+    pub sysctls: BTreeMap<String, String>,
+    /// Other programs' tables, as nft lists them.
+    pub rules: String,
     /// IPVS refuses every change.
     pub ipvs_refuses: bool,
     /// The scheduler that the kernel lacks.
@@ -85,6 +88,7 @@ impl Simulated {
             timeouts: Timeouts::default(),
             sync_daemons: BTreeSet::new(),
             sysctls: BTreeMap::new(),
+            rules: String::new(),
             ipvs_refuses: false,
             lacks_scheduler: None,
             ipvs_is_gone: false,
@@ -160,10 +164,16 @@ impl Host for Simulated {
         Ok(())
     }
 
-    async fn sysctls(&mut self, names: &[&'static str]) -> BTreeMap<&'static str, String> {
+    async fn sysctls(&mut self, names: &[String]) -> BTreeMap<String, String> {
         let kernel = self.kernel();
         let known = names.iter().filter_map(|name| kernel.sysctls.get_key_value(name));
-        known.map(|(name, value)| (*name, value.clone())).collect()
+        known.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    async fn firewall(&mut self) -> Result<Firewall, Finding> {
+        let mut firewall = Firewall::default();
+        firewall.add(&self.kernel().rules);
+        Ok(firewall)
     }
 
     async fn change_table(&mut self, commands: &[Command]) -> Vec<Failure> {

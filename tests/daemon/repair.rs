@@ -151,13 +151,13 @@ fn a_fight_is_a_finding_while_it_lasts() {
 fn a_kernel_setting_that_is_another_is_a_finding_until_it_is_mended() {
     let mut world = World::serving();
     let name = "net.ipv4.vs.conntrack";
-    world.kernel().sysctls.insert(name, "0".into());
+    world.kernel().sysctls.insert(name.into(), "0".into());
     world.tick(60);
     let expected =
         format!("{name}: is 0 and must be 1: clients get no answer from pods on other nodes than the holder");
     assert_eq!(world.findings(), [expected]);
     assert!(world.status().as_planned);
-    world.kernel().sysctls.insert(name, "1".into());
+    world.kernel().sysctls.insert(name.into(), "1".into());
     world.tick(60);
     assert_eq!(world.findings(), [""; 0]);
 }
@@ -239,7 +239,7 @@ fn beside_kube_proxy_in_ipvs_mode_vips_leave_before_their_virtual_servers() {
     world.become_holder();
     world.tick(1);
     let fresh = world.weight().unwrap();
-    let device = Link { index: 9, up: false, loopback: false, tunnel: false };
+    let device = Link { index: 9, up: false, ..Link::default() };
     world.kernel().facts.send_modify(|facts| _ = facts.links.insert("kube-ipvs0".into(), device));
     world.turn();
     assert_eq!(world.wanted().unwrap().instances, [], "keepalived is told at once");

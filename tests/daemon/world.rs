@@ -15,6 +15,7 @@ use kvip::health::{Dead, Targets, check};
 use kvip::ipam::Outcomes;
 use kvip::keepalived::{self, Config, Paths, weight};
 use kvip::model::{Backend, Family, Finding, Frontend, ObjectKey, Protocol, Vrid};
+use kvip::net::hops::{Hops, Ways};
 use kvip::net::peers::Macs;
 use kvip::net::{Address, HostFacts, Link};
 use kvip::nft::watch::Touched;
@@ -104,7 +105,7 @@ pub fn facts() -> HostFacts {
     let own = Address { prefix_len: 24, noprefixroute: false, ..marked("10.87.2.4") };
     HostFacts {
         hostname: "node-a".into(),
-        links: [("eth0".to_owned(), Link { index: 2, up: true, loopback: false, tunnel: false })].into(),
+        links: [("eth0".to_owned(), Link { index: 2, up: true, ..Link::default() })].into(),
         addresses: [own].into(),
         gateways: [ip("10.87.2.1")].into(),
         policy_routes: [].into(),
@@ -119,6 +120,8 @@ struct Ends {
     unhealthy: watch::Sender<Down>,
     checked: watch::Receiver<check::Targets>,
     macs: watch::Sender<Macs>,
+    hops: watch::Sender<Hops>,
+    ways: watch::Receiver<Ways>,
     ruleset: watch::Sender<Touched>,
     keepalived: watch::Sender<keepalived::Status>,
     haproxy: watch::Sender<haproxy::Status>,
@@ -220,11 +223,14 @@ impl World {
         let (haproxy, haproxy_in) = watch::channel(haproxy::Status::default());
         let (proxies_out, proxies) = watch::channel(None);
         let (macs, macs_in) = watch::channel(Macs::new());
+        let (hops, hops_in) = watch::channel(Hops::new());
+        let (ways_out, ways) = watch::channel(Ways::new());
         let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
         let (ruleset, ruleset_in) = watch::channel(Touched::default());
         let inputs = Inputs {
             unhealthy: unhealthy_in,
             macs: macs_in,
+            hops: hops_in,
             ruleset: ruleset_in,
             updates: updates_in,
             contact: contact_in,
@@ -239,6 +245,7 @@ impl World {
             haproxy: proxies_out,
             targets: targets_out,
             peers: peers_out,
+            ways: ways_out,
             checked: checked_out,
             local: watch::Sender::new(None),
             orders,
@@ -252,6 +259,8 @@ impl World {
             unhealthy,
             checked,
             macs,
+            hops,
+            ways,
             ruleset,
             keepalived,
             haproxy,
@@ -433,6 +442,15 @@ impl World {
     /// The nodes whose link-layer addresses are asked for.
     pub fn peers(&self) -> std::collections::BTreeSet<IpAddr> {
         self.ends.peers.borrow().clone()
+    }
+
+    /// The pods of other nodes that the way is looked for, with their nodes.
+    pub fn ways(&self) -> Vec<String> {
+        self.ends.ways.borrow().keys().map(|(node, address)| format!("{node} {address}")).collect()
+    }
+
+    pub fn hops(&mut self, hops: Hops) {
+        self.ends.hops.send_replace(hops);
     }
 
     pub fn macs(&mut self, macs: Macs) {

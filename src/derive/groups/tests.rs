@@ -22,7 +22,7 @@ fn facts() -> HostFacts {
         link: link.into(),
         noprefixroute: false,
     };
-    let link = |index| Link { index, up: true, loopback: false, tunnel: false };
+    let link = |index| Link { index, up: true, ..Link::default() };
     HostFacts {
         hostname: "node-a".into(),
         links: [("eth0".to_owned(), link(2)), ("eth1".to_owned(), link(3))].into(),
@@ -78,7 +78,7 @@ fn desired(settings: &Settings, snapshot: &Snapshot) -> Desired {
         dead: &dead,
         leaving: &leaving,
         unhealthy: &unhealthy,
-        macs: &std::collections::BTreeMap::new(),
+        reach: &crate::derive::Reach::default(),
     })
 }
 
@@ -145,7 +145,7 @@ fn a_group_without_members_says_why() {
         dead: &BTreeSet::new(),
         leaving: &Leaving::new(),
         unhealthy: &Down::new(),
-        macs: &std::collections::BTreeMap::new(),
+        reach: &crate::derive::Reach::default(),
     });
     assert_eq!(findings(&empty), [""; 0], "without VIPs nobody is missed");
 }
@@ -249,7 +249,7 @@ fn an_interface_without_an_address_is_told() {
     let mut settings = settings();
     settings.groups[0].interface = Some("eth2".into());
     let mut facts = facts();
-    facts.links.insert("eth2".into(), Link { index: 4, up: true, loopback: false, tunnel: false });
+    facts.links.insert("eth2".into(), Link { index: 4, up: true, ..Link::default() });
     let snapshot = cluster(&[("node-a", &[][..])], &["10.0.0.50", "10.0.1.50"]);
     let (dead, leaving, unhealthy) = (BTreeSet::new(), Leaving::new(), Down::new());
     let inputs = Inputs {
@@ -259,7 +259,7 @@ fn an_interface_without_an_address_is_told() {
         dead: &dead,
         leaving: &leaving,
         unhealthy: &unhealthy,
-        macs: &std::collections::BTreeMap::new(),
+        reach: &crate::derive::Reach::default(),
     };
     let wanted =
         "group edge: eth2 has no IPv4 address to speak VRRP from, so this host holds none of its VIPs";

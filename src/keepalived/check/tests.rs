@@ -21,8 +21,8 @@ fn facts() -> HostFacts {
     HostFacts {
         hostname: "node-a".into(),
         links: [
-            ("eth0".to_owned(), Link { index: 2, up: true, loopback: false, tunnel: false }),
-            ("lo".to_owned(), Link { index: 1, up: true, loopback: true, tunnel: false }),
+            ("eth0".to_owned(), Link { index: 2, up: true, ..Link::default() }),
+            ("lo".to_owned(), Link { index: 1, up: true, loopback: true, ..Link::default() }),
         ]
         .into(),
         addresses: ["10.0.0.1", "10.0.0.51", "fd00::1"].map(address).into(),

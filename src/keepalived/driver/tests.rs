@@ -94,7 +94,7 @@ fn address(ip: IpAddr) -> Address {
 
 fn facts(addresses: impl IntoIterator<Item = IpAddr>) -> HostFacts {
     HostFacts {
-        links: [("eth0".to_owned(), Link { index: 2, up: true, loopback: false, tunnel: false })].into(),
+        links: [("eth0".to_owned(), Link { index: 2, up: true, ..Link::default() })].into(),
         addresses: addresses.into_iter().map(address).collect(),
         ..HostFacts::default()
     }

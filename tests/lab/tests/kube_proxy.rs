@@ -10,7 +10,7 @@ use kvip_lab::asking::{
 use kvip_lab::kube_proxy::Mode;
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
-use kvip_lab::scenario::{SOON, Turn, VIP, ask_for, bare, set_up};
+use kvip_lab::scenario::{SOON, Turn, VIP, ask_for, bare, finding, set_up};
 use serde_json::json;
 
 /// kvip's minute's audit, and what comes of it on a slow machine.
@@ -185,5 +185,37 @@ fn nftables() -> Result<()> {
     must(&lab, gap < AUDIT, &format!("{gap:?} without an answer"))?;
     check_both(&lab, &given)?;
     lab.stop_kube_proxy()?;
+    wait_until_whole(&lab)
+}
+
+/// kube-proxy deletes virtual servers that are not its own, so kvip leaves VIPs to others until the admin says that it is kept
+/// from that.
+#[test]
+fn ipvs() -> Result<()> {
+    let (lab, given) = beside(&Mode::Ipvs { exclude_cidrs: Vec::new() })?;
+    check_cluster_ip(&lab)?;
+    for node in lab.nodes() {
+        let name = node.spec().name;
+        let said = lab.wait_for(&format!("{name} to yield"), AUDIT, || {
+            let finding = finding(&lab, name, "in mode ipvs (kube-ipvs0 is there)")?;
+            let held = node.must("ip -br addr show eth0").ok()?.contains(VIP);
+            (finding.contains("ipvs.excludeCIDRs") && !held).then_some(())
+        });
+        said.with_context(|| explain(&lab, ""))?;
+    }
+    must(&lab, lab.curl(VIP).is_none(), "a VIP is held although kube-proxy would delete what serves it")?;
+
+    let exclude_cidrs = ["10.87.2.0/24", "fd00:87:2::/64"].map(str::to_owned).into();
+    lab.start_kube_proxy(&Mode::Ipvs { exclude_cidrs })?;
+    settings(&lab, &format!("{POOLS}\n[balancing]\nbeside_kube_proxy_ipvs = true\n"))?;
+    wait_until_whole(&lab)?;
+    check_both(&lab, &given)?;
+    let gap = gap_of_restart(&lab)?;
+    must(&lab, gap < AUDIT, &format!("{gap:?} without an answer"))?;
+    check_both(&lab, &given)?;
+    lab.stop_kube_proxy()?;
+    lab.on_all_nodes(|node| node.must("ip link delete kube-ipvs0 2>/dev/null || true").map(drop))
+        .into_iter()
+        .collect::<Result<()>>()?;
     wait_until_whole(&lab)
 }

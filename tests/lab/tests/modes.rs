@@ -25,6 +25,8 @@ mod local;
 mod narrow;
 #[path = "modes/paths.rs"]
 mod paths;
+#[path = "modes/preflight.rs"]
+mod preflight;
 #[path = "modes/sources.rs"]
 mod sources;
 #[path = "modes/handover.rs"]

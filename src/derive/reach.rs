@@ -1,0 +1,122 @@
+//! Whether this node can hand packets of mode dsr on as they came to the pods of another one.
+//!
+//! It can where the next hop to them is their own node, or a device that wraps packets for it: what is for a VIP would come
+//! back from any other. And it must itself see one way of a connection without taking offence.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::Inputs;
+use crate::model::Family;
+use crate::net::peers::Macs;
+use crate::net::{Hops, HostFacts, Way};
+use crate::nft::firewall::Firewall;
+use crate::snapshot::Node;
+
+/// What this host knows of the ways between it and its peers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The link-layer addresses of other nodes' addresses, as far as known.
+    pub macs: Macs,
+    /// How packets to the pods of other nodes leave, as far as known.
+    pub hops: Hops,
+    /// What other programs' rules let in.
+    pub firewall: Firewall,
+}
+
+impl Reach {
+    /// The names of the links that wrap packets between this host and its peers.
+    pub fn overlays(&self, facts: &HostFacts) -> BTreeSet<String> {
+        let hops = self.hops.values().filter_map(|way| facts.link_at(way.hop?.link));
+        hops.filter(|(_, link)| link.tunnel).map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+/// Why packets cannot be handed on as they came, by node and family; who is not named here is in nobody's way.
+pub type Obstacles = BTreeMap<(String, Family), Arc<str>>;
+
+/// The obstacles between this host and pods of other nodes.
+pub fn obstacles(inputs: &Inputs) -> Obstacles {
+    let obstacle = |((name, family), way): (&(String, Family), &Way)| {
+        let node = inputs.snapshot.nodes.get(name)?;
+        let why = obstacle(node, way, inputs.facts)?;
+        Some(((name.clone(), *family), why.into()))
+    };
+    inputs.reach.hops.iter().filter_map(obstacle).collect()
+}
+
+/// The addresses of nodes, each with whether it is on a link of this host: where pods of the host's own network are.
+pub fn hosts(inputs: &Inputs) -> BTreeMap<IpAddr, bool> {
+    let addresses = inputs.snapshot.nodes.values().flat_map(|node| node.addresses.iter().copied());
+    addresses.map(|address| (address, inputs.facts.has_neighbour(address))).collect()
+}
+
+fn obstacle(node: &Node, way: &Way, facts: &HostFacts) -> Option<String> {
+    let Some(hop) = way.hop else { return Some(format!("there is no route to {}", way.to)) };
+    let (link, properties) = facts.link_at(hop.link)?;
+    match hop.via {
+        _ if properties.by_destination => Some(format!(
+            "the route to {} leads over {link}, and WireGuard goes by a packet's destination",
+            way.to
+        )),
+        _ if properties.tunnel => None,
+        Some(via) if node.addresses.contains(&via) => None,
+        Some(via) => Some(format!("the route to {} leads through {via}, which is not its node", way.to)),
+        None => Some(format!("{} is on the link {link} itself, where nobody translates for it", way.to)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Address, Hop, Link};
+
+    #[track_caller]
+    fn check(link: u32, via: Option<&str>, expected: Option<&str>) {
+        let one = |index| Link { index, up: true, ..Link::default() };
+        let links = [
+            ("eth0", one(2)),
+            ("flannel.1", Link { tunnel: true, ..one(3) }),
+            ("wg0", Link { tunnel: true, by_destination: true, ..one(4) }),
+        ];
+        let links = links.into_iter().map(|(name, link)| (name.to_owned(), link)).collect();
+        let facts = HostFacts { links, ..HostFacts::default() };
+        let node = Node { addresses: vec!["10.87.2.6".parse().unwrap()], ..Node::default() };
+        let hop = Hop { link, via: via.map(|via| via.parse().unwrap()) };
+        let way = Way { to: "10.2.6.9".parse().unwrap(), hop: Some(hop) };
+        assert_eq!(obstacle(&node, &way, &facts).as_deref(), expected);
+    }
+
+    #[test]
+    fn the_next_hop_must_be_the_pods_own_node() {
+        check(2, Some("10.87.2.6"), None);
+        check(3, Some("10.2.6.0"), None);
+        check(3, None, None);
+        check(9, None, None);
+        check(
+            2,
+            Some("10.87.2.1"),
+            Some("the route to 10.2.6.9 leads through 10.87.2.1, which is not its node"),
+        );
+        check(2, None, Some("10.2.6.9 is on the link eth0 itself, where nobody translates for it"));
+        check(
+            4,
+            Some("10.87.2.6"),
+            Some("the route to 10.2.6.9 leads over wg0, and WireGuard goes by a packet's destination"),
+        );
+    }
+
+    #[test]
+    fn neighbours_are_on_a_link_of_this_host() {
+        let own = Address {
+            ip: "10.87.2.4".parse().unwrap(),
+            prefix_len: 24,
+            link: "eth0".into(),
+            noprefixroute: false,
+        };
+        let facts = HostFacts { addresses: [own].into(), ..HostFacts::default() };
+        assert!(facts.has_neighbour("10.87.2.6".parse().unwrap()));
+        assert!(!facts.has_neighbour("10.87.3.6".parse().unwrap()));
+    }
+}
