@@ -280,8 +280,7 @@ impl Served {
             let forward = match (of.forwarding, server.place) {
                 (Forwarding::All(forward), _) => forward,
                 (Forwarding::Split, Place::Elsewhere) => Forward::DirectRoute,
-                (Forwarding::Split, Place::Here | Place::Beyond) => Forward::Masquerade,
-                (Forwarding::OnThisNode, Place::Here) => Forward::Masquerade,
+                (Forwarding::Split, Place::Beyond) | (_, Place::Here) => Forward::Masquerade,
                 (Forwarding::OnThisNode, Place::Elsewhere | Place::Beyond) => return None,
             };
             let thresholds = self.thresholds_in(of.forwarding);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Inputs;
 use crate::model::Family;
 use crate::net::peers::Macs;
-use crate::net::{Hops, HostFacts, Way};
+use crate::net::{Hops, HostFacts, Way, Wraps};
 use crate::nft::firewall::Firewall;
 use crate::snapshot::Node;
 
@@ -29,7 +29,7 @@ impl Reach {
     /// The names of the links that wrap packets between this host and its peers.
     pub fn overlays(&self, facts: &HostFacts) -> BTreeSet<String> {
         let hops = self.hops.values().filter_map(|way| facts.link_at(way.hop?.link));
-        hops.filter(|(_, link)| link.tunnel).map(|(name, _)| name.to_owned()).collect()
+        hops.filter(|(_, link)| link.wraps != Wraps::Nothing).map(|(name, _)| name.to_owned()).collect()
     }
 }
 
@@ -56,11 +56,11 @@ fn obstacle(node: &Node, way: &Way, facts: &HostFacts) -> Option<String> {
     let Some(hop) = way.hop else { return Some(format!("there is no route to {}", way.to)) };
     let (link, properties) = facts.link_at(hop.link)?;
     match hop.via {
-        _ if properties.by_destination => Some(format!(
+        _ if properties.wraps == Wraps::ByDestination => Some(format!(
             "the route to {} leads over {link}, and WireGuard goes by a packet's destination",
             way.to
         )),
-        _ if properties.tunnel => None,
+        _ if properties.wraps == Wraps::ByRoute => None,
         Some(via) if node.addresses.contains(&via) => None,
         Some(via) => Some(format!("the route to {} leads through {via}, which is not its node", way.to)),
         None => Some(format!("{} is on the link {link} itself, where nobody translates for it", way.to)),
@@ -77,8 +77,8 @@ mod tests {
         let one = |index| Link { index, up: true, ..Link::default() };
         let links = [
             ("eth0", one(2)),
-            ("flannel.1", Link { tunnel: true, ..one(3) }),
-            ("wg0", Link { tunnel: true, by_destination: true, ..one(4) }),
+            ("flannel.1", Link { wraps: Wraps::ByRoute, ..one(3) }),
+            ("wg0", Link { wraps: Wraps::ByDestination, ..one(4) }),
         ];
         let links = links.into_iter().map(|(name, link)| (name.to_owned(), link)).collect();
         let facts = HostFacts { links, ..HostFacts::default() };

@@ -98,12 +98,22 @@ pub struct Link {
     /// IFF_LOOPBACK.
     #[serde(default)]
     pub loopback: bool,
-    /// It wraps packets to other hosts: its kind is vxlan, geneve, ipip, sit, ip6tnl, gre or wireguard.
+    /// Whether it wraps packets to other hosts.
     #[serde(default)]
-    pub tunnel: bool,
-    /// It chooses the host by the packet's destination and not by the route: its kind is wireguard.
-    #[serde(default)]
-    pub by_destination: bool,
+    pub wraps: Wraps,
+}
+
+/// Whether a link wraps packets to other hosts, and how it knows to which.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wraps {
+    /// It wraps none.
+    #[default]
+    Nothing,
+    /// By the route: its kind is vxlan, geneve, ipip, sit, ip6tnl or gre.
+    ByRoute,
+    /// By the packet's destination: its kind is wireguard.
+    ByDestination,
 }
 
 /// An address on an interface.
@@ -128,7 +138,11 @@ impl HostFacts {
 
     /// The names of the links that wrap packets to other hosts.
     pub fn tunnels(&self) -> BTreeSet<String> {
-        self.links.iter().filter(|(_, link)| link.tunnel).map(|(name, _)| name.clone()).collect()
+        self.links
+            .iter()
+            .filter(|(_, link)| link.wraps != Wraps::Nothing)
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// The name and the properties of the link with that index.

@@ -15,7 +15,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Address, HostFacts, Link, PolicyRoute, policy};
+use super::{Address, HostFacts, Link, PolicyRoute, Wraps, policy};
 
 /// Links, addresses and default routes, keyed as the kernel keys them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,8 +33,7 @@ struct NamedLink {
     name: String,
     up: bool,
     loopback: bool,
-    tunnel: bool,
-    by_destination: bool,
+    wraps: Wraps,
 }
 
 /// What tells one address from another: the kernel allows one IP with several prefix lengths.
@@ -107,8 +106,8 @@ impl Tables {
     /// The tables in the words of the rest of kvip. Addresses whose link is not known yet are left out.
     pub(super) fn facts(&self, hostname: &str) -> HostFacts {
         let link = |(index, link): (&u32, &NamedLink)| {
-            let NamedLink { name, up, loopback, tunnel, by_destination } = link.clone();
-            (name, Link { index: *index, up, loopback, tunnel, by_destination })
+            let NamedLink { name, up, loopback, wraps } = link.clone();
+            (name, Link { index: *index, up, loopback, wraps })
         };
         let address = |(key, noprefixroute): (&AddressKey, &bool)| {
             let link = self.links.get(&key.link)?.name.clone();
@@ -222,28 +221,23 @@ fn named_link(message: &LinkMessage) -> Option<NamedLink> {
     let flags = message.header.flags;
     let up = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
     let loopback = flags.contains(LinkFlags::Loopback);
-    let kind = kind(message);
-    let by_destination = kind == Some(&InfoKind::Wireguard);
-    let tunnel = by_destination || kind.is_some_and(is_tunnel);
-    is_plain(message).then(|| NamedLink { name, up, loopback, tunnel, by_destination })
+    let wraps = wraps(message);
+    is_plain(message).then_some(NamedLink { name, up, loopback, wraps })
 }
 
-fn kind(message: &LinkMessage) -> Option<&InfoKind> {
+/// Whether the link wraps packets to other hosts.
+fn wraps(message: &LinkMessage) -> Wraps {
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
     });
-    infos.flatten().find_map(|info| match info {
+    let kind = infos.flatten().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,
-    })
-}
-
-/// Whether links of that kind wrap packets to the host that the route names.
-fn is_tunnel(kind: &InfoKind) -> bool {
-    matches!(
-        kind,
-        InfoKind::Vxlan
+    });
+    match kind {
+        Some(
+            InfoKind::Vxlan
             | InfoKind::Geneve
             | InfoKind::IpIp
             | InfoKind::Ip6Tnl
@@ -251,8 +245,11 @@ fn is_tunnel(kind: &InfoKind) -> bool {
             | InfoKind::GreTun
             | InfoKind::GreTap
             | InfoKind::GreTun6
-            | InfoKind::GreTap6
-    )
+            | InfoKind::GreTap6,
+        ) => Wraps::ByRoute,
+        Some(InfoKind::Wireguard) => Wraps::ByDestination,
+        _ => Wraps::Nothing,
+    }
 }
 
 /// The address of the host itself: IFA_LOCAL, which is absent for IPv6, as IFA_ADDRESS is the peer on IPv4

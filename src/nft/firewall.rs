@@ -89,7 +89,7 @@ impl Firewall {
     pub(super) fn tables(chains: &str) -> Vec<String> {
         let chains = chains_of(chains);
         let mut tables: Vec<String> =
-            chains.into_iter().filter(|chain| chain.on_the_way_in()).map(|chain| chain.table).collect();
+            chains.into_iter().filter(Listed::on_the_way_in).map(|chain| chain.table).collect();
         tables.dedup();
         tables.retain(|table| !SKIPPED.contains(&table.as_str()));
         tables
@@ -201,11 +201,10 @@ fn flatten(
             Verdict::Accept if certainty == Certainty::Sure || of.to.is_some() => {
                 rules.push(Rule { of, act: Act::Accept });
             }
-            Verdict::Accept => {}
             Verdict::DropInvalid if certainty == Certainty::Sure => {
                 rules.push(Rule { of, act: Act::Drop((*line).to_owned()) });
             }
-            Verdict::DropInvalid => {}
+            Verdict::Accept | Verdict::DropInvalid => {}
             Verdict::Jump(name) => {
                 let target =
                     by_name.get(name.as_str()).filter(|_| depth < DEEPEST && of == Selector::default());
@@ -375,7 +374,7 @@ mod tests {
 
     /// A table whose chain of the hook input has these rules.
     fn listing(table: &str, rules: &[&str], others: &str) -> String {
-        let rules: String = rules.iter().map(|rule| format!("\t\t{rule}\n")).collect();
+        let rules = rules.iter().map(|rule| ["\t\t", rule, "\n"].concat()).collect::<Vec<_>>().concat();
         format!(
             "table {table} {{\n\tchain input {{\n\t\ttype filter hook input priority filter; policy accept;\n{rules}\t}}\n{others}}}\n"
         )

@@ -73,8 +73,8 @@ fn pods_come_and_go_and_the_holder_changes_without_a_lost_request() -> Result<()
     service("off").apply(&lab)?;
     answered(&lab, VIP, None)?;
     without_a_lost_request_at(&lab, VIP, || {
-        for count in ["5", "3"] {
-            lab.kubectl(&["scale", "deployment/nginx-deployment", "--replicas", count])?;
+        for count in [5, 3] {
+            lab.kubectl(&["scale", "deployment/nginx-deployment", &format!("--replicas={count}")])?;
             lab.wait_for(&format!("{count} pods behind {VIP}"), SOON, || ready(&lab, count).then_some(()))?;
         }
         Ok(())
@@ -91,12 +91,12 @@ fn pods_come_and_go_and_the_holder_changes_without_a_lost_request() -> Result<()
 }
 
 /// Whether every node counts so many pods for the Service.
-fn ready(lab: &Lab, count: &str) -> bool {
+fn ready(lab: &Lab, count: u64) -> bool {
     lab.nodes().all(|node| {
         node.kvip_status().is_ok_and(|status| {
             let vips = status["vips"].as_array().cloned().unwrap_or_default();
             let mut frontends = vips.iter().filter_map(|vip| vip["frontends"].as_array()).flatten();
-            frontends.any(|one| one["service"] == "default/proxied" && one["ready"].to_string() == count)
+            frontends.any(|one| one["service"] == "default/proxied" && one["ready"] == count)
         })
     })
 }
