@@ -9,7 +9,7 @@ LAB := $(SUDO) target/debug/lab
 # The upgrade test begins with a lower version, built from this very tree.
 OLD_VERSION := 0.0.9-1
 
-.PHONY: help demo test lab lab-down lab-old-api lab-data-plane deb lint packages lab-tool
+.PHONY: help demo test lab lab-down lab-old-api lab-long deb lint packages lab-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,11 +28,10 @@ test: packages lint ## every check: lint, unit, golden and property tests, then 
 	@$(LAB) image
 	@$(SUDO) cargo test --locked --package kvip-lab -- --test-threads=1
 
-lab-data-plane: packages deb lab-tool ## services, protocols, modes, options, repair and kube-proxy in the lab (not in `test` yet)
+lab-long: packages deb lab-tool ## the lab's long tests: all Service fields, all forwarding modes, kube-proxy (40 minutes; not in `test`)
 	@$(LAB) image
-	@$(SUDO) cargo test --locked --package kvip-lab --features data-plane \
-		--test services --test protocols --test modes --test options --test repair --test kube_proxy \
-		-- --test-threads=1 --nocapture
+	@$(SUDO) cargo test --locked --package kvip-lab --features long \
+		--test services --test modes --test kube_proxy -- --test-threads=1 --nocapture
 
 lab: packages deb lab-tool ## raises the lab with kvip and the tutorial and leaves it up to play with
 	@$(LAB) play

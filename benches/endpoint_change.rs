@@ -20,6 +20,7 @@ use kvip::host::{Failure, Host};
 use kvip::ipvs::{Command, Key, Service as VirtualService, SyncCommand, SyncDaemon, Table, Timeouts};
 use kvip::model::{Family, Finding, ObjectKey, Protocol};
 use kvip::net::{Address, HostFacts, Link, PolicyRoute};
+use kvip::nft::firewall::Firewall;
 use kvip::nft::{self, Ruleset};
 use kvip::owned::Owned;
 use kvip::snapshot::{Endpoint, EndpointSlice, Node, Service, ServicePort, Snapshot};
@@ -176,7 +177,7 @@ impl Host for Memory {
         Ok(())
     }
 
-    async fn sysctls(&mut self, _names: &[&'static str]) -> BTreeMap<&'static str, String> {
+    async fn sysctls(&mut self, _names: &[String]) -> BTreeMap<String, String> {
         BTreeMap::new()
     }
 
@@ -195,6 +196,10 @@ impl Host for Memory {
         let fingerprint = nft::fingerprint(ruleset);
         self.ruleset = Some(fingerprint.clone());
         Ok(fingerprint)
+    }
+
+    async fn firewall(&mut self) -> Result<Firewall, Finding> {
+        Ok(Firewall::default())
     }
 
     async fn remove_address(&mut self, _address: &Address) -> Result<(), Finding> {

@@ -32,6 +32,7 @@ use crate::model::Family;
 
 /// What kvip knows of its host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct HostFacts {
     /// The host's name.
     pub hostname: String,
@@ -90,6 +91,7 @@ impl std::fmt::Display for PolicyRoute {
 
 /// A network interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Link {
     /// The kernel's index of it.
     pub index: u32,
@@ -118,6 +120,7 @@ pub enum Wraps {
 
 /// An address on an interface.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Address {
     /// The address.
     pub ip: IpAddr,

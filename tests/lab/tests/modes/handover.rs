@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use kvip_lab::lab::Lab;
+use kvip_lab::asking::settings;
+use kvip_lab::lab::{Lab, Node};
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::{Probe, Report};
 use kvip_lab::prober::Failure;
-use kvip_lab::scenario::{SOON, diagnosis};
+use kvip_lab::scenario::{SOON, diagnosis, explained};
 
-use super::{DSR, MODES, Mode, modes, successor};
+use super::{DSR, ECHO, MODES, Mode, modes, successor};
 
 /// Of either transport at each VIP.
-const CONNECTIONS: u16 = 12;
+const CONNECTIONS: u16 = 8;
+/// Between two questions on a connection. Emulated machines that are asked more stand still, and are taken for dead.
+const EVERY: Duration = Duration::from_millis(250);
 /// VRRP's own time to notice a death with adverts of 1 s: three of them and a skew of less than one.
 const DETECTION: Duration = Duration::from_secs(4);
 /// How long connections are watched after the other node has taken over: TCP tries again ever more rarely.
@@ -23,15 +26,39 @@ const WATCHED: Duration = Duration::from_secs(10);
 #[test]
 fn a_drained_holder_hands_connections_over() -> Result<()> {
     let lab = modes()?;
+    let rows = drain(&lab)?;
+    check_kept(&lab, &rows, None)
+}
+
+/// What becomes of connections while the holder is drained.
+fn drain(lab: &Lab) -> Result<Vec<Row>> {
     let holder = lab.wait_for_holder()?;
-    let held = hold(&lab)?;
+    let held = hold(lab)?;
     let drained = lab.node(holder).run_within(SOON, "kvip drain --wait 40", b"")?;
-    let taken = successor(&lab, holder);
-    let rows = stop(&lab, held)?;
+    let taken = successor(lab, holder);
+    let rows = stop(lab, held)?;
     println!("open connections while {holder} is drained:\n{}", table(&rows, holder));
     ensure!(drained.ok(), "{drained}");
     taken?;
     lab.node(holder).must_within(SOON, "kvip undrain")?;
+    Ok(rows)
+}
+
+/// Nodes that are told of connections take them over wherever a scheduler sent them.
+#[test]
+fn b_with_the_sync_daemon_any_scheduler_will_do() -> Result<()> {
+    let lab = modes()?;
+    settings(&lab, "[balancing]\nsync = true\n")?;
+    let by_wlc = format!("-A -t {}:{ECHO} -s wlc", DSR.v4);
+    let told = lab.wait_for("the sync daemon, and mode dsr by wlc", SOON, || {
+        let ready = |node: Node<'_>| -> Result<bool> {
+            Ok(node.ipvs()?.contains(&by_wlc) && !node.must("ipvsadm -L --daemon")?.is_empty())
+        };
+        lab.nodes().all(|node| ready(node).is_ok_and(|ready| ready)).then_some(())
+    });
+    explained(&lab, told)?;
+    let rows = drain(&lab)?;
+    settings(&lab, "")?;
     check_kept(&lab, &rows, None)
 }
 
@@ -61,7 +88,7 @@ fn hold(lab: &Lab) -> Result<Vec<(Mode, Question, Probe)>> {
     let mut held = Vec::new();
     for mode in MODES {
         for question in mode.questions() {
-            let question = question.connections(CONNECTIONS);
+            let question = question.connections(CONNECTIONS).every(EVERY);
             held.push((mode, question, lab.asking(Asker::Client, &question)?));
         }
     }
