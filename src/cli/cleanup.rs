@@ -5,7 +5,7 @@
 use anyhow::Context as _;
 
 use super::done::Done;
-use super::{Exit, Global};
+use super::{Exit, Global, waiting};
 use crate::daemon::{Ledger, SOCKET};
 use crate::haproxy;
 use crate::ipvs::{Client, Command, sync};
@@ -35,7 +35,9 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     };
     report(
         "keepalived configuration",
-        keepalived::cleanup(&paths, &mut keepalived::unit()).await.map(usize::from),
+        waiting::tell("handing over", keepalived::cleanup(&paths, &mut keepalived::unit()))
+            .await
+            .map(usize::from),
     );
     let haproxy = haproxy::Paths::of(&paths.run);
     let stopped = haproxy::cleanup(&haproxy, &mut haproxy::Haproxy::new(&haproxy)).await;

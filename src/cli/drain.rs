@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::done::Done;
-use super::{Exit, Global};
+use super::{Exit, Global, waiting};
 use crate::daemon::{Ledger, SOCKET};
 use crate::ipvs::Client;
 use crate::keepalived::handover::{self, Outcome, WhenAlone};
@@ -32,7 +32,9 @@ pub async fn drain(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let alone = if args.force { WhenAlone::GoDown } else { WhenAlone::KeepServing };
     let limit = Duration::from_secs(args.wait);
     eprintln!("handing over, waiting at most {} s for another node", args.wait);
-    let outcome = handover::drain(&Paths::default(), limit, alone, async || net::read().await).await?;
+    let paths = Paths::default();
+    let handing = handover::drain(&paths, limit, alone, async || net::read().await);
+    let outcome = waiting::tell("waiting for another node", handing).await?;
     let mut done = Done::new("drain");
     done.say(outcome.to_string());
     if matches!(outcome, Outcome::Alone { serving: true, .. }) {

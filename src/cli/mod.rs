@@ -16,13 +16,14 @@ mod status;
 pub mod style;
 mod unit;
 mod view;
+mod waiting;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{CONFIG_FILE, Sources};
+use crate::config::{self, CONFIG_FILE, Sources};
 use crate::model::Finding;
 
 /// Virtual IP addresses for bare-metal Kubernetes that outlive any node.
@@ -118,14 +119,16 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Parses the command line and runs it; an error is told on standard error and ends in [`Exit::CouldNotAsk`].
+/// Parses the command line and runs it; an error is told on standard error and ends in [`Exit::CouldNotAsk`], but settings
+/// that are wrong in [`Exit::Mend`].
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
         Ok(exit) => exit.into(),
         Err(error) => {
             eprintln!("kvip: {error:#}");
-            Exit::CouldNotAsk.into()
+            let wrong = error.downcast_ref::<config::WrongSettings>().is_some();
+            if wrong { Exit::Mend.into() } else { Exit::CouldNotAsk.into() }
         }
     }
 }

@@ -9,6 +9,7 @@ use figment::Figment;
 use figment::providers::{Format as _, Toml};
 use ipnet::IpNet;
 
+use super::waiting;
 use crate::config::{self, Settings, Sources};
 use crate::daemon::{Ledger, settings};
 use crate::derive::{self, Desired, Inputs, Reach, Requests};
@@ -130,7 +131,8 @@ fn current_configuration(paths: &Paths) -> anyhow::Result<Option<String>> {
 async fn fetch(settings: &Settings) -> anyhow::Result<Snapshot> {
     let mut handles = feed::spawn(settings.cluster.clone());
     let complete = handles.snapshots.wait_for(Option::is_some);
-    match tokio::time::timeout(CLUSTER_LIMIT, complete).await {
+    let complete = tokio::time::timeout(CLUSTER_LIMIT, complete);
+    match waiting::tell("reading the cluster", complete).await {
         Ok(Ok(update)) => Ok((*update.as_ref().expect("waited for").snapshot).clone()),
         _ => match &handles.contact.borrow().problem {
             Some(problem) => {

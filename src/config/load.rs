@@ -84,12 +84,17 @@ pub fn load(sources: &Sources) -> Result<Settings, Vec<Problem>> {
     load_with_origins(sources).map(|loaded| loaded.settings)
 }
 
-/// As [`read_host`], for those who cannot go on: all that is wrong as one error, a line each.
-pub fn require(sources: &Sources) -> anyhow::Result<HostLayers> {
-    read_host(sources).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n"))
-    })
+/// All that is wrong with a host's settings, a line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct WrongSettings(pub Vec<Problem>);
+
+/// As [`read_host`], for those who cannot go on.
+///
+/// # Errors
+/// When anything is wrong with the settings.
+pub fn require(sources: &Sources) -> Result<HostLayers, WrongSettings> {
+    read_host(sources).map_err(WrongSettings)
 }
 
 /// As [`load`], and tells where each value came from.

@@ -43,6 +43,7 @@ pub use cluster::{CLUSTER_KEY, Unusable, nothing_allowed, with_cluster};
 pub use effective::effective;
 pub use error::Problem;
 pub use keys::{KEYS, Key, TABLES, Table};
+pub use load::WrongSettings;
 pub use load::{CONFIG_FILE, HostLayers, Loaded, Sources, load, load_with_origins, read_host, require};
 pub use range::AddressRange;
 pub use scheduler::{Scheduler, SchedulerFlag};

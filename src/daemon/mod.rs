@@ -12,6 +12,7 @@
 //! [`crate::plan`].
 
 mod admission;
+mod channels;
 pub mod core;
 mod ledger;
 mod members;
@@ -33,6 +34,7 @@ mod weights;
 pub mod writers;
 
 pub use admission::Admitted;
+pub use channels::{Inputs, Outputs};
 pub use ledger::Ledger;
 pub use run::{SOCKET, run};
-pub use turn::{Daemon, Inputs, Outputs};
+pub use turn::Daemon;

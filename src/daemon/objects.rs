@@ -11,7 +11,7 @@ use crate::derive::{self, Assignment, Owner, Source, Task};
 use crate::ipam;
 use crate::model::{Frontend, ObjectKey};
 use crate::report::objects::{self, Address, Held, IpMode, Kind, Port, Shown, State, Verdict};
-use crate::snapshot::{Map, Node, Service, Snapshot};
+use crate::snapshot::{Map, Node, Service, ServicePort, Snapshot};
 
 /// The reason of a condition when no address is given.
 const NO_ADDRESS: &str = "NoAddress";
@@ -113,7 +113,8 @@ struct Said {
 /// What is to be said of a Service that asks by itself, or that shows something of kvip's; `None`: nothing, or not yet.
 fn said(inputs: &Inputs, key: &ObjectKey, service: &Service, shows: bool) -> Option<Said> {
     let frontends = own_frontends(inputs.assignment, key);
-    let addresses = addresses(inputs.assignment, service, &frontends);
+    let mut addresses = addresses(inputs.assignment, service, &frontends);
+    addresses.extend(kept(inputs.assignment, key, service));
     if let Some(verdict) = missing(inputs, key, service, !frontends.is_empty(), shows) {
         return Some(Said { verdict, addresses });
     }
@@ -178,7 +179,7 @@ fn own_frontends(assignment: &Assignment, key: &ObjectKey) -> BTreeSet<Frontend>
 /// The addresses of `frontends`, each with all ports of the Service and which of them are not served there.
 fn addresses(assignment: &Assignment, service: &Service, frontends: &BTreeSet<Frontend>) -> Vec<Address> {
     let vips: BTreeSet<IpAddr> = frontends.iter().map(|frontend| frontend.vip).collect();
-    let port = |vip: IpAddr, port: &crate::snapshot::ServicePort| {
+    let port = |vip: IpAddr, port: &ServicePort| {
         let served = frontends.contains(&Frontend { vip, protocol: port.protocol, port: port.port });
         let error = (!served).then(|| "kvip.io/PortTaken".to_owned());
         Port { protocol: port.protocol, port: port.port, error }
@@ -194,6 +195,21 @@ fn addresses(assignment: &Assignment, service: &Service, frontends: &BTreeSet<Fr
         ports: service.ports.iter().map(|one| port(vip, one)).collect(),
     };
     vips.into_iter().map(address).collect()
+}
+
+/// The addresses that stay in the status although they are not served.
+fn kept<'a>(
+    assignment: &'a Assignment,
+    key: &ObjectKey,
+    service: &'a Service,
+) -> impl Iterator<Item = Address> + 'a {
+    let port = |one: &ServicePort| Port { protocol: one.protocol, port: one.port, error: None };
+    let vips = assignment.shown.get(key).into_iter().flatten();
+    vips.map(move |vip| Address {
+        ip: *vip,
+        mode: IpMode::Proxy,
+        ports: service.ports.iter().map(port).collect(),
+    })
 }
 
 /// The VIPs on this host, by the Services that they are for.
@@ -265,6 +281,19 @@ mod tests {
         check("10.9.0.1", &[], outside());
         check("10.0.0.50, 10.9.0.1", &["10.0.0.50"], outside());
         check("", &[], None);
+    }
+
+    /// A server that drops ipMode would else be written to for ever.
+    #[test]
+    fn what_is_refused_for_what_the_status_lacks_stays_in_it() {
+        let key = ObjectKey::new("default", "web");
+        let ports = vec![ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 }];
+        let service = Service { ports, ..Service::default() };
+        let vip: IpAddr = "10.0.0.50".parse().unwrap();
+        let assignment = Assignment { shown: [(key.clone(), [vip].into())].into(), ..Assignment::default() };
+        let got: Vec<Address> = kept(&assignment, &key, &service).collect();
+        let port = Port { protocol: Protocol::Tcp, port: 80, error: None };
+        assert_eq!(got, [Address { ip: vip, mode: IpMode::Proxy, ports: vec![port] }]);
     }
 
     /// Which of three nodes allocate: node-a is an excluded control-plane node, node-b and node-c have the role edge.

@@ -13,13 +13,14 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use super::admission::Admitted;
+use super::channels::{Inputs, Outputs};
 use super::core::Core;
 use super::settings::Joined;
 use super::status::View;
-use super::turn::{Daemon, Inputs, Outputs};
+use super::turn::Daemon;
 use super::writers::{self, Answers, Orders, Writers};
 use super::{Ledger, probe};
-use crate::config::{self, HostLayers, Settings, Sources};
+use crate::config::{self, Settings, Sources};
 use crate::haproxy;
 use crate::health::{self, Targets, check, node_ports};
 use crate::host::Kernel;
@@ -50,7 +51,7 @@ pub const SOCKET: &str = "status.sock";
 /// # Errors
 /// When it cannot begin: settings that are wrong, a host whose network cannot be read.
 pub async fn run(sources: &Sources) -> anyhow::Result<()> {
-    let host = read_host(sources)?;
+    let host = config::require(sources)?;
     let paths = Paths::default();
     std::fs::create_dir_all(&paths.run).with_context(|| format!("make {}", paths.run.display()))?;
     std::fs::create_dir_all(&paths.state).with_context(|| format!("make {}", paths.state.display()))?;
@@ -112,14 +113,6 @@ async fn turn_until_stopped(
     daemon.saved().await;
     info!("stopping; keepalived, IPVS and nftables go on as they are");
     Ok(())
-}
-
-/// The host's settings; all that is wrong with them as one error, a line each.
-fn read_host(sources: &Sources) -> anyhow::Result<HostLayers> {
-    config::read_host(sources).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n"))
-    })
 }
 
 /// Reads the settings anew; wrong ones are said and the old ones stay.

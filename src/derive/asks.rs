@@ -145,7 +145,7 @@ impl<'a> Asks<'a> {
                     continue;
                 }
             };
-            if let Some(why) = self.policy.refusal(vip) {
+            if let Some(why) = self.policy.refusal_of_admin(vip) {
                 self.ignored(map, key, &why);
                 continue;
             }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::asks::{Asked, Asks, Source, Want};
+use super::asks::{Asked, Asks, NOT_SERVED_AT, Source, Want};
 use super::checks::Checking;
 use super::grammar::Entry;
+use super::groups::MOST_VIPS;
 use super::options::{self, Options};
 use super::policy::Policy;
 use super::{GroupView, Inputs, Owner, Vip, groups, kube_proxy, load_balancer, mode, shield, source_ranges};
@@ -42,6 +43,9 @@ pub struct Assignment {
     pub host: BTreeSet<IpAddr>,
     /// Frontends to keep from kube-proxy.
     pub shielded: BTreeSet<Frontend>,
+    /// VIPs that Services keep in their status although they are not served: a status without them would have them served,
+    /// and written again, for ever.
+    pub shown: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
     /// What Services of type LoadBalancer ask of the pools.
     pub requests: Arc<Requests>,
     /// What is refused.
@@ -162,12 +166,20 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     let vips = asks.vips.keys().copied().collect();
     let groups = groups::groups(inputs, node.as_deref(), &vips, &mut findings);
     let carried = |vip: &IpAddr| groups.views.values().any(|group| group.vips.contains(vip));
+    for (vip, asked) in asks.vips.iter().filter(|(vip, _)| !carried(vip)) {
+        for want in &asked.entries {
+            let text =
+                format!("{NOT_SERVED_AT} {vip}: its group carries {MOST_VIPS} VIPs of the family before it");
+            findings.push(Finding::new(&want.entry.service, text).mend(groups::SPREAD));
+        }
+    }
     let mut tasks = Tasks {
         inputs: *inputs,
         taken: BTreeMap::new(),
         by_owner: BTreeMap::new(),
         members: members(&groups.views),
         options: BTreeMap::new(),
+        shown: BTreeMap::new(),
         findings,
     };
     for one in inputs.settings.statics.iter().filter(|one| carried(&one.vip)) {
@@ -181,7 +193,7 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     let held = asks.vips.iter().filter(|(vip, _)| carried(vip));
     let source_ranges = tasks.source_ranges();
     let shielded = shield::shielded(inputs, &tasks.by_owner);
-    let mut findings = tasks.findings;
+    let (mut findings, shown) = (tasks.findings, tasks.shown);
     let tasks = tasks.by_owner.into_iter().map(|(owner, task)| (owner, Arc::new(task))).collect();
     let yielded = kube_proxy::yielded(inputs, &tasks);
     findings.extend(kube_proxy::finding(inputs, &yielded));
@@ -196,6 +208,7 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     let host = if source_ranges.is_empty() { BTreeSet::new() } else { own_addresses(inputs) };
     Assignment {
         shielded,
+        shown,
         node,
         groups: Arc::new(groups.views),
         keepalived: Arc::new(kube_proxy::without(&yielded, groups.keepalived)),
@@ -231,6 +244,7 @@ struct Tasks<'a> {
     by_owner: BTreeMap<Owner, Task>,
     members: BTreeMap<IpAddr, Arc<BTreeSet<String>>>,
     options: BTreeMap<ObjectKey, Arc<Options>>,
+    shown: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
     findings: Vec<Finding>,
 }
 
@@ -263,7 +277,12 @@ impl Tasks<'_> {
                     self.port(vip, key, service, &options, (port, want.source, mode));
                 }
             }
-            Err(finding) => self.findings.push(finding),
+            Err(finding) => {
+                if want.source == Source::LoadBalancer && finding.text.contains(mode::LACKS_IP_MODE) {
+                    self.shown.entry(key.clone()).or_default().insert(vip);
+                }
+                self.findings.push(finding);
+            }
         }
     }
 

@@ -15,6 +15,9 @@ use crate::snapshot::Node;
 /// VIPs that one VRRP instance may carry: more in one make keepalived miss its own adverts.
 pub const MOST_VIPS: usize = 300;
 
+/// What to do when there are more.
+pub const SPREAD: &str = "spread them over more groups: [[groups]] with a vrid and addresses in the settings";
+
 /// A group as it is to be, the same on all nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupView {
@@ -178,8 +181,7 @@ impl<'a> Maker<'a> {
                 all.len(),
                 family.number()
             );
-            let mend = "spread them over more groups: [[groups]] with a vrid and addresses in the settings";
-            findings.push(Finding::new(format!("group {}", self.group.name), text).mend(mend));
+            findings.push(Finding::new(format!("group {}", self.group.name), text).mend(SPREAD));
         }
         all.into_iter().take(MOST_VIPS).collect()
     }

@@ -33,8 +33,12 @@ pub fn ask(inputs: &Inputs, asks: &mut Asks) {
         let request = request(inputs, asks, &pools, key, service);
         let granted = ipam::granted(&request, &inputs.snapshot.claims);
         asks.findings.extend(granted.notices.iter().map(|notice| notice.finding(key)));
-        for grant in &granted.addresses {
-            match asks.policy.refusal(grant.address) {
+        let refusals: Vec<_> =
+            granted.addresses.iter().map(|grant| asks.policy.refusal(grant.address)).collect();
+        let none = request.all_or_nothing() && refusals.iter().any(Option::is_some);
+        let other = || none.then(|| "RequireDualStack takes both families or none".to_owned());
+        for (grant, refusal) in granted.addresses.iter().zip(refusals) {
+            match refusal.or_else(other) {
                 None => asks.grant(key, grant.address, Source::LoadBalancer, Some(grant.ports.clone())),
                 Some(why) => asks.refused(key, grant.address, Source::LoadBalancer, &why),
             }

@@ -13,6 +13,9 @@ use crate::config::{Mode, ProxyProtocol};
 use crate::model::{Finding, ObjectKey, Protocol};
 use crate::snapshot::{Service, ServicePort};
 
+/// How a refusal is told for a status that kube-proxy takes for its own to balance.
+pub const LACKS_IP_MODE: &str = "its status lacks ipMode Proxy";
+
 /// The mode of what `want` asks for.
 pub fn of(
     inputs: &Inputs,
@@ -53,9 +56,16 @@ fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Opti
     }
     let ingress = service.load_balancer.iter().flat_map(|balancer| &balancer.ingress);
     let mut shown = ingress.filter(|entry| entry.ip.parse() == Ok(vip));
-    shown.any(|entry| entry.mode.as_deref() != Some("Proxy")).then_some(
-        "its status lacks ipMode Proxy, so kube-proxy drops packets of policy Local on nodes without a pod of it",
-    )
+    let lacks = |mode: Option<&str>| match (source, mode) {
+        (_, Some("Proxy")) => false,
+        // An entry of kvip's, which it writes anew. Without a mode it was dropped by the API server.
+        (Source::LoadBalancer, mode) => mode.is_none(),
+        _ => true,
+    };
+    shown.any(|entry| lacks(entry.mode.as_deref())).then_some(concat!(
+        "its status lacks ipMode Proxy",
+        ", so kube-proxy drops packets of policy Local on nodes without a pod of it"
+    ))
 }
 
 /// Why `port` cannot be served in `mode`, if so.
@@ -77,4 +87,38 @@ fn policy_cluster(key: &ObjectKey) -> String {
     format!(
         "kubectl -n {namespace} patch service {name} -p '{{\"spec\":{{\"externalTrafficPolicy\":\"Cluster\"}}}}'"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Ingress, LoadBalancer};
+
+    const VIP: &str = "10.87.2.70";
+
+    /// Whether a status that has the VIP with `mode` keeps policy Local from being served.
+    #[track_caller]
+    fn check(source: Source, mode: Option<&str>, refused: bool) {
+        let entry = Ingress { ip: VIP.into(), mode: mode.map(str::to_owned), ..Ingress::default() };
+        let load_balancer = Some(LoadBalancer { ingress: vec![entry], ..LoadBalancer::default() });
+        let service = Service { load_balancer, ..Service::default() };
+        let why = dropped_by_kube_proxy(VIP.parse().unwrap(), source, &service);
+        assert_eq!(why.is_some_and(|why| why.contains(LACKS_IP_MODE)), refused, "{source} {mode:?}");
+    }
+
+    #[test]
+    fn what_kvip_is_to_write_anew_is_no_obstacle() {
+        check(Source::LoadBalancer, Some("Proxy"), false);
+        check(Source::LoadBalancer, Some("VIP"), false);
+        check(Source::LoadBalancer, None, true);
+        check(Source::Annotation, Some("Proxy"), false);
+        check(Source::Annotation, Some("VIP"), true);
+        check(Source::Annotation, None, true);
+    }
+
+    #[test]
+    fn of_external_ips_kube_proxy_drops_all() {
+        let why = dropped_by_kube_proxy(VIP.parse().unwrap(), Source::ExternalIp, &Service::default());
+        assert!(why.is_some());
+    }
 }

@@ -12,17 +12,27 @@ use crate::snapshot::Labels;
 pub struct Policy<'a> {
     inputs: Inputs<'a>,
     reserved: Reserved,
+    server: Option<IpAddr>,
 }
+
+/// What the API server's address is, as this host knows it.
+const SERVER: &str = "is the address of the API server in the kubeconfig";
 
 impl<'a> Policy<'a> {
     /// The policy of this cluster and this host.
     pub fn new(inputs: &Inputs<'a>) -> Self {
         let addresses = taken(inputs);
-        Self { inputs: *inputs, reserved: Reserved { addresses, ranges: ranges(inputs) } }
+        let reserved = Reserved { addresses, ranges: ranges(inputs) };
+        Self { inputs: *inputs, reserved, server: inputs.snapshot.server }
     }
 
     /// Why `vip` may not be a VIP, or `None` when it may.
     pub fn refusal(&self, vip: IpAddr) -> Option<String> {
+        self.refusal_of_admin(vip).or_else(|| (self.server == Some(vip)).then(|| format!("it {SERVER}")))
+    }
+
+    /// Why the admin may not make `vip` a VIP: the API server's own address may well be one.
+    pub fn refusal_of_admin(&self, vip: IpAddr) -> Option<String> {
         self.outside_allowed(vip).or_else(|| self.reserved.why(vip).map(|what| format!("it {what}")))
     }
 
@@ -34,6 +44,9 @@ impl<'a> Policy<'a> {
     /// What IPAM may not give: what is somebody's, and the VIPs that are asked for in another way.
     pub fn reserved(&self, asked: impl Iterator<Item = IpAddr>) -> Reserved {
         let mut reserved = self.reserved.clone();
+        if let Some(server) = self.server {
+            reserved.addresses.entry(server).or_insert_with(|| SERVER.into());
+        }
         for vip in asked {
             reserved.addresses.entry(vip).or_insert_with(|| "is asked for as a VIP in another way".into());
         }
@@ -73,7 +86,7 @@ impl<'a> Policy<'a> {
 fn taken(inputs: &Inputs) -> BTreeMap<IpAddr, String> {
     let mut taken = BTreeMap::new();
     for (name, node) in &inputs.snapshot.nodes {
-        for address in &node.addresses {
+        for address in node.addresses.iter().chain(&node.other_addresses) {
             taken.entry(*address).or_insert_with(|| format!("is the address of node {name}"));
         }
     }

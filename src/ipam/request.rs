@@ -88,7 +88,7 @@ impl Request {
     }
 
     /// Whether it needs all its families or none.
-    pub(super) fn all_or_nothing(&self) -> bool {
+    pub fn all_or_nothing(&self) -> bool {
         self.policy == FamilyPolicy::RequireDualStack
     }
 

@@ -257,11 +257,16 @@ pub fn node(object: &core::Node) -> Converted<String, Node> {
     let mut skipped = Skipped::of(format!("Node {key}"));
     let spec = object.spec.clone().unwrap_or_default();
     let ranges = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
-    let addresses = object.status.iter().filter_map(|s| s.addresses.as_ref()).flatten();
+    let addresses = || object.status.iter().filter_map(|s| s.addresses.as_ref()).flatten();
     let value = Node {
-        addresses: addresses
+        addresses: addresses()
             .filter(|a| a.type_ == "InternalIP")
             .filter_map(|a| skipped.or_skip("InternalIP", &a.address, parse_address(&a.address)))
+            .collect(),
+        // Names are among them.
+        other_addresses: addresses()
+            .filter(|a| a.type_ != "InternalIP")
+            .filter_map(|a| a.address.parse().ok())
             .collect(),
         pod_cidrs: ranges.iter().filter_map(|r| skipped.or_skip("podCIDRs", r, parse_network(r))).collect(),
         labels: object.metadata.labels.clone().unwrap_or_default(),

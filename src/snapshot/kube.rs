@@ -226,8 +226,8 @@ impl Keeper {
                 self.alive.send_replace(now);
                 return;
             }
-            Event::Started(uid) => {
-                self.store.begin(uid);
+            Event::Started { uid, server } => {
+                self.store.begin(uid, server);
                 self.voices.problems.remove(&None);
             }
             Event::Listed(part, contents) => {

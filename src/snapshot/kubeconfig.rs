@@ -5,6 +5,7 @@
 use std::fmt;
 use std::fs;
 use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,6 +32,13 @@ pub struct Link {
 }
 
 impl Link {
+    /// The server's address, where it is no name.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        let authority = self.server.split("://").nth(1)?.split('/').next()?;
+        let with_port = || authority.parse::<SocketAddr>().ok().map(|address| address.ip());
+        with_port().or_else(|| authority.trim_matches(['[', ']']).parse().ok())
+    }
+
     /// The connection of `client` to the API server at the address `server`, made from the kubeconfig at `path`.
     pub fn new(client: Client, server: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         Self { client, server: server.into(), path: path.into() }
@@ -167,6 +175,19 @@ mod tests {
         };
         let got = got.replace(&format!("{}/", dir.path().display()), "");
         assert!(got.starts_with(want), "{text}\n{got}");
+    }
+
+    #[tokio::test]
+    async fn a_server_is_an_address_or_a_name() {
+        let address = |server: &str| {
+            let client = Client::try_from(Config::new("https://localhost".parse().unwrap()));
+            Link::new(client.unwrap(), server, "kubeconfig").address().map(|address| address.to_string())
+        };
+        assert_eq!(address("https://10.87.2.9:6443").as_deref(), Some("10.87.2.9"));
+        assert_eq!(address("https://10.87.2.9/prefix").as_deref(), Some("10.87.2.9"));
+        assert_eq!(address("https://[fd00:87:2::9]:6443").as_deref(), Some("fd00:87:2::9"));
+        assert_eq!(address("https://[fd00:87:2::9]").as_deref(), Some("fd00:87:2::9"));
+        assert_eq!(address("https://api.example.com:6443"), None);
     }
 
     #[tokio::test]

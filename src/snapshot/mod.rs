@@ -45,6 +45,9 @@ pub type Labels = BTreeMap<String, String>;
 pub struct Snapshot {
     /// The UID of the namespace kube-system, which tells one cluster from another.
     pub cluster: Option<String>,
+    /// The API server's address, where this host's kubeconfig names one and no name: nobody's to ask for.
+    #[serde(default)]
+    pub server: Option<IpAddr>,
     /// All Services.
     pub services: Map<ObjectKey, Service>,
     /// All EndpointSlices that name their Service, by their own key.
@@ -288,6 +291,9 @@ impl Endpoint {
 pub struct Node {
     /// Its addresses of type `InternalIP`.
     pub addresses: Vec<IpAddr>,
+    /// Its other addresses, such as those of type `ExternalIP`.
+    #[serde(default)]
+    pub other_addresses: Vec<IpAddr>,
     /// spec.podCIDRs.
     pub pod_cidrs: Vec<IpNet>,
     /// Its labels.

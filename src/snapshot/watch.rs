@@ -4,6 +4,8 @@
 //! resumes at a version that a rebuilt or restored cluster has not reached yet, and then sees nothing. So the loop
 //! here is kvip's, over kube's list and watch calls. It tells events and keeps no state but the version it is at.
 
+use std::net::IpAddr;
+
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
@@ -31,7 +33,12 @@ pub(super) enum Event {
     /// The session's loop lives.
     Beat,
     /// A session with the cluster of this UID begins; every part will be listed anew.
-    Started(String),
+    Started {
+        /// The UID of its kube-system.
+        uid: String,
+        /// The API server's address, where the kubeconfig names one.
+        server: Option<IpAddr>,
+    },
     /// The complete contents of a part.
     Listed(Part, Vec<Change>),
     /// A change in a part.
@@ -92,7 +99,7 @@ impl Session<'_> {
         loop {
             match self.cluster().await {
                 Ok(uid) => {
-                    self.tell(Event::Started(uid.clone())).await;
+                    self.tell(Event::Started { uid: uid.clone(), server: self.link.address() }).await;
                     return Ok(uid);
                 }
                 Err(fault) => {

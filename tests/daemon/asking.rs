@@ -234,3 +234,21 @@ fn a_host_with_other_vips_waits_for_the_cluster() {
     assert_eq!(world.acts(), [""; 0]);
     assert_eq!(world.wanted(), None);
 }
+
+#[test]
+fn nobody_but_the_admin_gets_the_api_servers_address() {
+    let mut snapshot = with_claim();
+    snapshot.server = Some(ip("10.87.2.60"));
+    let dns = snapshot.services.get_mut(&ObjectKey::new("default", "dns")).unwrap();
+    Arc::make_mut(dns).annotations.insert("kvip.io/vips".into(), "10.87.2.60".into());
+    let mut world = World::new(with_pool());
+    world.list(snapshot.clone());
+    world.turn();
+    let findings: Vec<String> = world.status().findings.iter().map(ToString::to_string).collect();
+    let why = "is the address of the API server in the kubeconfig";
+    assert!(findings.iter().any(|finding| finding.contains(why)), "{findings:?}");
+    snapshot.vip_map.as_mut().unwrap().insert("10.87.2.60".into(), "default/nginx".into());
+    world.event(snapshot);
+    world.turn();
+    assert!(world.status().vips.iter().any(|vip| vip.vip == ip("10.87.2.60")), "an entry of the ConfigMap is");
+}

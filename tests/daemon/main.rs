@@ -17,5 +17,6 @@ mod proxy;
 mod repair;
 mod serving;
 mod statics;
+mod tutorial;
 mod weights;
 mod world;
