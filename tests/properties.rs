@@ -372,7 +372,7 @@ proptest! {
 /// UDP and SCTP clients may keep one source port for ever: their endpoint goes at once, a TCP one drains.
 #[test]
 fn only_tcp_drains() {
-    for (protocol, gone) in [(Protocol::Tcp, false), (Protocol::Udp, true)] {
+    for (protocol, gone) in [(Protocol::Tcp, false), (Protocol::Udp, true), (Protocol::Sctp, true)] {
         let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol, port: 80 };
         let backend = Backend { address: "10.2.0.10".parse().unwrap(), port: 8080 };
         let busy = RealServer { connections: 5, ..RealServer::new(Forward::Masquerade, 1) };
