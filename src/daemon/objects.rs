@@ -234,18 +234,26 @@ mod tests {
     use crate::net::HostFacts;
     use crate::snapshot::ServicePort;
 
-    /// What is said of a Service that asks for these VIPs by annotation, where no other than 10.0.0.50 may be one.
-    fn check(annotation: &str, addresses: &[&str], verdict: Option<Verdict>) {
-        let key = ObjectKey::new("default", "web");
-        let service = Service {
+    /// The Service `web`, which asks for these VIPs by annotation.
+    fn web(annotation: &str, ports: &[u16]) -> Service {
+        let port = |port: &u16| ServicePort { name: port.to_string(), protocol: Protocol::Tcp, port: *port };
+        Service {
             uid: "u1".into(),
             cluster_ips: vec!["10.96.0.9".parse().unwrap()],
-            ports: vec![ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 }],
+            ports: ports.iter().map(port).collect(),
+            created: 1,
             annotations: [(VIPS.to_owned(), annotation.to_owned())].into(),
             ..Service::default()
-        };
-        let mut snapshot = Snapshot::default();
-        snapshot.services.insert(key.clone(), service.into());
+        }
+    }
+
+    /// What is said of `web` among these Services, where no other than 10.0.0.50 may be a VIP.
+    fn said_of_web(
+        services: impl IntoIterator<Item = (&'static str, Service)>,
+    ) -> Option<Arc<objects::Wanted>> {
+        let key = |name| ObjectKey::new("default", name);
+        let services = services.into_iter().map(|(name, service)| (key(name), Arc::new(service))).collect();
+        let snapshot = Snapshot { services, ..Snapshot::default() };
         let settings = Settings::standard(vec!["10.0.0.50/32".parse().unwrap()]);
         let (facts, nobody) = (HostFacts::default(), BTreeSet::new());
         let desired = derive::derive(&derive::Inputs {
@@ -261,14 +269,15 @@ mod tests {
         let assignment = &desired.assignment;
         let inputs =
             Inputs { settings: &settings, snapshot: &snapshot, assignment, outcomes: &outcomes, here: &here };
-        let state = to_say(&inputs, &State::default());
-        let wanted = state.services.get(&key);
-        let said: Vec<String> =
-            wanted.iter().flat_map(|wanted| &wanted.addresses).map(|one| one.ip.to_string()).collect();
-        assert_eq!(
-            (said.iter().map(String::as_str).collect::<Vec<_>>(), wanted.map(|w| &w.verdict)),
-            (addresses.to_vec(), verdict.as_ref())
-        );
+        to_say(&inputs, &State::default()).services.get(&key("web")).cloned()
+    }
+
+    /// What is said of a Service of one port that asks for these VIPs.
+    fn check(annotation: &str, addresses: &[&str], verdict: Option<Verdict>) {
+        let wanted = said_of_web([("web", web(annotation, &[80]))]);
+        let said = wanted.iter().flat_map(|wanted| &wanted.addresses).map(|one| one.ip.to_string());
+        assert_eq!(said.collect::<Vec<_>>(), addresses);
+        assert_eq!(wanted.map(|wanted| wanted.verdict.clone()), verdict);
     }
 
     #[test]
@@ -294,6 +303,17 @@ mod tests {
         let got: Vec<Address> = kept(&assignment, &key, &service).collect();
         let port = Port { protocol: Protocol::Tcp, port: 80, error: None };
         assert_eq!(got, [Address { ip: vip, mode: IpMode::Proxy, ports: vec![port] }]);
+    }
+
+    #[test]
+    fn a_port_that_an_older_service_has_is_an_error_of_that_port_alone() {
+        let older = Service { uid: "u0".into(), created: 0, ..web("10.0.0.50", &[443]) };
+        let wanted = said_of_web([("web", web("10.0.0.50", &[80, 443])), ("older", older)]).unwrap();
+        let [address] = &wanted.addresses[..] else { panic!("one address: {:?}", wanted.addresses) };
+        let ports: Vec<_> = address.ports.iter().map(|port| (port.port, port.error.as_deref())).collect();
+        assert_eq!(ports, [(80, None), (443, Some("kvip.io/PortTaken"))]);
+        let text = "not served at 10.0.0.50 tcp 443: default/older has it";
+        assert_eq!(wanted.verdict, Verdict::Refused { reason: NOT_SERVED.into(), text: text.into() });
     }
 
     /// Which of three nodes allocate: node-a is an excluded control-plane node, node-b and node-c have the role edge.

@@ -89,6 +89,21 @@ fn a_named_address_is_waited_for_on_the_one_that_there_is() {
 }
 
 #[test]
+fn of_several_addresses_named_of_one_family_each_is_had_as_its_claim_is_there() {
+    let named = ["10.0.0.5", "10.0.0.3"].map(|address| address.parse().unwrap());
+    let both = Request { wish: Wish::Addresses(named.to_vec()), ..request() };
+    let ours = |address, created| claim(address, created, &[("web", &[])]);
+    let had = |address: &str| format!("{address} ports tcp 80, tcp 443");
+    let (first, second, other) = (had("10.0.0.5"), had("10.0.0.3"), had("10.0.0.7"));
+    check(&both, [ours("10.0.0.3", 1), ours("10.0.0.5", 2)], &[&first, &second]);
+    check(&both, [ours("10.0.0.3", 1)], &[&second]);
+    // What it had before stands in for the one that is missing, and for none when both are there.
+    let told = "10.0.0.7 is kept until the address asked for is to be had";
+    check(&both, [ours("10.0.0.7", 1), ours("10.0.0.5", 2)], &[&first, &other, told]);
+    check(&both, [ours("10.0.0.7", 1), ours("10.0.0.5", 2), ours("10.0.0.3", 3)], &[&first, &second]);
+}
+
+#[test]
 fn both_families_or_none_where_both_are_required() {
     let both = |policy| Request { families: vec![Family::V6, Family::V4], policy, ..request() };
     let v4 = || claim("10.0.0.7", 1, &[("web", &[])]);

@@ -250,5 +250,8 @@ fn nobody_but_the_admin_gets_the_api_servers_address() {
     snapshot.vip_map.as_mut().unwrap().insert("10.87.2.60".into(), "default/nginx".into());
     world.event(snapshot);
     world.turn();
-    assert!(world.status().vips.iter().any(|vip| vip.vip == ip("10.87.2.60")), "an entry of the ConfigMap is");
+    assert!(
+        world.status().vips.iter().any(|vip| vip.vip == ip("10.87.2.60")),
+        "an entry of the ConfigMap is"
+    );
 }

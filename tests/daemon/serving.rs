@@ -168,6 +168,42 @@ fn an_ending_pod_is_dropped_after_the_drain_limit() {
     assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
 }
 
+/// The first pod of nginx ends with connections, 40 s pass, and kvip begins anew.
+fn restarted_in_a_drain() -> World {
+    let mut world = World::serving();
+    world.connections(nginx(), backend("10.2.4.10", 80), 3);
+    let mut ending = snapshot();
+    end(&mut pods(&mut ending, "nginx")[0]);
+    world.event(ending.clone());
+    world.turn();
+    world.tick(40);
+    world = world.restart(settings());
+    world.list(ending);
+    world.turn();
+    world
+}
+
+#[test]
+fn a_drain_outlives_a_restart_until_the_connections_are_gone() {
+    let mut world = restarted_in_a_drain();
+    assert_eq!(world.acts(), [""; 0], "all is as it should be, what drains among it");
+    world.tick(30);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 0), pair("10.2.6.10:80", 1)]);
+    world.connections(nginx(), backend("10.2.4.10", 80), 0);
+    world.tick(1);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
+}
+
+#[test]
+fn the_time_of_a_drain_begins_anew_with_a_restart() {
+    let mut world = restarted_in_a_drain();
+    world.tick(59);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 0), pair("10.2.6.10:80", 1)]);
+    world.tick(2);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
+    assert!(world.status().as_planned);
+}
+
 #[test]
 fn a_udp_pod_that_ends_goes_at_once() {
     let mut world = World::serving();
