@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use kvip_lab::lab::Lab;
 use kvip_lab::scenario::{
     SOON, VIP, VIP6, ask_for, diagnosis, explained, finding, reloads, serving, wait_until_settled,
-    without_a_lost_request,
+    with_a_soft_hand_over, without_a_lost_request,
 };
 
 /// Runs curl where `prefix` says, until it gets an answer.
@@ -177,4 +177,24 @@ fn a_drained_node_hands_over_softly() -> Result<()> {
     lab.wait_for("the weight of a backup", SOON, || {
         (lab.node(holder).must("cat /run/kvip/weight-50").ok()?.trim() == "0").then_some(())
     })
+}
+
+/// keepalived's own unit hands over before it stops, and starts closed where nobody has said what this node can serve.
+#[test]
+fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
+    let lab = serving()?;
+    let holder = lab.wait_for_holder()?;
+    let node = lab.node(holder);
+    with_a_soft_hand_over(&lab, || node.must_within(SOON, "systemctl stop keepalived"))?;
+    let addresses = node.must("ip -br addr")?;
+    for vip in ["10.87.2.50/", "fd00:87:2::50/", "169.254.255.50/"] {
+        ensure!(!addresses.contains(vip), "keepalived has stopped and {vip} is left: {addresses}");
+    }
+    node.must_within(SOON, "systemctl stop kvip; rm -r /run/kvip; systemctl start keepalived")?;
+    let weight = node.must("cat /run/kvip/weight-50")?;
+    ensure!(weight.trim() == "-254", "keepalived's start made a weight of {weight}\n{}", diagnosis(&lab));
+    node.must_within(SOON, "systemctl start kvip")?;
+    wait_until_settled(&lab)?;
+    ensure!(lab.holder() != Some(holder), "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    Ok(())
 }
