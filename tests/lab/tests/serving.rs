@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::lab::Lab;
+use kvip_lab::kvip::Settings;
+use kvip_lab::lab::{Lab, Node};
 use kvip_lab::scenario::{
     SOON, VIP, VIP6, ask_for, diagnosis, explained, finding, reloads, serving, wait_until_settled,
     with_a_soft_hand_over, without_a_lost_request,
@@ -165,7 +166,7 @@ fn a_drained_node_hands_over_softly() -> Result<()> {
     let holder = lab.wait_for_holder()?;
     let probe = lab.probe(VIP, 80, Duration::from_millis(100))?;
     let drained = lab.node(holder).run_within(SOON, "kvip drain --wait 40", b"");
-    let successor = lab.wait_for("another holder", SOON, || lab.holder().filter(|other| *other != holder));
+    let successor = another_holder(&lab, holder);
     let report = probe.stop()?;
     let drained = drained?;
     ensure!(drained.ok() && drained.stdout.contains("another node took over"), "{drained}\n{report}");
@@ -197,4 +198,40 @@ fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
     wait_until_settled(&lab)?;
     ensure!(lab.holder() != Some(holder), "{holder} took the VIPs back\n{}", diagnosis(&lab));
     Ok(())
+}
+
+/// keepalived itself notices that kvip is gone, and what has moved then stays where it is when kvip is back.
+#[test]
+fn a_holder_without_kvip_yields_after_a_while() -> Result<()> {
+    let lab = serving()?;
+    let soon_gone = Settings { extra: "gone_after = \"5s\"".to_owned(), ..Settings::default() };
+    take_settings(&lab, &soon_gone, "terminate_delay 5\n")?;
+    let holder = lab.wait_for_holder()?;
+    let node = lab.node(holder);
+    let successor = with_a_soft_hand_over(&lab, || {
+        node.must_within(SOON, "systemctl stop kvip")?;
+        another_holder(&lab, holder)
+    })?;
+    node.must_within(SOON, "systemctl start kvip")?;
+    wait_until_settled(&lab)?;
+    ensure!(lab.holder() == Some(successor), "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    take_settings(&lab, &Settings::default(), "terminate_delay 60\n")
+}
+
+/// Has all nodes reload kvip with `settings`, and waits until their keepalived.conf has `text`.
+fn take_settings(lab: &Lab, settings: &Settings, text: &str) -> Result<()> {
+    for node in lab.nodes() {
+        node.write("/etc/kvip/config.toml", settings.toml().as_bytes())?;
+        node.must_within(SOON, "systemctl reload kvip")?;
+    }
+    let taken = lab.wait_for(&format!("{text:?} in keepalived.conf of all nodes"), SOON, || {
+        let conf = |node: Node<'_>| node.must("cat /etc/keepalived/keepalived.conf");
+        lab.nodes().all(|node| conf(node).is_ok_and(|conf| conf.contains(text))).then_some(())
+    });
+    explained(lab, taken)?;
+    wait_until_settled(lab)
+}
+
+fn another_holder(lab: &Lab, than: &str) -> Result<&'static str> {
+    lab.wait_for("another holder", SOON, || lab.holder().filter(|other| *other != than))
 }
