@@ -235,3 +235,24 @@ fn take_settings(lab: &Lab, settings: &Settings, text: &str) -> Result<()> {
 fn another_holder(lab: &Lab, than: &str) -> Result<&'static str> {
     lab.wait_for("another holder", SOON, || lab.holder().filter(|other| *other != than))
 }
+
+/// WatchdogSec is 30 s; systemd then kills and starts what does not beat.
+#[test]
+fn a_kvip_that_hangs_is_started_anew() -> Result<()> {
+    let lab = serving()?;
+    let backup = lab.other_than(lab.wait_for_holder()?);
+    let node = lab.node(backup);
+    let restarts = || -> Result<u32> {
+        let count = node.must("systemctl show -P NRestarts kvip")?;
+        count.trim().parse().with_context(|| format!("NRestarts of kvip on {backup}: {count}"))
+    };
+    let before = restarts()?;
+    without_a_lost_request(&lab, || {
+        node.must("systemctl kill --signal=STOP kvip")?;
+        lab.wait_for("systemd to start kvip anew", Duration::from_secs(120), || {
+            let active = node.run("systemctl is-active --quiet kvip").is_ok_and(|output| output.ok());
+            (restarts().ok()? > before && active).then_some(())
+        })
+    })?;
+    wait_until_settled(&lab)
+}
