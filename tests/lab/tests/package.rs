@@ -7,7 +7,7 @@ use kvip_lab::kvip::{Settings, old_deb};
 use kvip_lab::lab::Lab;
 use kvip_lab::scenario::{
     SOON, VIP, ask_for, bare, diagnosis, explained, package, tutorial, wait_until_settled,
-    without_a_lost_request,
+    with_a_soft_hand_over, without_a_lost_request,
 };
 
 const MINUTES: Duration = Duration::from_secs(180);
@@ -31,6 +31,7 @@ fn a_life_on_a_host() -> Result<()> {
     an_upgrade_loses_nothing(&lab)?;
     ready_does_not_wait_for_keepalived(&lab)?;
     a_node_boots_without_the_api(&lab)?;
+    cleanup_is_refused_while_kvip_runs(&lab)?;
     removing_leaves_the_data_path_and_purging_leaves_nothing(&lab)
 }
 
@@ -54,12 +55,17 @@ fn an_upgrade_loses_nothing(lab: &Lab) -> Result<()> {
         "cat /run/kvip/weight-50; systemctl show -P MainPID keepalived; ip -4 -o addr show to 10.87.2.50";
     let before = node.must(facts)?;
     ensure!(before.starts_with("64\n"), "the holder's weight is not 64: {before}\n{}", diagnosis(lab));
+    let kvip = || node.must("systemctl show -P MainPID kvip");
+    let old_kvip = kvip()?;
     let package = package()?;
     without_a_lost_request(lab, || node.install_deb(&package))?;
     wait_until_settled(lab)?;
     let after = node.must(facts)?;
     ensure!(before == after, "before the upgrade:\n{before}\nafter:\n{after}\n{}", diagnosis(lab));
     ensure!(said(lab, holder, VERSION).starts_with("0.1.0"));
+    ensure!(kvip()? != old_kvip, "the upgrade left the old kvip running\n{}", diagnosis(lab));
+    let version = node.kvip_status()?["version"].clone();
+    ensure!(version == "0.1.0", "kvip {version} runs\n{}", diagnosis(lab));
     let others: Result<Vec<()>> = lab
         .on_all_nodes(|node| if node.spec().name == holder { Ok(()) } else { node.install_deb(&package) })
         .into_iter()
@@ -160,6 +166,23 @@ fn a_node_boots_without_the_api(lab: &Lab) -> Result<()> {
     wait_until_settled(lab)
 }
 
+fn cleanup_is_refused_while_kvip_runs(lab: &Lab) -> Result<()> {
+    let node = lab.node(lab.wait_for_holder()?);
+    let facts = "ipvsadm -Sn; nft list table inet kvip; cat /etc/keepalived/keepalived.conf /run/kvip/weight-50; \
+                 ip -br addr show eth0; ls /run/kvip /var/lib/kvip";
+    let before = node.must_within(MINUTES, facts)?;
+    let refused = node.run_within(SOON, "kvip cleanup", b"")?;
+    ensure!(
+        refused.status == 1
+            && refused.stderr.contains("kvip is running")
+            && refused.stderr.contains("systemctl disable --now kvip"),
+        "kvip cleanup beside the daemon: {refused}"
+    );
+    let after = node.must_within(MINUTES, facts)?;
+    ensure!(before == after, "before kvip cleanup:\n{before}\nafter:\n{after}");
+    Ok(())
+}
+
 fn removing_leaves_the_data_path_and_purging_leaves_nothing(lab: &Lab) -> Result<()> {
     let holder = lab.wait_for_holder()?;
     let node = lab.node(holder);
@@ -169,7 +192,9 @@ fn removing_leaves_the_data_path_and_purging_leaves_nothing(lab: &Lab) -> Result
         node.must_within(MINUTES, "DEBIAN_FRONTEND=noninteractive dpkg -r kvip 2>&1").map(drop)
     })?;
     ensure!(lab.holder() == Some(holder), "removing the package moved the VIPs\n{}", diagnosis(lab));
-    let purged = node.must_within(MINUTES, "DEBIAN_FRONTEND=noninteractive dpkg -P kvip 2>&1")?;
+    let purged = with_a_soft_hand_over(lab, || {
+        node.must_within(MINUTES, "DEBIAN_FRONTEND=noninteractive dpkg -P kvip 2>&1")
+    })?;
     let left = said(
         lab,
         holder,
