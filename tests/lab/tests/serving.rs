@@ -10,13 +10,15 @@ use kvip_lab::scenario::{
     with_a_soft_hand_over, without_a_lost_request,
 };
 
-/// Runs curl where `prefix` says, until it gets an answer.
-fn curl_on(lab: &Lab, node: &str, prefix: &str, address: &str) -> Result<String> {
-    let script = format!("{prefix} curl -s -g --max-time 5 http://{address}/");
+/// Runs curl where `prefix` says, until it gets an answer; from then on each pod in turn must answer there.
+fn curl_on(lab: &Lab, node: &str, prefix: &str, address: &str) -> Result<()> {
+    let script = format!("{prefix} curl -s -S -g --max-time 5 http://{address}/");
     let asked = lab.wait_for(&format!("{script} on {node}"), SOON, || {
-        lab.node(node).run(&script).ok().filter(kvip_lab::command::Output::ok).map(|output| output.stdout)
+        lab.node(node).run(&script).is_ok_and(|output| output.ok()).then_some(())
     });
-    explained(lab, asked)
+    explained(lab, asked)?;
+    let again = format!("for turn in 1 2 3 4 5 6; do {script} || exit; done");
+    explained(lab, lab.node(node).must_within(SOON, &again)).map(drop)
 }
 
 #[test]
