@@ -9,6 +9,10 @@ use kvip_lab::scenario::{
     SOON, VIP, VIP6, ask_for, diagnosis, explained, finding, reloads, serving, wait_until_settled,
     with_a_soft_hand_over, without_a_lost_request,
 };
+use serde_json::{Value, json};
+
+/// A reload ends when kvip says so; one that waits for anything else takes longer than this.
+const RELOAD: Duration = Duration::from_secs(20);
 
 /// Runs curl where `prefix` says, until it gets an answer; from then on each pod in turn must answer there.
 fn curl_on(lab: &Lab, node: &str, prefix: &str, address: &str) -> Result<()> {
@@ -256,5 +260,59 @@ fn a_kvip_that_hangs_is_started_anew() -> Result<()> {
             (restarts().ok()? > before && active).then_some(())
         })
     })?;
+    wait_until_settled(&lab)
+}
+
+/// What a person asks on a node that serves, and what the journal can be searched for.
+#[test]
+fn commands_answer_on_a_live_host() -> Result<()> {
+    let lab = serving()?;
+    let holder = lab.wait_for_holder()?;
+    let node = lab.node(lab.other_than(holder));
+    let plan = explained(&lab, node.must_within(SOON, "kvip plan --json"))?;
+    let plan: Value = serde_json::from_str(&plan).with_context(|| format!("kvip plan: {plan}"))?;
+    ensure!(
+        plan["changes"] == json!([])
+            && plan["keepalived_reload"] == false
+            && plan["unchanged_virtual_servers"] == 2,
+        "a settled node plans changes: {plan}"
+    );
+    node.must_within(SOON, "kvip check")?;
+    let explanation = node.must_within(SOON, "kvip explain default/nginx")?;
+    ensure!(explanation.starts_with("default/nginx is served at 10.87.2.50"), "{explanation}");
+    let named = lab.wait_for(&format!("kvip status to name {holder}"), SOON, || {
+        let status = node.must("kvip status").ok()?;
+        let mut words = status.lines().find(|line| line.starts_with("10.87.2.50 "))?.split_whitespace();
+        (words.nth(1) == Some(holder)).then_some(())
+    });
+    explained(&lab, named)?;
+    let field =
+        "journalctl -u kvip --no-pager -o json | grep -m 1 '\"KVIP_VIRTUAL_SERVER\":\"[^\"]*10.87.2.50'";
+    explained(&lab, node.must_within(SOON, field)).map(drop)
+}
+
+/// A mistake in the settings is told at the reload, and what was served before is served on.
+#[test]
+fn a_reload_with_wrong_settings_changes_nothing() -> Result<()> {
+    let lab = serving()?;
+    let node = lab.node(lab.wait_for_holder()?);
+    let reload = |settings: Settings| -> Result<()> {
+        node.write("/etc/kvip/config.toml", settings.toml().as_bytes())?;
+        node.must_within(RELOAD, "systemctl reload kvip")?;
+        lab.wait_for("kvip to be active after a reload", SOON, || {
+            let state = node.run("systemctl is-active kvip").ok()?;
+            (state.stdout.trim() == "active").then_some(())
+        })
+    };
+    without_a_lost_request(&lab, || {
+        reload(Settings { advert: "3ms", ..Settings::default() })?;
+        lab.wait_for("the journal to name the mistake", SOON, || {
+            let journal = node.must("journalctl -u kvip --no-pager | grep 'the old settings stay'").ok()?;
+            (journal.contains("/etc/kvip/config.toml:") && journal.contains("vrrp.advert")).then_some(())
+        })?;
+        ensure!(node.run_within(SOON, "kvip check", b"")?.status == 1, "kvip check finds nothing wrong");
+        reload(Settings::default())
+    })?;
+    node.must_within(SOON, "kvip check")?;
     wait_until_settled(&lab)
 }
