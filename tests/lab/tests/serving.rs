@@ -186,6 +186,27 @@ fn a_drained_node_hands_over_softly() -> Result<()> {
     })
 }
 
+/// Drain and undrain work on files alone, for a host whose kvip does not run.
+#[test]
+fn a_node_without_kvip_is_drained_all_the_same() -> Result<()> {
+    let lab = serving()?;
+    let holder = lab.wait_for_holder()?;
+    let node = lab.node(holder);
+    let (drained, successor) = with_a_soft_hand_over(&lab, || {
+        node.must_within(SOON, "systemctl stop kvip")?;
+        Ok((node.must_within(SOON, "kvip drain --wait 40")?, another_holder(&lab, holder)?))
+    })?;
+    ensure!(drained.contains("another node took over"), "{drained}");
+    let weight = || node.must("cat /run/kvip/weight-50");
+    ensure!(weight()?.trim() == "-254", "a drained node may hold VIPs\n{}", diagnosis(&lab));
+    let undrained = node.must_within(SOON, "kvip undrain")?;
+    ensure!(weight()?.trim() == "0", "an undrained node: {undrained}\n{}", diagnosis(&lab));
+    node.must_within(SOON, "systemctl start kvip")?;
+    wait_until_settled(&lab)?;
+    ensure!(lab.holder() == Some(successor), "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    Ok(())
+}
+
 /// keepalived's own unit hands over before it stops, and starts closed where nobody has said what this node can serve.
 #[test]
 fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
