@@ -217,6 +217,24 @@ pub fn without_a_lost_request_at(lab: &Lab, vip: &str, act: impl FnOnce() -> Res
     Ok(())
 }
 
+/// What a hand-over that is asked for may take here; on real machines it is well below a second.
+const HAND_OVER: Duration = Duration::from_secs(5);
+
+/// Runs `act`, by which the VIPs move, while a client asks the VIP ten times a second; it is never long without an answer.
+pub fn with_a_soft_hand_over<T>(lab: &Lab, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let probe = lab.probe(VIP, 80, Duration::from_millis(100))?;
+    lab.wait_for("the first answers", SOON, || (probe.so_far().len() > 5).then_some(()))?;
+    let acted = act();
+    let served = lab.wait_for("the VIP to answer", SOON, || lab.curl(VIP));
+    let report = probe.stop()?;
+    let done = explained(lab, acted)?;
+    explained(lab, served)?;
+    let gap = report.longest_gap().context("a report has a longest gap")?.length();
+    println!("handed over: {report}");
+    ensure!(gap < HAND_OVER, "a soft hand-over took {gap:?}: {report}\n{}", diagnosis(lab));
+    Ok(done)
+}
+
 /// The `findings` of a node that mention `text`.
 pub fn finding(lab: &Lab, node: &str, text: &str) -> Option<String> {
     let status = lab.node(node).kvip_status().ok()?;

@@ -1,16 +1,45 @@
-//! A node dies: the VIPs answer elsewhere, and soon nobody is sent to the dead node's pods.
+//! A node dies: the VIPs answer elsewhere if they were there, and soon nobody is sent to the dead node's pods.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
-use kvip_lab::scenario::{SOON, VIP, diagnosis, serving, set_up};
+use kvip_lab::scenario::{SOON, VIP, diagnosis, explained, serving, set_up, wait_until_settled};
 
 /// Adverts are 1 s here: three of them and the skew are missed before a backup takes over; the rest is for a slow machine.
 const TAKE_OVER: Duration = Duration::from_secs(15);
 /// From the take-over on, so long may requests still be sent to the dead node's pods.
 const DEAD_LIMIT: Duration = Duration::from_secs(5);
+/// For a slow machine.
+const ROOM: Duration = Duration::from_secs(10);
+
+/// The holder goes on without a dead backup's pods long before the cluster calls that node dead (40 s).
+#[test]
+fn a_backup_dies() -> Result<()> {
+    let lab = serving()?;
+    let holder = lab.wait_for_holder()?;
+    let backup = lab.node(lab.other_than(holder));
+    let prefix = backup.spec().pod4.trim_end_matches("0/24");
+    let real_servers = format!("-t {VIP}:80 -r {prefix}");
+    let listed = || lab.node(holder).ipvs().map(|table| table.contains(&real_servers));
+    ensure!(listed()?, "{holder} has no pod of {}\n{}", backup.spec().name, diagnosis(&lab));
+    // What a boot is to find again must not be in the dead machine's memory alone.
+    backup.must("sync")?;
+    backup.kill()?;
+    let becomes = |wanted: bool, limit: Duration| {
+        let what = format!("{real_servers} on {holder}: {wanted}");
+        let done = lab.wait_for(&what, limit, || listed().is_ok_and(|now| now == wanted).then_some(()));
+        explained(&lab, done)
+    };
+    becomes(false, DEAD_LIMIT + ROOM)?;
+    ensure!(lab.holder() == Some(holder), "a backup's death moved the VIPs\n{}", diagnosis(&lab));
+    backup.boot()?;
+    becomes(true, SOON * 3)?;
+    wait_until_settled(&lab)?;
+    ensure!(lab.holder() == Some(holder), "the backup that returned took the VIPs\n{}", diagnosis(&lab));
+    Ok(())
+}
 
 #[test]
 fn the_holder_dies() -> Result<()> {
@@ -21,7 +50,7 @@ fn the_holder_dies() -> Result<()> {
     let killed = SystemTime::now();
     lab.node(holder).kill()?;
     let taken = take_over(&lab, holder)?;
-    let seen_until = Instant::now() + DEAD_LIMIT + Duration::from_secs(10);
+    let seen_until = Instant::now() + DEAD_LIMIT + ROOM;
     lab.wait_for("enough requests", SOON, || (Instant::now() > seen_until).then_some(()))?;
     let report = probe.stop()?;
     let gap = report.longest_gap().context("a gap")?.length();

@@ -7,10 +7,12 @@ use kvip_lab::kvip::{Settings, old_deb};
 use kvip_lab::lab::Lab;
 use kvip_lab::scenario::{
     SOON, VIP, ask_for, bare, diagnosis, explained, package, tutorial, wait_until_settled,
-    without_a_lost_request,
+    with_a_soft_hand_over, without_a_lost_request,
 };
 
 const MINUTES: Duration = Duration::from_secs(180);
+/// From kvip's start to its READY. One that waits for a job that waits for it calls itself ready after 20 s.
+const READY: Duration = Duration::from_secs(15);
 /// The version that is installed.
 const VERSION: &str = "dpkg-query -W -f '${Version}' kvip";
 
@@ -29,6 +31,7 @@ fn a_life_on_a_host() -> Result<()> {
     an_upgrade_loses_nothing(&lab)?;
     ready_does_not_wait_for_keepalived(&lab)?;
     a_node_boots_without_the_api(&lab)?;
+    cleanup_is_refused_while_kvip_runs(&lab)?;
     removing_leaves_the_data_path_and_purging_leaves_nothing(&lab)
 }
 
@@ -52,12 +55,17 @@ fn an_upgrade_loses_nothing(lab: &Lab) -> Result<()> {
         "cat /run/kvip/weight-50; systemctl show -P MainPID keepalived; ip -4 -o addr show to 10.87.2.50";
     let before = node.must(facts)?;
     ensure!(before.starts_with("64\n"), "the holder's weight is not 64: {before}\n{}", diagnosis(lab));
+    let kvip = || node.must("systemctl show -P MainPID kvip");
+    let old_kvip = kvip()?;
     let package = package()?;
     without_a_lost_request(lab, || node.install_deb(&package))?;
     wait_until_settled(lab)?;
     let after = node.must(facts)?;
     ensure!(before == after, "before the upgrade:\n{before}\nafter:\n{after}\n{}", diagnosis(lab));
     ensure!(said(lab, holder, VERSION).starts_with("0.1.0"));
+    ensure!(kvip()? != old_kvip, "the upgrade left the old kvip running\n{}", diagnosis(lab));
+    let version = node.kvip_status()?["version"].clone();
+    ensure!(version == "0.1.0", "kvip {version} runs\n{}", diagnosis(lab));
     let others: Result<Vec<()>> = lab
         .on_all_nodes(|node| if node.spec().name == holder { Ok(()) } else { node.install_deb(&package) })
         .into_iter()
@@ -66,31 +74,73 @@ fn an_upgrade_loses_nothing(lab: &Lab) -> Result<()> {
     wait_until_settled(lab)
 }
 
-/// A start, a restart and a reload with a change of keepalived pending, in one transaction with keepalived's own restart,
-/// which systemd holds back while a unit ordered before it starts.
+/// Starts, a reload and a boot, each with a change of keepalived pending and in one transaction with keepalived's own
+/// restart, which systemd holds back while a unit ordered before it starts.
 fn ready_does_not_wait_for_keepalived(lab: &Lab) -> Result<()> {
     let backup = lab.other_than(lab.wait_for_holder()?);
     let node = lab.node(backup);
-    node.must_within(MINUTES, "systemctl stop kvip")?;
-    ask_for(lab, "10.87.2.61", Some(""))?;
-    for script in [
-        "systemctl restart keepalived kvip",
-        "systemctl restart kvip & systemctl restart keepalived; wait",
-        "systemctl reload kvip",
+    for (vip, script) in [
+        ("10.87.2.61", "systemctl restart keepalived kvip"),
+        ("10.87.2.62", "systemctl restart kvip & systemctl restart keepalived; wait"),
     ] {
+        asked_for_without_kvip(lab, backup, vip)?;
         node.must_within(MINUTES, script)?;
-        ensure!(
-            said(lab, backup, "systemctl is-active kvip").trim() == "active",
-            "{script}: {}",
-            diagnosis(lab)
-        );
+        ready_in_time(lab, backup, script)?;
+        written(lab, backup, &format!("{vip}/32"))?;
     }
-    let listed = lab.wait_for("10.87.2.61 in keepalived.conf", SOON, || {
-        said(lab, backup, "cat /etc/keepalived/keepalived.conf").contains("10.87.2.61/32").then_some(())
-    });
-    explained(lab, listed)?;
-    ask_for(lab, "10.87.2.61", None)?;
+    let settings = |settings: Settings| node.write("/etc/kvip/config.toml", settings.toml().as_bytes());
+    settings(Settings { extra: "gone_after = \"90s\"".to_owned(), ..Settings::default() })?;
+    node.must_within(MINUTES, "systemctl reload kvip & systemctl restart keepalived; wait")?;
+    is_active(lab, backup, "reloaded")?;
+    written(lab, backup, "terminate_delay 90")?;
+    settings(Settings::default())?;
+    asked_for_without_kvip(lab, backup, "10.87.2.63")?;
+    node.reboot()?;
+    let active = lab.wait_for("kvip on the booted node", MINUTES, || is_active(lab, backup, "booted").ok());
+    explained(lab, active)?;
+    ready_in_time(lab, backup, "a boot")?;
+    for text in ["10.87.2.63/32", "terminate_delay 60"] {
+        written(lab, backup, text)?;
+    }
+    for vip in ["10.87.2.61", "10.87.2.62", "10.87.2.63"] {
+        ask_for(lab, vip, None)?;
+    }
     wait_until_settled(lab)
+}
+
+/// A VIP that the node's kvip finds at its next start, so that its keepalived is to be reloaded then.
+fn asked_for_without_kvip(lab: &Lab, node: &str, vip: &str) -> Result<()> {
+    lab.node(node).must_within(MINUTES, "systemctl stop kvip")?;
+    ask_for(lab, vip, Some(""))
+}
+
+fn is_active(lab: &Lab, node: &str, act: &str) -> Result<()> {
+    let state = said(lab, node, "systemctl is-active kvip");
+    ensure!(state.trim() == "active", "kvip is {state} after {act}\n{}", diagnosis(lab));
+    Ok(())
+}
+
+/// kvip was ready because of its first pass, not because it gave up waiting for it.
+fn ready_in_time(lab: &Lab, node: &str, act: &str) -> Result<()> {
+    is_active(lab, node, act)?;
+    let time = |property: &str| -> Result<Duration> {
+        let text = lab.node(node).must(&format!("systemctl show -P {property} kvip"))?;
+        let since_boot_us = text.trim().parse().with_context(|| format!("{property}: {text}"))?;
+        Ok(Duration::from_micros(since_boot_us))
+    };
+    let (started, ready) = (time("ExecMainStartTimestampMonotonic")?, time("ActiveEnterTimestampMonotonic")?);
+    let took = ready.checked_sub(started).with_context(|| format!("ready {ready:?}, started {started:?}"))?;
+    println!("{act}: kvip was ready after {took:?}");
+    ensure!(took < READY, "{act}: kvip was ready after {took:?}\n{}", diagnosis(lab));
+    Ok(())
+}
+
+/// Waits until a node's keepalived.conf has `text`.
+fn written(lab: &Lab, node: &str, text: &str) -> Result<()> {
+    let written = lab.wait_for(&format!("{text} in keepalived.conf of {node}"), SOON, || {
+        said(lab, node, "cat /etc/keepalived/keepalived.conf").contains(text).then_some(())
+    });
+    explained(lab, written)
 }
 
 /// A backup boots while the API server is away: it is programmed from the saved state and may take over.
@@ -116,6 +166,23 @@ fn a_node_boots_without_the_api(lab: &Lab) -> Result<()> {
     wait_until_settled(lab)
 }
 
+fn cleanup_is_refused_while_kvip_runs(lab: &Lab) -> Result<()> {
+    let node = lab.node(lab.wait_for_holder()?);
+    let facts = "ipvsadm -Sn; nft list table inet kvip; cat /etc/keepalived/keepalived.conf /run/kvip/weight-50; \
+                 ip -br addr show eth0; ls /run/kvip /var/lib/kvip";
+    let before = node.must_within(MINUTES, facts)?;
+    let refused = node.run_within(SOON, "kvip cleanup", b"")?;
+    ensure!(
+        refused.status == 1
+            && refused.stderr.contains("kvip is running")
+            && refused.stderr.contains("systemctl disable --now kvip"),
+        "kvip cleanup beside the daemon: {refused}"
+    );
+    let after = node.must_within(MINUTES, facts)?;
+    ensure!(before == after, "before kvip cleanup:\n{before}\nafter:\n{after}");
+    Ok(())
+}
+
 fn removing_leaves_the_data_path_and_purging_leaves_nothing(lab: &Lab) -> Result<()> {
     let holder = lab.wait_for_holder()?;
     let node = lab.node(holder);
@@ -125,7 +192,9 @@ fn removing_leaves_the_data_path_and_purging_leaves_nothing(lab: &Lab) -> Result
         node.must_within(MINUTES, "DEBIAN_FRONTEND=noninteractive dpkg -r kvip 2>&1").map(drop)
     })?;
     ensure!(lab.holder() == Some(holder), "removing the package moved the VIPs\n{}", diagnosis(lab));
-    let purged = node.must_within(MINUTES, "DEBIAN_FRONTEND=noninteractive dpkg -P kvip 2>&1")?;
+    let purged = with_a_soft_hand_over(lab, || {
+        node.must_within(MINUTES, "DEBIAN_FRONTEND=noninteractive dpkg -P kvip 2>&1")
+    })?;
     let left = said(
         lab,
         holder,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kvip_lab::lab::Lab;
-use kvip_lab::scenario::{SOON, VIP, ask_for, explained, finding, serving, wait_until_settled};
+use kvip_lab::scenario::{SOON, VIP, VIP6, ask_for, explained, finding, serving, wait_until_settled};
 
 const MINUTES: Duration = Duration::from_secs(180);
 
@@ -24,32 +24,45 @@ fn backup(lab: &Lab) -> Result<&'static str> {
 
 /// Breaks a node, waits for the finding, mends it, waits until all is well.
 fn trouble(lab: &Lab, break_it: &str, words: &[&str], mend_it: &str) -> Result<()> {
+    let node = broken(lab, break_it, words)?;
+    mended(lab, node, mend_it)
+}
+
+/// Breaks a node and waits for the finding.
+fn broken(lab: &Lab, break_it: &str, words: &[&str]) -> Result<&'static str> {
     let node = backup(lab)?;
     lab.node(node).must_within(MINUTES, break_it)?;
     told(lab, node, words)?;
     ensure!(lab.curl(VIP).is_some(), "{break_it} on a backup took the VIP away");
+    Ok(node)
+}
+
+fn mended(lab: &Lab, node: &str, mend_it: &str) -> Result<()> {
     lab.node(node).must_within(MINUTES, mend_it)?;
     wait_until_settled(lab)
 }
 
+/// A node that cannot ask the API keeps what it knew last. kvip is root without CAP_DAC_OVERRIDE, so permissions count.
 #[test]
 fn a_kubeconfig_that_is_no_good() -> Result<()> {
     let lab = serving()?;
-    let keep = "cp -p /etc/kvip/kubeconfig /root/good";
-    let mend = "cp -p /root/good /etc/kvip/kubeconfig";
-    trouble(&lab, &format!("{keep}; rm /etc/kvip/kubeconfig"), &["/etc/kvip/kubeconfig"], mend)?;
-    trouble(
-        &lab,
-        &format!("{keep}; sed -i 's/token: .*/token: expired/' /etc/kvip/kubeconfig"),
-        &["401", "auth whoami"],
-        mend,
-    )?;
-    trouble(
-        &lab,
-        &format!("{keep}; sed -i 's/:6443/:6444/' /etc/kvip/kubeconfig"),
-        &["cannot reach API server"],
-        mend,
-    )
+    let cases: [(&str, &[&str]); 4] = [
+        ("rm /etc/kvip/kubeconfig", &["/etc/kvip/kubeconfig is not there"]),
+        ("sed -i 's/token: .*/token: expired/' /etc/kvip/kubeconfig", &["401", "auth whoami"]),
+        ("sed -i 's/:6443/:6444/' /etc/kvip/kubeconfig", &["cannot reach API server"]),
+        (
+            "chown nobody /etc/kvip/kubeconfig; chmod 0600 /etc/kvip/kubeconfig",
+            &["cannot read /etc/kvip/kubeconfig", "denied", "ls -l /etc/kvip/kubeconfig"],
+        ),
+    ];
+    for (break_it, words) in cases {
+        let node = broken(&lab, &format!("cp -p /etc/kvip/kubeconfig /root/good; {break_it}"), words)?;
+        let table = lab.node(node).ipvs()?;
+        let kept = [VIP, VIP6].iter().all(|vip| table.contains(&format!("-t {vip}:80 -r")));
+        ensure!(kept, "{break_it}: {node} let go of what it served: {table}");
+        mended(&lab, node, "cp -p /root/good /etc/kvip/kubeconfig")?;
+    }
+    Ok(())
 }
 
 /// The identity of the package's RBAC manifests, as a client certificate's name.
