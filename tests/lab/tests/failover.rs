@@ -33,11 +33,11 @@ fn a_backup_dies() -> Result<()> {
         explained(&lab, done)
     };
     becomes(false, DEAD_LIMIT + ROOM)?;
-    ensure!(lab.holder() == Some(holder), "a backup's death moved the VIPs\n{}", diagnosis(&lab));
+    ensure!(lab.wait_for_holder()? == holder, "a backup's death moved the VIPs\n{}", diagnosis(&lab));
     backup.boot()?;
     becomes(true, SOON * 3)?;
     wait_until_settled(&lab)?;
-    ensure!(lab.holder() == Some(holder), "the backup that returned took the VIPs\n{}", diagnosis(&lab));
+    ensure!(lab.wait_for_holder()? == holder, "the backup that returned took the VIPs\n{}", diagnosis(&lab));
     Ok(())
 }
 

@@ -91,12 +91,14 @@ fn ready_does_not_wait_for_keepalived(lab: &Lab) -> Result<()> {
     let settings = |settings: Settings| node.write("/etc/kvip/config.toml", settings.toml().as_bytes());
     settings(Settings { extra: "gone_after = \"90s\"".to_owned(), ..Settings::default() })?;
     node.must_within(MINUTES, "systemctl reload kvip & systemctl restart keepalived; wait")?;
-    is_active(lab, backup, "reloaded")?;
+    is_active(lab, backup, "a reload")?;
     written(lab, backup, "terminate_delay 90")?;
     settings(Settings::default())?;
     asked_for_without_kvip(lab, backup, "10.87.2.63")?;
     node.reboot()?;
-    let active = lab.wait_for("kvip on the booted node", MINUTES, || is_active(lab, backup, "booted").ok());
+    let active = lab.wait_for("kvip on the booted node", MINUTES, || {
+        (said(lab, backup, "systemctl is-active kvip").trim() == "active").then_some(())
+    });
     explained(lab, active)?;
     ready_in_time(lab, backup, "a boot")?;
     for text in ["10.87.2.63/32", "terminate_delay 60"] {

@@ -203,7 +203,7 @@ fn a_node_without_kvip_is_drained_all_the_same() -> Result<()> {
     ensure!(weight()?.trim() == "0", "an undrained node: {undrained}\n{}", diagnosis(&lab));
     node.must_within(SOON, "systemctl start kvip")?;
     wait_until_settled(&lab)?;
-    ensure!(lab.holder() == Some(successor), "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    ensure!(lab.wait_for_holder()? == successor, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     Ok(())
 }
 
@@ -223,7 +223,7 @@ fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
     ensure!(weight.trim() == "-254", "keepalived's start made a weight of {weight}\n{}", diagnosis(&lab));
     node.must_within(SOON, "systemctl start kvip")?;
     wait_until_settled(&lab)?;
-    ensure!(lab.holder() != Some(holder), "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     Ok(())
 }
 
@@ -241,7 +241,7 @@ fn a_holder_without_kvip_yields_after_a_while() -> Result<()> {
     })?;
     node.must_within(SOON, "systemctl start kvip")?;
     wait_until_settled(&lab)?;
-    ensure!(lab.holder() == Some(successor), "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    ensure!(lab.wait_for_holder()? == successor, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     take_settings(&lab, &Settings::default(), "terminate_delay 60\n")
 }
 
