@@ -127,6 +127,10 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         if let Err(error) = keepalived::weight::prepare(&self.paths, self.vrids()) {
             warn!("{error}");
         }
+        if !self.weights.programmed() {
+            let elsewhere = self.vrids().into_iter().filter(|vrid| !self.core.holds_anchor(*vrid));
+            elsewhere.for_each(|vrid| weight_files::step_back(&self.paths, vrid));
+        }
         if self.due() && !self.resting(now) {
             self.pass(now).await;
         }

@@ -44,6 +44,11 @@ struct Joined {
 }
 
 impl Weights {
+    /// Whether a pass has prepared everything once in this run.
+    pub fn programmed(&self) -> bool {
+        self.programmed
+    }
+
     /// The weights to write; a group without one keeps its file as it is: before the first pass that prepared everything a
     /// live holder keeps its weight over an upgrade, and a fresh node its -254.
     pub fn weights(

@@ -81,6 +81,24 @@ fn a_restart_leaves_the_weight_of_a_live_holder() {
     assert_eq!(world.acts(), [""; 0], "what the run before made is found as it should be");
 }
 
+/// While kvip was away for long another node took over. A holder's weight would take the VIPs back as soon as keepalived sees
+/// kvip again.
+#[test]
+fn a_node_that_lost_the_vips_while_kvip_was_away_comes_back_as_a_backup() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.after(1);
+    assert_eq!(world.weight(), Some(64));
+    for address in ["169.254.255.50", "10.87.2.50", "10.87.2.51"] {
+        world.remove_address(address);
+    }
+    let mut world = world.restart(settings());
+    world.kernel().ipvs_is_gone = true;
+    world.turn();
+    assert_eq!(world.weight(), Some(0), "before anything is programmed");
+}
+
 #[test]
 fn a_restart_without_the_api_serves_the_saved_state() {
     let mut world = World::serving();
