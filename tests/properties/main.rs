@@ -44,13 +44,15 @@ fn derived(
     })
 }
 
-/// The host with what it holds: kvip's table, the VIPs that keepalived has, the addresses.
-fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, drained: bool) -> Plan {
+/// The host with what it holds: kvip's table, the VIPs that keepalived has, the addresses. `settled`: drains are over, and
+/// HAProxy serves what it is to.
+fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, settled: bool) -> Plan {
     let facts = facts();
     let servers = desired.frontends.values().flat_map(|served| {
         served.virtual_servers.iter().flat_map(|one| served.servers.keys().map(|backend| (one.key, *backend)))
     });
-    let drained = if drained { servers.collect() } else { BTreeSet::new() };
+    let drained = if settled { servers.collect() } else { BTreeSet::new() };
+    let proxied = desired.haproxy.frontends.keys().copied().filter(|_| settled).collect();
     let carried: Carried = [(Vrid::new(50).unwrap(), keepalived.clone())].into_iter().collect();
     plan::plan(
         desired,
@@ -58,7 +60,7 @@ fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, drai
             table,
             facts: &facts,
             keepalived: &carried,
-            haproxy: &BTreeSet::new(),
+            haproxy: &proxied,
             written: &kvip::nft::Ruleset::default(),
             drained: &drained,
         },
@@ -127,8 +129,10 @@ proptest! {
         let table = settle(&desired(&before), &Table::new());
         let desired_after = desired(&after);
         let plan = planned(&desired_after, &table, &BTreeSet::new(), false);
+        // What is given to others to balance is none of IPVS's any more.
+        let stays = |served: &derive::Served| served.active() > 0 && served.mode != Mode::Announce;
         let both = |frontend: &Frontend| {
-            serving(table.get(&Key::from(*frontend))) > 0 && desired_after.frontends[frontend].active() > 0
+            serving(table.get(&Key::from(*frontend))) > 0 && stays(&desired_after.frontends[frontend])
         };
         let kept: Vec<Key> = desired_after.frontends.keys().filter(|frontend| both(frontend)).map(|frontend| (*frontend).into()).collect();
         let mut step = table.clone();
