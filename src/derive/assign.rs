@@ -277,11 +277,11 @@ impl Tasks<'_> {
                     self.port(vip, key, service, &options, (port, want.source, mode));
                 }
             }
-            Err(finding) => {
-                if want.source == Source::LoadBalancer && finding.text.contains(mode::LACKS_IP_MODE) {
+            Err(refused) => {
+                if refused.by_its_status && want.source == Source::LoadBalancer {
                     self.shown.entry(key.clone()).or_default().insert(vip);
                 }
-                self.findings.push(finding);
+                self.findings.push(refused.finding);
             }
         }
     }

@@ -13,8 +13,35 @@ use crate::config::{Mode, ProxyProtocol};
 use crate::model::{Finding, ObjectKey, Protocol};
 use crate::snapshot::{Service, ServicePort};
 
-/// How a refusal is told for a status that kube-proxy takes for its own to balance.
-pub const LACKS_IP_MODE: &str = "its status lacks ipMode Proxy";
+/// Why a Service is not served at a VIP.
+#[derive(Debug)]
+pub struct Refused {
+    /// What is said of it.
+    pub finding: Finding,
+    /// It is what its status has there, which must therefore stay.
+    pub by_its_status: bool,
+}
+
+/// Why kube-proxy would drop packets for pods of policy Local.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dropped {
+    ExternalIp,
+    /// The status does not tell kube-proxy to leave the VIP alone.
+    WithoutIpMode,
+}
+
+impl Dropped {
+    fn words(self) -> &'static str {
+        match self {
+            Self::ExternalIp => {
+                "kube-proxy drops packets to externalIPs of policy Local on nodes without a pod of it"
+            }
+            Self::WithoutIpMode => {
+                "its status lacks ipMode Proxy, so kube-proxy drops packets of policy Local on nodes without a pod of it"
+            }
+        }
+    }
+}
 
 /// The mode of what `want` asks for.
 pub fn of(
@@ -23,11 +50,14 @@ pub fn of(
     want: &Want,
     service: &Service,
     options: &Options,
-) -> Result<Mode, Finding> {
+) -> Result<Mode, Refused> {
     let key = &want.entry.service;
     let named = want.entry.method.map(Method::mode).or(options.mode);
-    let refused =
-        |why: &str, mend: String| Err(Finding::new(key, format!("not served at {vip}: {why}")).mend(mend));
+    let because = |why: &str, mend: String, by_its_status| {
+        let finding = Finding::new(key, format!("not served at {vip}: {why}")).mend(mend);
+        Err(Refused { finding, by_its_status })
+    };
+    let refused = |why: &str, mend: String| because(why, mend, false);
     match named.unwrap_or(inputs.settings.balancing.mode) {
         Mode::Proxy if service.local_policy && options.proxy_protocol == ProxyProtocol::Off => refused(
             "externalTrafficPolicy Local keeps the client's address, which mode proxy cannot without the PROXY protocol",
@@ -39,7 +69,9 @@ pub fn of(
         ),
         mode @ (Mode::Nat | Mode::Dsr | Mode::Proxy) if service.local_policy => {
             match dropped_by_kube_proxy(vip, want.source, service) {
-                Some(why) => refused(why, policy_cluster(key)),
+                Some(why) => {
+                    because(why.words(), policy_cluster(key), why == Dropped::WithoutIpMode)
+                }
                 None if mode == Mode::Proxy => Ok(mode),
                 None => Ok(Mode::Dsr),
             }
@@ -50,9 +82,9 @@ pub fn of(
 
 /// Why packets for pods of policy Local would not get through, if so: on nodes without such pods kube-proxy drops what
 /// comes for an address that it balances itself, before IPVS has seen it.
-fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Option<&'static str> {
+fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Option<Dropped> {
     if source == Source::ExternalIp {
-        return Some("kube-proxy drops packets to externalIPs of policy Local on nodes without a pod of it");
+        return Some(Dropped::ExternalIp);
     }
     let ingress = service.load_balancer.iter().flat_map(|balancer| &balancer.ingress);
     let mut shown = ingress.filter(|entry| entry.ip.parse() == Ok(vip));
@@ -62,10 +94,7 @@ fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Opti
         (Source::LoadBalancer, mode) => mode.is_none(),
         _ => true,
     };
-    shown.any(|entry| lacks(entry.mode.as_deref())).then_some(concat!(
-        "its status lacks ipMode Proxy",
-        ", so kube-proxy drops packets of policy Local on nodes without a pod of it"
-    ))
+    shown.any(|entry| lacks(entry.mode.as_deref())).then_some(Dropped::WithoutIpMode)
 }
 
 /// Why `port` cannot be served in `mode`, if so.
@@ -103,7 +132,7 @@ mod tests {
         let load_balancer = Some(LoadBalancer { ingress: vec![entry], ..LoadBalancer::default() });
         let service = Service { load_balancer, ..Service::default() };
         let why = dropped_by_kube_proxy(VIP.parse().unwrap(), source, &service);
-        assert_eq!(why.is_some_and(|why| why.contains(LACKS_IP_MODE)), refused, "{source} {mode:?}");
+        assert_eq!(why, refused.then_some(Dropped::WithoutIpMode), "{source} {mode:?}");
     }
 
     #[test]
@@ -119,6 +148,6 @@ mod tests {
     #[test]
     fn of_external_ips_kube_proxy_drops_all() {
         let why = dropped_by_kube_proxy(VIP.parse().unwrap(), Source::ExternalIp, &Service::default());
-        assert!(why.is_some());
+        assert_eq!(why, Some(Dropped::ExternalIp));
     }
 }

@@ -61,7 +61,9 @@ fn obstacle(node: &Node, way: &Way, facts: &HostFacts) -> Option<String> {
             way.to
         )),
         _ if properties.wraps == Wraps::ByRoute => None,
-        Some(via) if node.addresses.contains(&via) => None,
+        Some(via) if node.addresses.contains(&via) || node.other_addresses.contains(&via) => None,
+        // A neighbour; routing daemons name each other so.
+        Some(IpAddr::V6(via)) if via.is_unicast_link_local() && !facts.gateways.contains(&via.into()) => None,
         Some(via) => Some(format!("the route to {} leads through {via}, which is not its node", way.to)),
         None => Some(format!("{} is on the link {link} itself, where nobody translates for it", way.to)),
     }
@@ -81,7 +83,8 @@ mod tests {
             ("wg0", Link { wraps: Wraps::ByDestination, ..one(4) }),
         ];
         let links = links.into_iter().map(|(name, link)| (name.to_owned(), link)).collect();
-        let facts = HostFacts { links, ..HostFacts::default() };
+        let gateways = ["fe80::1".parse().unwrap()].into();
+        let facts = HostFacts { links, gateways, ..HostFacts::default() };
         let node = Node { addresses: vec!["10.87.2.6".parse().unwrap()], ..Node::default() };
         let hop = Hop { link, via: via.map(|via| via.parse().unwrap()) };
         let way = Way { to: "10.2.6.9".parse().unwrap(), hop: Some(hop) };
@@ -94,6 +97,12 @@ mod tests {
         check(3, Some("10.2.6.0"), None);
         check(3, None, None);
         check(9, None, None);
+        check(2, Some("fe80::6"), None);
+        check(
+            2,
+            Some("fe80::1"),
+            Some("the route to 10.2.6.9 leads through fe80::1, which is not its node"),
+        );
         check(
             2,
             Some("10.87.2.1"),
