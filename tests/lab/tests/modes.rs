@@ -23,10 +23,14 @@ mod classic;
 mod local;
 #[path = "modes/narrow.rs"]
 mod narrow;
+#[path = "modes/overlay.rs"]
+mod overlay;
 #[path = "modes/paths.rs"]
 mod paths;
 #[path = "modes/preflight.rs"]
 mod preflight;
+#[path = "modes/rules.rs"]
+mod rules;
 #[path = "modes/sources.rs"]
 mod sources;
 #[path = "modes/handover.rs"]

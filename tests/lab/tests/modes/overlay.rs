@@ -1,0 +1,93 @@
+//! Pods behind an overlay network, as flannel makes one: what is handed on comes out of a device, not from a peer's card.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use kvip_lab::lab::{Lab, Node};
+use kvip_lab::layout::NODES;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::scenario::{SOON, diagnosis, explained, finding};
+
+use super::{DSR, kept_source, modes};
+
+/// kvip's minute's audit, and what comes of it on a slow machine.
+const AUDIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn pods_behind_an_overlay_see_the_client() -> Result<()> {
+    let lab = modes()?;
+    lab.on_all_nodes(|node| node.must(&wrap(node)).map(drop)).into_iter().collect::<Result<()>>()?;
+    let marked = lab.wait_for("packets out of the overlay to be marked", SOON, || {
+        let chain = "nft list chain inet kvip steer4";
+        lab.nodes().all(|node| node.must(chain).is_ok_and(|text| text.contains("flannel.1"))).then_some(())
+    });
+    explained(&lab, marked)?;
+    for question in DSR.questions() {
+        for asker in [Asker::Client, Asker::Outside] {
+            let question = question.connections(24).every(Duration::from_secs(1));
+            let report = lab.ask(asker, &question, 1)?;
+            println!("overlay, {} from {asker:?}: {report}; pods saw {:?}", question.arguments(), report.sources());
+            let all = report.answered() == 24 && report.pods().len() == 3;
+            let good = all && kept_source(&report, asker, question.target.is_ipv4());
+            ensure!(good, "{asker:?} {}: {report}\n{}", question.arguments(), diagnosis(&lab));
+        }
+    }
+    strict(&lab)?;
+    lab.on_all_nodes(|node| node.must(&unwrap(node)).map(drop)).into_iter().collect()
+}
+
+/// A device that takes only what it would answer to drops what is handed on through it.
+fn strict(lab: &Lab) -> Result<()> {
+    let name = lab.other_than(lab.wait_for_holder()?);
+    for (value, said) in [("1", true), ("2", false)] {
+        lab.node(name).must(&format!("sysctl -w net.ipv4.conf.flannel/1.rp_filter={value}"))?;
+        let done = lab.wait_for(&format!("rp_filter {value} to be judged"), AUDIT, || {
+            (finding(lab, name, "flannel/1.rp_filter").is_some() == said).then_some(())
+        });
+        done.with_context(|| diagnosis(lab))?;
+    }
+    Ok(())
+}
+
+/// The last number of a node's addresses, by which its pod ranges and its device's address are named.
+fn number(address: &str) -> &str {
+    address.rsplit('.').next().unwrap_or_default()
+}
+
+/// Makes the device, and sends pods' packets through it.
+fn wrap(node: Node<'_>) -> String {
+    let own = node.spec();
+    let mut script = format!(
+        "set -e; ip link add flannel.1 type vxlan id 1 dev eth0 local {} dstport 8472 nolearning
+        ip link set flannel.1 address 0e:00:00:00:00:{:0>2} up
+        sysctl -q -w net.ipv4.conf.flannel/1.rp_filter=2\n",
+        own.v4,
+        number(own.v4)
+    );
+    for other in NODES.iter().filter(|other| other.name != own.name) {
+        let card = format!("0e:00:00:00:00:{:0>2}", number(other.v4));
+        let _ = writeln!(script, "bridge fdb append {card} dev flannel.1 dst {}", other.v4);
+        for network in [other.pod4, other.pod6] {
+            let via = network.split('/').next().unwrap_or_default();
+            let _ = writeln!(
+                script,
+                "ip neigh replace {via} lladdr {card} dev flannel.1 nud permanent
+                ip route replace {network} via {via} dev flannel.1 onlink"
+            );
+        }
+    }
+    script
+}
+
+/// Takes the device away and sends pods' packets to their nodes again.
+fn unwrap(node: Node<'_>) -> String {
+    let mut script = "set -e; ip link del flannel.1\n".to_owned();
+    for other in NODES.iter().filter(|other| other.name != node.spec().name) {
+        let routes = [(other.pod4, other.v4), (other.pod6, other.v6)];
+        for (network, via) in routes {
+            let _ = writeln!(script, "ip route replace {network} via {via}");
+        }
+    }
+    script
+}
