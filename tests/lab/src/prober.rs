@@ -13,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A request without an answer by then has failed.
-pub const ANSWER_LIMIT: Duration = Duration::from_millis(900);
+/// A request without an answer by then has failed. TCP sends a lost packet again after a second (RFC 6298), which a program that
+/// asks waits for: an emulated machine that stands still for a moment loses packets of its own.
+pub const ANSWER_LIMIT: Duration = Duration::from_millis(2500);
 
 /// How a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -13,6 +13,9 @@ use super::serve::stream_socket;
 use super::{LONGEST, Transport, hold, understand};
 use crate::prober::{self, ANSWER_LIMIT, Failure, Outcome, Sample, failure, now_us};
 
+/// A datagram without an answer by then is lost: nobody sends it again.
+const DATAGRAM_LIMIT: Duration = Duration::from_millis(900);
+
 /// What is asked, from where and how often; on a command line as [`Question::arguments`] says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct Question {
@@ -166,7 +169,7 @@ fn associate(mut socket: Socket, question: &Question, number: u64, begin: Instan
 fn exchange(question: &Question, number: u64) -> io::Result<Outcome> {
     let socket = UdpSocket::bind(question.source(0))?;
     socket.connect(question.target)?;
-    socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+    socket.set_read_timeout(Some(DATAGRAM_LIMIT))?;
     socket.send(question.line(number).as_bytes())?;
     let mut buffer = [0; LONGEST];
     let count = socket.recv(&mut buffer)?;
