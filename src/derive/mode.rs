@@ -69,9 +69,7 @@ pub fn of(
         ),
         mode @ (Mode::Nat | Mode::Dsr | Mode::Proxy) if service.local_policy => {
             match dropped_by_kube_proxy(vip, want.source, service) {
-                Some(why) => {
-                    because(why.words(), policy_cluster(key), why == Dropped::WithoutIpMode)
-                }
+                Some(why) => because(why.words(), policy_cluster(key), why == Dropped::WithoutIpMode),
                 None if mode == Mode::Proxy => Ok(mode),
                 None => Ok(Mode::Dsr),
             }

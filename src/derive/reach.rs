@@ -98,11 +98,7 @@ mod tests {
         check(3, None, None);
         check(9, None, None);
         check(2, Some("fe80::6"), None);
-        check(
-            2,
-            Some("fe80::1"),
-            Some("the route to 10.2.6.9 leads through fe80::1, which is not its node"),
-        );
+        check(2, Some("fe80::1"), Some("the route to 10.2.6.9 leads through fe80::1, which is not its node"));
         check(
             2,
             Some("10.87.2.1"),

@@ -27,7 +27,11 @@ fn pods_behind_an_overlay_see_the_client() -> Result<()> {
         for asker in [Asker::Client, Asker::Outside] {
             let question = question.connections(24).every(Duration::from_secs(1));
             let report = lab.ask(asker, &question, 1)?;
-            println!("overlay, {} from {asker:?}: {report}; pods saw {:?}", question.arguments(), report.sources());
+            println!(
+                "overlay, {} from {asker:?}: {report}; pods saw {:?}",
+                question.arguments(),
+                report.sources()
+            );
             let all = report.answered() == 24 && report.pods().len() == 3;
             let good = all && kept_source(&report, asker, question.target.is_ipv4());
             ensure!(good, "{asker:?} {}: {report}\n{}", question.arguments(), diagnosis(&lab));
