@@ -17,7 +17,7 @@ help: ## this list
 demo: packages deb lab-tool ## three virtual machines, the tutorial, the holder's death: everything at once (15 minutes from nothing, then 2)
 	@$(LAB) demo
 
-test: packages lint ## every check: lint, unit, golden and property tests, then kvip in the lab (45 minutes from nothing)
+test: packages lint ## every check: lint, unit, golden and property tests, then kvip in the lab (an hour from nothing)
 	@echo "== the program's own tests"
 	@$(SUDO) cargo test --locked --package kvip
 	@echo "== the package, and a lower version for the upgrade test"
@@ -28,10 +28,10 @@ test: packages lint ## every check: lint, unit, golden and property tests, then 
 	@$(LAB) image
 	@$(SUDO) cargo test --locked --package kvip-lab -- --test-threads=1
 
-lab-long: packages deb lab-tool ## the lab's long tests: all Service fields, all forwarding modes, kube-proxy (40 minutes; not in `test`)
+lab-long: packages deb lab-tool ## the lab's long tests: Service fields, forwarding modes, HAProxy, repairs, kube-proxy (50 minutes; not in `test`)
 	@$(LAB) image
 	@$(SUDO) cargo test --locked --package kvip-lab --features long \
-		--test services --test modes --test kube_proxy -- --test-threads=1 --nocapture
+		--test services --test modes --test proxy --test repair --test kube_proxy -- --test-threads=1 --nocapture
 
 lab: packages deb lab-tool ## raises the lab with kvip and the tutorial and leaves it up to play with
 	@$(LAB) play
