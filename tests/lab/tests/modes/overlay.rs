@@ -72,8 +72,9 @@ fn wrap(node: Node<'_>) -> String {
     for other in NODES.iter().filter(|other| other.name != own.name) {
         let card = format!("0e:00:00:00:00:{:0>2}", number(other.v4));
         let _ = writeln!(script, "bridge fdb append {card} dev flannel.1 dst {}", other.v4);
-        for network in [other.pod4, other.pod6] {
-            let via = network.split('/').next().unwrap_or_default();
+        let first = other.pod4.split('/').next().unwrap_or_default();
+        let link_local = format!("fe80::{}", number(other.v4));
+        for (network, via) in [(other.pod4, first), (other.pod6, &link_local)] {
             let _ = writeln!(
                 script,
                 "ip neigh replace {via} lladdr {card} dev flannel.1 nud permanent
