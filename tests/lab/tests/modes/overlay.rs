@@ -65,9 +65,11 @@ fn wrap(node: Node<'_>) -> String {
     let mut script = format!(
         "set -e; ip link add flannel.1 type vxlan id 1 dev eth0 local {} dstport 8472 nolearning
         ip link set flannel.1 address 0e:00:00:00:00:{:0>2} up
+        ip addr add {}/32 dev flannel.1
         sysctl -q -w net.ipv4.conf.flannel/1.rp_filter=2\n",
         own.v4,
-        number(own.v4)
+        number(own.v4),
+        own.pod4.split('/').next().unwrap_or_default()
     );
     for other in NODES.iter().filter(|other| other.name != own.name) {
         let card = format!("0e:00:00:00:00:{:0>2}", number(other.v4));
