@@ -52,16 +52,19 @@ impl One<'_> {
         self.now.and_then(|now| now.real_servers.get(backend))
     }
 
+    /// Weights are taken away last of all, so that one has a weight all the while.
     fn in_any_order(&self, wanted: &Wanted, plan: &mut Plan) {
+        let mut zeroed = Vec::new();
         for (backend, (wanted, real)) in wanted {
             match wanted {
                 WantedServer::Active => plan.prepare.extend(self.bring(*backend, *real)),
-                WantedServer::Idle => plan.prepare.extend(self.bring(*backend, idle(*real))),
+                WantedServer::Idle => zeroed.extend(self.bring(*backend, idle(*real))),
                 WantedServer::Draining => {
                     plan.retire.extend(self.drain(*backend, *real, self.gone_quiet(backend)));
                 }
             }
         }
+        plan.prepare.extend(zeroed);
     }
 
     /// Adds a real server, or changes one that is not as wanted.
@@ -94,6 +97,7 @@ impl One<'_> {
     ///
     /// One that comes between others has those behind it removed and added again, one at a time. Their connections find
     /// them again: the kernel keeps a removed real server for those that it has (ip_vs_trash_get_dest, ip_vs_ctl.c).
+    /// Weights are taken away last of all here too.
     fn in_order(&self, wanted: &Wanted, plan: &mut Plan) {
         let stays = |backend: &Backend| {
             let drained = self.have.drained.contains(&(self.key, *backend));
@@ -105,31 +109,24 @@ impl One<'_> {
             self.now.into_iter().flat_map(|now| &now.added).filter(|backend| stays(backend)).collect();
         let target: Vec<&Backend> = wanted.keys().filter(|backend| stays(backend)).collect();
         let settled = added.iter().zip(&target).take_while(|(here, there)| here == there).count();
+        let mut zeroed = Vec::new();
         for (position, backend) in target.into_iter().enumerate() {
             let (state, real) = wanted[backend];
+            let is_active = state == WantedServer::Active;
             if position >= settled {
-                self.add_anew(*backend, state, real, plan);
-            } else if let Some(change) = self.bring(*backend, weighted(state, real)) {
-                plan.prepare.push(change);
+                plan.prepare.extend(self.here(backend).map(|_| Command::DelDest(self.key, *backend)));
+                plan.prepare.push(Command::NewDest(self.key, *backend, real));
+                zeroed.extend((!is_active).then(|| Command::SetDest(self.key, *backend, idle(real))));
+            } else if is_active {
+                plan.prepare.extend(self.bring(*backend, real));
+            } else {
+                zeroed.extend(self.bring(*backend, idle(real)));
             }
         }
+        plan.prepare.extend(zeroed);
         let done = wanted.keys().filter(|backend| !stays(backend) && self.here(backend).is_some());
         plan.retire.extend(done.map(|backend| Command::DelDest(self.key, *backend)));
     }
-
-    fn add_anew(&self, backend: Backend, state: WantedServer, real: RealServer, plan: &mut Plan) {
-        if self.here(&backend).is_some() {
-            plan.prepare.push(Command::DelDest(self.key, backend));
-        }
-        plan.prepare.push(Command::NewDest(self.key, backend, real));
-        if state != WantedServer::Active {
-            plan.prepare.push(Command::SetDest(self.key, backend, idle(real)));
-        }
-    }
-}
-
-fn weighted(state: WantedServer, real: RealServer) -> RealServer {
-    if state == WantedServer::Active { real } else { idle(real) }
 }
 
 /// The same, without new connections.
