@@ -10,6 +10,17 @@ use crate::derive;
 use crate::snapshot::Snapshot;
 use crate::snapshot::admit::{self, Admission, Held, Update};
 
+/// What an admin is told of a state.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    /// What was told before, or goes without saying.
+    Nothing,
+    /// It is served now.
+    Taken,
+    /// It waits.
+    Held(Held),
+}
+
 /// The accepted state of the cluster, and what waits.
 #[derive(Debug, Default)]
 pub struct Admitted {
@@ -25,22 +36,29 @@ impl Admitted {
         Self { accepted: Some(Update::saved(snapshot)), waiting: None, from_disk: true }
     }
 
-    /// Considers a newer state, or the waiting one again when `accepted` names what an admin let through.
+    /// Considers a newer state, or the waiting one again when `accepted` names what an admin let through, and says what is
+    /// new about it.
     pub fn consider(&mut self, update: Option<Update>, accepted: Option<&str>) {
-        let Some(update) = update.or_else(|| self.waiting.take().map(|(update, _)| update)) else { return };
+        match self.judge(update, accepted) {
+            News::Nothing => {}
+            News::Taken => info!("the cluster's state is taken"),
+            News::Held(held) => warn!(id = held.id, "{held}; `kvip accept` lets the new state through"),
+        }
+    }
+
+    fn judge(&mut self, update: Option<Update>, accepted: Option<&str>) -> News {
+        let (waiting, held) = self.waiting.take().unzip();
+        let Some(update) = update.or(waiting) else { return News::Nothing };
         match admit::admit(self.accepted.as_ref(), &update, &derive::vips_asked_for, accepted) {
             Admission::Take => {
-                if self.waiting.take().is_some() || self.from_disk {
-                    info!("the cluster's state is taken");
-                }
+                let is_news = held.is_some() || self.from_disk;
                 self.accepted = Some(update);
                 self.from_disk = false;
+                if is_news { News::Taken } else { News::Nothing }
             }
-            Admission::Hold(held) => {
-                if self.waiting.as_ref().map(|(_, before)| before) != Some(&held) {
-                    warn!(id = held.id, "{held}; `kvip accept` lets the new state through");
-                }
-                self.waiting = Some((update, held));
+            Admission::Hold(now) => {
+                self.waiting = Some((update, now.clone()));
+                if held.as_ref() == Some(&now) { News::Nothing } else { News::Held(now) }
             }
         }
     }
@@ -60,5 +78,29 @@ impl Admitted {
     /// Why a newer state waits.
     pub fn held(&self) -> Option<&Held> {
         self.waiting.as_ref().map(|(_, held)| held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Node;
+
+    fn nodes(names: &[&str]) -> Update {
+        let nodes = names.iter().map(|name| ((*name).to_owned(), Arc::new(Node::default()))).collect();
+        Update { snapshot: Arc::new(Snapshot { nodes, ..Snapshot::default() }), lists: 1 }
+    }
+
+    #[test]
+    fn what_waits_is_said_once() {
+        let mut admitted = Admitted::saved(Snapshot::clone(&nodes(&["a", "b"]).snapshot));
+        let News::Held(held) = admitted.judge(Some(nodes(&[])), None) else { panic!("all nodes are gone") };
+        for _ in 0..2 {
+            assert_eq!(admitted.judge(None, None), News::Nothing, "it waits still");
+            assert_eq!(admitted.judge(Some(nodes(&[])), None), News::Nothing, "heard again");
+        }
+        assert_eq!(admitted.held(), Some(&held));
+        assert_eq!(admitted.judge(None, Some(&held.id)), News::Taken);
+        assert_eq!((admitted.judge(None, None), admitted.held()), (News::Nothing, None));
     }
 }
