@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::config::Mode;
 use crate::derive::Desired;
 use crate::model::{Family, Finding};
+use crate::net::HostFacts;
 
 /// Where the package puts those of IPVS.
 const OURS: &str = "/usr/lib/sysctl.d/50-kvip.conf";
@@ -96,16 +97,31 @@ pub fn rp_filters(links: &BTreeSet<String>) -> Vec<String> {
     links.iter().map(|link| rp_filter(link)).chain([rp_filter("all")]).collect()
 }
 
-/// A finding for each of `links` over which packets that peers hand on would be dropped.
-pub fn strict(links: &BTreeSet<String>, have: &BTreeMap<String, String>) -> Vec<Finding> {
+/// A finding for each of `links` over which packets that peers hand on would be dropped. Where a link has no IPv4 address
+/// the loose way drops them too (`last_resort` in the kernel's fib_frontend.c).
+pub fn strict(links: &BTreeSet<String>, have: &BTreeMap<String, String>, facts: &HostFacts) -> Vec<Finding> {
     let value = |link: &str| have.get(&rp_filter(link)).and_then(|value| value.parse::<u8>().ok());
+    let numbered =
+        |link: &String| facts.addresses.iter().any(|address| address.link == *link && address.ip.is_ipv4());
     let finding = |link: &String| {
         let name = rp_filter(link);
-        (value(link).max(value("all")) == Some(1)).then(|| {
-            let text = "is strict and must be 2: packets that peers hand on in mode dsr are dropped here";
-            let keep = format!("echo {name} = 2 >>/etc/sysctl.d/60-forwarding.conf");
-            Finding::new(&name, text).mend(format!("sysctl -w {name}=2; and to keep it: {keep}"))
-        })
+        match value(link).max(value("all")) {
+            Some(1) => {
+                let text = "is strict and must be 2: packets that peers hand on in mode dsr are dropped here";
+                let keep = format!("echo {name} = 2 >>/etc/sysctl.d/60-forwarding.conf");
+                Some(Finding::new(&name, text).mend(format!("sysctl -w {name}=2; and to keep it: {keep}")))
+            }
+            Some(2) if !numbered(link) => {
+                let text = format!(
+                    "is 2 and {link} has no IPv4 address: packets that peers hand on in mode dsr are dropped here"
+                );
+                let mend = format!(
+                    "give it one of this node's pods' range, as most CNIs do: ip address add ADDRESS/32 dev {link}"
+                );
+                Some(Finding::new(&name, text).mend(mend))
+            }
+            _ => None,
+        }
     };
     links.iter().filter_map(finding).collect()
 }
@@ -137,6 +153,7 @@ pub fn read(names: &[String]) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Address;
 
     #[track_caller]
     fn check(wanted: Wanted, value: Option<&str>, expected: Option<&str>) {
@@ -174,11 +191,26 @@ mod tests {
         let [link, all] = ["net.ipv4.conf.flannel/1.rp_filter", "net.ipv4.conf.all.rp_filter"];
         assert_eq!(rp_filters(&links), [link, all]);
         assert_eq!(exchanged(link), "net/ipv4/conf/flannel.1/rp_filter");
-        for (own, of_all, expected) in
-            [("0", "0", 0), ("1", "0", 1), ("0", "1", 1), ("2", "1", 0), ("1", "2", 0)]
-        {
+        let numbered = |ip: &str| {
+            let ip = ip.parse().unwrap();
+            let address = Address { ip, prefix_len: 32, link: "flannel.1".into(), noprefixroute: false };
+            HostFacts { addresses: [address].into(), ..HostFacts::default() }
+        };
+        for (own, of_all, ip, expected) in [
+            ("0", "0", "10.2.4.0", None),
+            ("1", "0", "10.2.4.0", Some("is strict")),
+            ("0", "1", "10.2.4.0", Some("is strict")),
+            ("2", "1", "10.2.4.0", None),
+            ("1", "2", "10.2.4.0", None),
+            ("0", "2", "fd00::1", Some("is 2 and flannel.1 has no IPv4 address")),
+            ("0", "0", "fd00::1", None),
+        ] {
             let have = [(link.to_owned(), own.to_owned()), (all.to_owned(), of_all.to_owned())].into();
-            assert_eq!(strict(&links, &have).len(), expected, "{own} and {of_all}");
+            let found = strict(&links, &have, &numbered(ip));
+            let said = found.first().map(|finding| finding.text.as_ref());
+            let as_expected = said
+                .map_or(expected.is_none(), |said: &str| expected.is_some_and(|text| said.starts_with(text)));
+            assert!(as_expected, "{own}, {of_all} and {ip}: {said:?}");
         }
     }
 }

@@ -25,7 +25,7 @@ pub async fn tune<H: Host, L: Ledger>(
     let names = wanted.iter().map(|one| one.name.to_owned()).chain(sysctl::rp_filters(&overlays));
     let have = host.sysctls(&names.collect::<Vec<_>>()).await;
     let mut findings = sysctl::findings(&wanted, &have);
-    findings.extend(sysctl::strict(&overlays, &have));
+    findings.extend(sysctl::strict(&overlays, &have, &core.facts));
     findings.extend(set_timeouts(core, host).await.err());
     findings.extend(follow_holder(core, host, ledger, desired).await.err());
     findings

@@ -26,9 +26,10 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// The names of the links that wrap packets between this host and its peers.
+    /// The names of the links that wrap IPv4 packets between this host and its peers.
     pub fn overlays(&self, facts: &HostFacts) -> BTreeSet<String> {
-        let hops = self.hops.values().filter_map(|way| facts.link_at(way.hop?.link));
+        let ways = self.hops.iter().filter(|((_, family), _)| *family == Family::V4);
+        let hops = ways.filter_map(|(_, way)| facts.link_at(way.hop?.link));
         hops.filter(|(_, link)| link.wraps != Wraps::Nothing).map(|(name, _)| name.to_owned()).collect()
     }
 }

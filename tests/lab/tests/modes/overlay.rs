@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kvip_lab::lab::{Lab, Node};
-use kvip_lab::layout::NODES;
+use kvip_lab::layout::{NODES, NodeSpec};
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::{SOON, diagnosis, explained, finding};
 
@@ -41,17 +41,34 @@ fn pods_behind_an_overlay_see_the_client() -> Result<()> {
     lab.on_all_nodes(|node| node.must(&unwrap(node)).map(drop)).into_iter().collect()
 }
 
-/// A device that takes only what it would answer to drops what is handed on through it.
+/// A device that takes only what it would answer to drops what is handed on through it, and so does one without an address.
 fn strict(lab: &Lab) -> Result<()> {
-    let name = lab.other_than(lab.wait_for_holder()?);
-    for (value, said) in [("1", true), ("2", false)] {
-        lab.node(name).must(&format!("sysctl -w net.ipv4.conf.flannel/1.rp_filter={value}"))?;
-        let done = lab.wait_for(&format!("rp_filter {value} to be judged"), AUDIT, || {
-            (finding(lab, name, "flannel/1.rp_filter").is_some() == said).then_some(())
+    let node = lab.node(lab.other_than(lab.wait_for_holder()?));
+    let filter = |value: u8| format!("sysctl -w net.ipv4.conf.flannel/1.rp_filter={value}");
+    let address = |verb: &str| format!("ip addr {verb} {}/32 dev flannel.1", address(node.spec()));
+    for (script, said) in [
+        (filter(1), Some("is strict")),
+        (filter(2), None),
+        (address("del"), Some("has no IPv4 address")),
+        (address("add"), None),
+    ] {
+        node.must(&script)?;
+        let judged = lab.wait_for(&format!("{script} to be judged"), AUDIT, || {
+            let found = finding(lab, node.spec().name, "flannel/1.rp_filter");
+            let as_is = match said {
+                Some(said) => found?.contains(said),
+                None => found.is_none(),
+            };
+            as_is.then_some(())
         });
-        done.with_context(|| diagnosis(lab))?;
+        judged.with_context(|| diagnosis(lab))?;
     }
     Ok(())
+}
+
+/// The device's address, which is the first of the node's pods' range, as flannel has it.
+fn address(node: &NodeSpec) -> &str {
+    node.pod4.split('/').next().unwrap_or_default()
 }
 
 /// The last number of a node's addresses, by which its pod ranges and its device's address are named.
@@ -69,14 +86,13 @@ fn wrap(node: Node<'_>) -> String {
         sysctl -q -w net.ipv4.conf.flannel/1.rp_filter=2\n",
         own.v4,
         number(own.v4),
-        own.pod4.split('/').next().unwrap_or_default()
+        address(own)
     );
     for other in NODES.iter().filter(|other| other.name != own.name) {
         let card = format!("0e:00:00:00:00:{:0>2}", number(other.v4));
         let _ = writeln!(script, "bridge fdb append {card} dev flannel.1 dst {}", other.v4);
-        let first = other.pod4.split('/').next().unwrap_or_default();
         let link_local = format!("fe80::{}", number(other.v4));
-        for (network, via) in [(other.pod4, first), (other.pod6, &link_local)] {
+        for (network, via) in [(other.pod4, address(other)), (other.pod6, &link_local)] {
             let _ = writeln!(
                 script,
                 "ip neigh replace {via} lladdr {card} dev flannel.1 nud permanent
