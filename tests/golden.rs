@@ -63,22 +63,29 @@ fn planned(within: &Path, case: &str, arguments: &[&str]) -> String {
 
 #[test]
 fn texts() {
-    let update = env::var_os("UPDATE_GOLDEN").is_some();
-    let mut wrong = String::new();
-    for case in cases() {
-        for (file, arguments) in TEXTS {
-            let path = golden().join(&case).join(file);
-            let text = planned(&golden(), &case, arguments);
-            if update && (path.exists() || !text.is_empty()) {
-                fs::write(&path, &text).unwrap();
-            }
-            let wanted = fs::read_to_string(&path).unwrap_or_default();
-            if text != wanted {
-                let _ = writeln!(wrong, "{case}/{file} is expected to be\n{wanted}\nand is\n{text}");
-            }
-        }
+    let differences: String = cases()
+        .iter()
+        .flat_map(|case| TEXTS.map(|(file, arguments)| difference(case, file, arguments)))
+        .flatten()
+        .collect();
+    assert_eq!(differences, "", "UPDATE_GOLDEN=1 writes them anew");
+}
+
+/// What scripts read: one case has all of it.
+#[test]
+fn a_plan_as_json() {
+    assert_eq!(difference("tutorial", "plan-json.txt", &["--json"]), None, "UPDATE_GOLDEN=1 writes it anew");
+}
+
+/// What is expected and what `kvip plan` prints, where they differ; nothing where they have just been made the same.
+fn difference(case: &str, file: &str, arguments: &[&str]) -> Option<String> {
+    let path = golden().join(case).join(file);
+    let text = planned(&golden(), case, arguments);
+    if env::var_os("UPDATE_GOLDEN").is_some() && (path.exists() || !text.is_empty()) {
+        fs::write(&path, &text).unwrap();
     }
-    assert_eq!(wrong, "", "UPDATE_GOLDEN=1 writes them anew");
+    let wanted = fs::read_to_string(&path).unwrap_or_default();
+    (text != wanted).then(|| format!("{case}/{file} is expected to be\n{wanted}\nand is\n{text}\n"))
 }
 
 /// Runs `ip` with `arguments`, which must succeed.
