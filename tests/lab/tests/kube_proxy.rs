@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
-    Asking, POOLS, check_answered_inside, explain, ingress, must, object, settings, wait_for_addresses,
-    wait_for_answer, wait_until_gone,
+    Asking, POOLS, check_answered_inside, condition, explain, ingress, must, object, settings,
+    wait_for_addresses, wait_for_answer, wait_until_gone,
 };
 use kvip_lab::kube_proxy::Mode;
 use kvip_lab::kvip::Settings;
@@ -215,12 +215,23 @@ fn ipvs() -> Result<()> {
     settings(&lab, &format!("{POOLS}\n[balancing]\nbeside_kube_proxy_ipvs = true\n"))?;
     wait_until_whole(&lab)?;
     check_both(&lab, &given)?;
+    external_ips_are_kube_proxys(&lab)?;
     let gap = gap_of_restart(&lab)?;
     must(&lab, gap < AUDIT, &format!("{gap:?} without an answer"))?;
     check_both(&lab, &given)?;
     lab.stop_kube_proxy()?;
-    lab.on_all_nodes(|node| node.must("ip link delete kube-ipvs0 2>/dev/null || true").map(drop))
-        .into_iter()
-        .collect::<Result<()>>()?;
     wait_until_whole(&lab)
+}
+
+/// In mode ipvs kube-proxy has virtual servers of its own for them, so kvip has none.
+fn external_ips_are_kube_proxys(lab: &Lab) -> Result<()> {
+    Asking::new("external").spec("externalIPs", json!([EXTERNAL])).apply(lab)?;
+    let words = "spec.externalIPs not served: kube-proxy in ipvs mode";
+    let told = lab.wait_for("all nodes to leave externalIPs to kube-proxy", SOON, || {
+        lab.nodes().all(|node| finding(lab, node.spec().name, words).is_some()).then_some(())
+    });
+    told.with_context(|| explain(lab, "external"))?;
+    let said = condition(lab, "external")?;
+    must(lab, said.starts_with("False "), &format!("the condition of externalIPs says {said}"))?;
+    lab.kubectl(&["delete", "service", "external"]).map(drop)
 }
