@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use kvip_lab::asking::object;
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{self, CLIENT_V4, CLIENT_V6, NODES};
@@ -142,6 +143,9 @@ fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
         });
         let first = explained(&lab, first)?;
         ensure!(first.len() == 1, "one flow was answered by {first:?}");
+        let pod = address_of(&lab, &first[0], vip.contains(':'))?;
+        let known = || flows(&lab, vip, &pod).filter(|flows| !flows.is_empty()).map(drop);
+        explained(&lab, lab.wait_for("the flow to be known", SOON, known))?;
         lab.kubectl(&["delete", "pod", &first[0], "--wait=false"])?;
         let moved = lab.wait_for("30 answers from other pods", SOON, || {
             let mut pods = Report::new(probe.so_far()).pods();
@@ -150,9 +154,28 @@ fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
         });
         let report = probe.stop()?;
         explained(&lab, moved).with_context(|| format!("{report}"))?;
+        let what = format!("all nodes to know nothing of a flow from {vip} to {pod}");
+        let forgotten = || flows(&lab, vip, &pod).filter(String::is_empty).map(drop);
+        explained(&lab, lab.wait_for(&what, SOON, forgotten))?;
         eprintln!("udp {vip} from one port, its pod deleted: {report}");
         let gap = report.longest_gap().context("a report has a longest gap")?.length();
         ensure!(gap < Duration::from_secs(3), "no answer for {gap:?}: {report}\n{}", diagnosis(&lab));
     }
     Ok(())
+}
+
+/// The pod's address of that family.
+fn address_of(lab: &Lab, pod: &str, is_v6: bool) -> Result<String> {
+    let pod = object(lab, &format!("pod {pod}"))?;
+    let addresses = pod["status"]["podIPs"].as_array().context("a pod has addresses")?;
+    let of_family =
+        addresses.iter().filter_map(|one| one["ip"].as_str()).find(|ip| ip.contains(':') == is_v6);
+    Ok(of_family.context("one of each family")?.to_owned())
+}
+
+/// The flows to `vip` that were translated to `pod`, by the connection tracking of all nodes; none when one does not say.
+fn flows(lab: &Lab, vip: &str, pod: &str) -> Option<String> {
+    let family = if vip.contains(':') { "ipv6" } else { "ipv4" };
+    let script = format!("conntrack -L -f {family} -p udp --orig-dst {vip} --reply-src {pod}");
+    lab.nodes().map(|node| node.must(&script).ok()).collect()
 }
