@@ -25,6 +25,7 @@ fn three_allocators_on_the_real_api() -> Result<()> {
         step("an old cluster: Leases", || leases_alone(&cluster))?;
         return step("the same cluster, upgraded", || upgraded(&server, &cluster));
     }
+    let foreign = cluster.foreign()?;
     step("identities", || identities(&server))?;
     step("statuses", || statuses(&server, &cluster))?;
     step("a race for a small pool", || race(&cluster))?;
@@ -33,7 +34,16 @@ fn three_allocators_on_the_real_api() -> Result<()> {
     step("two sharers and one port", || sharers(&cluster))?;
     step("a Service made again", || made_again(&cluster))?;
     step("from Leases to IPAddresses", || upgrade(&cluster))?;
-    step("everything is given back", || all_given_back(&cluster))
+    step("everything is given back", || all_given_back(&cluster))?;
+    ensure!(foreign.contains_key("10.96.0.1"), "the cluster's own claim is there: {foreign:?}");
+    for (address, version) in foreign {
+        let now = cluster.foreign()?.remove(&address);
+        ensure!(
+            now.as_ref() == Some(&version),
+            "{address}, which is not kvip's, was {version} and is {now:?}"
+        );
+    }
+    Ok(())
 }
 
 /// What the two roles may not do.
@@ -62,15 +72,45 @@ fn identities(server: &ApiServer) -> Result<()> {
     })?;
     let relabel =
         ["label", "ipaddress", "10.96.0.1", "ipaddress.kubernetes.io/managed-by=kvip", "--overwrite"];
-    let lease = ["create", "-f", "-"];
-    let other_lease =
-        "{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {name: other, namespace: kvip-system}}";
+    let create = ["create", "--dry-run=server", "-f", "-"];
+    let lease = |name: &str| {
+        format!(
+            "{{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {{name: {name}, namespace: kvip-system, \
+             labels: {{ipaddress.kubernetes.io/managed-by: kvip}}}}}}"
+        )
+    };
+    let patch = |what: &'static str, more: &'static str| {
+        [
+            "patch",
+            what,
+            "kubernetes",
+            more,
+            "--type=merge",
+            "--dry-run=server",
+            "-p",
+            "{\"metadata\":{\"labels\":{\"a\":\"b\"}}}",
+        ]
+    };
+    let status = patch("service", "--subresource=status");
+    let service = patch("service", "--request-timeout=10s");
+    let map = ["create", "configmap", "other", "-n", "kvip-system", "--dry-run=server"];
     for (role, arguments, input, refusal) in [
         ("member", &dry[..], ours.as_str(), "forbidden"),
         ("member", &foreign[..], "", "forbidden"),
         ("allocator", &dry[..], &claim("{a: b}"), "kvip may only make IPAddresses labelled"),
         ("allocator", &relabel[..], "", "kvip may only change and delete"),
-        ("allocator", &lease[..], other_lease, "kvip may only write Leases named"),
+        ("member", &status[..], "", "forbidden"),
+        ("member", &service[..], "", "forbidden"),
+        ("member", &create[..], &lease("kvip-0a570263"), "forbidden"),
+        ("member", &map[..], "", "forbidden"),
+        ("member", &["get", "secrets", "-n", "kvip-system"], "", "forbidden"),
+        ("member", &["get", "pods"], "", "forbidden"),
+        ("member", &["get", "services"], "", ""),
+        ("allocator", &service[..], "", "forbidden"),
+        ("allocator", &map[..], "", "forbidden"),
+        ("allocator", &["get", "secrets", "-n", "kvip-system"], "", "forbidden"),
+        ("allocator", &create[..], &lease("other"), "kvip may only write Leases named"),
+        ("allocator", &create[..], &lease("kvip-0a570263"), ""),
         ("allocator", &dry[..], &ours, ""),
     ] {
         let output = as_role(role, arguments, input)?;
@@ -227,9 +267,7 @@ fn all_given_back(cluster: &Cluster) -> Result<()> {
     cluster.wait("one claim alone", |now| {
         let addresses: Vec<_> = now.claims.addresses().map(|address| address.to_string()).collect();
         (addresses == ["10.87.3.121"] && now.served("again") == 1).then_some(())
-    })?;
-    ensure!(cluster.foreign()?.contains("10.96.0.1"), "the cluster's own claim is there still");
-    Ok(())
+    })
 }
 
 /// A cluster that serves no IPAddress.

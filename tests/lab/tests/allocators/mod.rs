@@ -1,6 +1,6 @@
 //! Allocators in this process, and the cluster as they and the test see it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -208,12 +208,13 @@ impl Cluster {
         })
     }
 
-    /// The IPAddresses that are not kvip's.
-    pub fn foreign(&self) -> Result<BTreeSet<String>> {
+    /// The IPAddresses that are not kvip's, with their versions.
+    pub fn foreign(&self) -> Result<BTreeMap<String, String>> {
         let api: Api<IPAddress> = Api::all(self.admin.clone());
         let list = self.runtime.block_on(api.list(&ListParams::default()))?;
         let foreign = list.items.iter().filter(|object| object::from_ip_address(object).is_none());
-        Ok(foreign.map(ResourceExt::name_any).collect())
+        let version = |object: &IPAddress| object.resource_version().unwrap_or_default();
+        Ok(foreign.map(|object| (object.name_any(), version(object))).collect())
     }
 }
 
