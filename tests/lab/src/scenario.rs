@@ -95,7 +95,8 @@ impl std::ops::Deref for Turn {
 }
 
 impl Drop for Turn {
-    /// What a failed test leaves behind is no fault of the next: that one starts from a new lab.
+    /// What a test leaves behind that panics is no fault of the next: that one starts from a new lab. One that returns an error
+    /// leaves what it made, so look at the first failure of a file first.
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.take();

@@ -22,10 +22,18 @@ use serde_json::{Value, json};
 
 #[path = "services/edits.rs"]
 mod edits;
+#[path = "services/endings.rs"]
+mod endings;
 #[path = "services/fields.rs"]
 mod fields;
+#[path = "services/manifests.rs"]
+mod manifests;
 #[path = "services/statics.rs"]
 mod statics;
+#[path = "services/unserved.rs"]
+mod unserved;
+#[path = "services/wishes.rs"]
+mod wishes;
 
 /// What keepalived waits until it counts a node without kvip as gone: the default.
 const GONE_AFTER: Duration = Duration::from_secs(60);
@@ -246,32 +254,6 @@ fn from(lab: &Lab, source: &str, vip: &str, count: u64) -> Result<kvip_lab::prob
     lab.ask(Asker::Client, &Question::new(Transport::Tcp, target).from_address(source.parse()?), count)
 }
 
-#[test]
-fn source_ranges_let_in_whom_they_name() -> Result<()> {
-    const OTHER: &str = "10.87.2.201";
-    let lab = asking()?;
-    let added = lab.client(&["ip", "addr", "replace", &format!("{OTHER}/24"), "dev", "eth0"])?;
-    ensure!(added.ok(), "the client's second address: {added}");
-    let only = |source: &str| {
-        let ranges = vec![format!(" {source}/32 ")];
-        Asking::new("ranged").load_balancer().spec("loadBalancerSourceRanges", ranges).apply(&lab)
-    };
-    only(CLIENT_V4)?;
-    let vip = wait_for_addresses(&lab, "ranged", 1)?.remove(0);
-    for (inside, outside) in [(CLIENT_V4, OTHER), (OTHER, CLIENT_V4)] {
-        only(inside)?;
-        let divided = lab.wait_for(&format!("{inside} alone to be let in to {vip}"), SOON, || {
-            let passes = from(&lab, inside, &vip, 3).ok()?.answered() == 3;
-            let dropped =
-                from(&lab, outside, &vip, 2).ok()?.failures() == BTreeMap::from([(Failure::Timeout, 2)]);
-            (passes && dropped).then_some(())
-        });
-        divided.with_context(|| explain(&lab, "ranged"))?;
-    }
-    delete(&lab, "ranged")?;
-    wait_until_gone(&lab, &vip)
-}
-
 /// Twenty requests are answered by so many pods. A slow machine may let one pass its time, but none is refused.
 fn check_pods(lab: &Lab, vip: &str, pods: usize, what: &str) -> Result<()> {
     let report = from(lab, CLIENT_V4, vip, 20)?;
@@ -333,7 +315,19 @@ fn check_stand_in(lab: &Lab, first: &str) -> Result<String> {
     must(lab, took > turn, &format!("another than {first} allocated after {took:?} already"))?;
     let answered = lab.wait_for(&format!("an answer from {vip}"), GONE_AFTER + SOON, || lab.curl(&vip));
     answered.with_context(|| explain(lab, "orphan"))?;
+    check_claim_without_status(lab, &vip)?;
     Ok(vip)
+}
+
+/// As an allocator leaves it that dies between the claim and the status: the next one says what is claimed, and claims
+/// nothing more.
+fn check_claim_without_status(lab: &Lab, vip: &str) -> Result<()> {
+    let before = claimed(lab)?;
+    let bare = json!({"status": {"loadBalancer": null, "conditions": null}}).to_string();
+    lab.kubectl(&["patch", "service", "orphan", "--subresource=status", "--type=merge", "-p", &bare])?;
+    let said = wait_for_addresses(lab, "orphan", 1)?;
+    must(lab, said == [vip], &format!("{vip} is claimed and the status says {said:?}"))?;
+    must(lab, claimed(lab)? == before, "nothing more is claimed")
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Random edits of Services, their EndpointSlices and the ConfigMap end where a fresh start ends.
 
+use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::asking::{CLASS, explain, wait_until_gone};
+use kvip_lab::asking::{CLASS, explain, items, wait_until_gone};
 use kvip_lab::batch::Edit;
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::NODES;
@@ -117,7 +118,7 @@ impl Random {
     }
 }
 
-/// All that a node has and says, without what only tells how long or how often.
+/// All that a node has and says, and what the API says of addresses, without what only tells how long or how often.
 fn state(lab: &Lab, node: &str) -> Result<String> {
     let script =
         "ipvsadm -Sn | sort; nft --stateless list table inet kvip; cat /etc/keepalived/keepalived.conf";
@@ -133,7 +134,26 @@ fn state(lab: &Lab, node: &str) -> Result<String> {
     for vip in status["vips"].as_array_mut().into_iter().flatten() {
         vip["seconds"].take();
     }
-    Ok(format!("{kernel}{status:#}\n"))
+    Ok(format!("{kernel}{status:#}\n{}", said(lab)?))
+}
+
+/// What the API says of the Services' addresses and whose they are; claims that were given back go in their time.
+fn said(lab: &Lab) -> Result<String> {
+    let mut text = String::new();
+    for service in items(lab, "services -n default")? {
+        let conditions = service["status"]["conditions"].as_array().into_iter().flatten();
+        let conditions: Vec<_> =
+            conditions.map(|one| [&one["status"], &one["reason"], &one["message"]]).collect();
+        let name = &service["metadata"]["name"];
+        writeln!(text, "{name} {} {conditions:?}", service["status"]["loadBalancer"])?;
+    }
+    for claim in items(lab, "ipaddresses -l ipaddress.kubernetes.io/managed-by=kvip")? {
+        let (name, annotations) = (&claim["metadata"]["name"], &claim["metadata"]["annotations"]);
+        if annotations["kvip.io/released-at"].is_null() {
+            writeln!(text, "{name} {}", annotations["kvip.io/services"])?;
+        }
+    }
+    Ok(text)
 }
 
 /// The lines that only one of the two has.

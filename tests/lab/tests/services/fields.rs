@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
-    Asking, POOLS, explain, items, must, object, settings, wait_for_addresses, wait_for_answer,
+    Asking, POOLS, events, explain, items, must, object, settings, wait_for_addresses, wait_for_answer,
     wait_until_gone,
 };
 use kvip_lab::lab::{Lab, Node};
@@ -106,30 +106,36 @@ fn nodes_served(node: &Node<'_>, vip: &str) -> Option<BTreeSet<String>> {
     )
 }
 
-/// The EndpointSlice controller writes the hints, from the Nodes' zones.
+/// Labels each node with its zone, where NODE stands for its name; `-` takes the label away.
+fn label_zones(lab: &Lab, value: &str) -> Result<()> {
+    NODES.iter().try_for_each(|node| {
+        let zone = format!("topology.kubernetes.io/zone{}", value.replace("NODE", node.name));
+        lab.kubectl(&["label", "--overwrite", "node", node.name, &zone]).map(drop)
+    })
+}
+
+/// The EndpointSlice controller writes the hints, from the Nodes' zones and names.
 #[test]
-fn traffic_is_kept_in_the_holders_zone() -> Result<()> {
+fn traffic_is_kept_in_the_holders_zone_or_on_its_node() -> Result<()> {
     let lab = asking()?;
-    let label = |value: &str| {
-        let zone = |node: &str| format!("topology.kubernetes.io/zone{}", value.replace("NODE", node));
-        NODES.iter().try_for_each(|node| {
-            lab.kubectl(&["label", "--overwrite", "node", node.name, &zone(node.name)]).map(drop)
-        })
-    };
-    label("=zone-of-NODE")?;
+    label_zones(&lab, "=zone-of-NODE")?;
     let zoned = Asking::new("zoned").load_balancer();
     zoned.clone().apply(&lab)?;
     let vip = wait_for_addresses(&lab, "zoned", 1)?.remove(0);
     let pods = nodes_with_pods(&lab, "zoned")?;
     wait_for_nodes(&lab, "pods of all zones to serve", &vip, |_| pods.clone())?;
-    zoned.spec("trafficDistribution", "PreferClose").apply(&lab)?;
+    zoned.clone().spec("trafficDistribution", "PreferClose").apply(&lab)?;
     // A node whose zone has no pod takes all.
-    wait_for_nodes(&lab, "pods of its own zone alone to serve each node", &vip, |node| {
-        if pods.contains(node) { [node.to_owned()].into() } else { pods.clone() }
-    })?;
+    let own = |node: &str| if pods.contains(node) { [node.to_owned()].into() } else { pods.clone() };
+    wait_for_nodes(&lab, "pods of its own zone alone to serve each node", &vip, own)?;
+    wait_for_answer(&lab, &vip)?;
+    label_zones(&lab, "=one")?;
+    wait_for_nodes(&lab, "pods of the one zone to serve", &vip, |_| pods.clone())?;
+    zoned.spec("trafficDistribution", "PreferSameNode").apply(&lab)?;
+    wait_for_nodes(&lab, "its own pods alone to serve each node", &vip, own)?;
     wait_for_answer(&lab, &vip)?;
     delete(&lab, "zoned")?;
-    label("-")?;
+    label_zones(&lab, "-")?;
     wait_until_gone(&lab, &vip)
 }
 
@@ -143,6 +149,12 @@ fn a_node_that_is_excluded_hands_over_and_takes_nothing_back() -> Result<()> {
     let moved = lab.wait_for("another holder", SOON, || lab.holder().filter(|node| *node != excluded));
     let holder = moved.with_context(|| explain(&lab, ""))?;
     must(&lab, lab.curl(VIP).is_some(), "the VIPs are served by the other holder")?;
+    let said = lab.wait_for(&format!("an Event of {holder}, that it holds the VIP"), SOON, || {
+        let events = events(&lab, "default", "nginx").ok()?;
+        let words = format!("Normal HolderChanged: {holder} now holds {VIP}");
+        events.iter().any(|event| event.starts_with(&words)).then_some(())
+    });
+    said.with_context(|| explain(&lab, "nginx"))?;
     lab.kubectl(&["label", "node", excluded, &format!("{EXCLUDE}-")])?;
     wait_until_settled(&lab)?;
     must(&lab, lab.holder() == Some(holder), &format!("{excluded} took the VIPs back"))
