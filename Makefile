@@ -9,7 +9,7 @@ LAB := $(SUDO) target/debug/lab
 # The upgrade test begins with a lower version, built from this very tree.
 OLD_VERSION := 0.0.9-1
 
-.PHONY: help demo test lab lab-down lab-old-api lab-long deb lint packages lab-tool
+.PHONY: help demo test lab-more lab-long lab lab-down lab-old-api deb lint unit lab-parts packages lab-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -17,19 +17,16 @@ help: ## this list
 demo: packages deb lab-tool ## three virtual machines, the tutorial, the holder's death: everything at once (15 minutes from nothing, then 2)
 	@$(LAB) demo
 
-test: packages lint ## every check: lint, unit, golden and property tests, then kvip in the lab (an hour from nothing)
-	@echo "== the program's own tests"
-	@$(SUDO) cargo test --locked --package kvip
-	@echo "== the package, and a lower version for the upgrade test"
-	@packaging/deb/build --deb-version $(OLD_VERSION)
-	@packaging/deb/build
+test: packages lint unit lab-parts ## lint, unit, golden and property tests, and in the lab what every change must keep (45 minutes from nothing, then 15)
 	@echo "== the lab"
-	@cargo build --locked --package kvip-lab
-	@$(LAB) image
 	@$(SUDO) cargo test --locked --package kvip-lab -- --test-threads=1
 
-lab-long: packages deb lab-tool ## the lab's long tests: Service fields, forwarding modes, HAProxy, repairs, kube-proxy (50 minutes; not in `test`)
-	@$(LAB) image
+lab-more: lab-parts ## more of the lab's tests: the package's life, bad input, drains, UDP and SCTP, the lab itself (half an hour)
+	@packaging/deb/build --deb-version $(OLD_VERSION)
+	@$(SUDO) cargo test --locked --package kvip-lab --features more --test cluster --test machines --test operations \
+		--test options --test package --test protocols --test trouble -- --test-threads=1
+
+lab-long: lab-parts ## the longest: Service fields, forwarding modes, HAProxy, repairs, kube-proxy (an hour)
 	@$(SUDO) cargo test --locked --package kvip-lab --features long \
 		--test services --test modes --test proxy --test repair --test kube_proxy -- --test-threads=1 --nocapture
 
@@ -51,6 +48,14 @@ lint: ## rustfmt and clippy, warnings are errors
 	@cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 || rustup component add clippy rustfmt
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+unit: packages
+	@echo "== the program's own tests"
+	@$(SUDO) cargo test --locked --package kvip
+
+# What a lab is made of: the package, the control plane, the nodes' disk.
+lab-parts: packages deb lab-tool
+	@$(LAB) image
 
 packages:
 	@tests/lab/image/host-packages
