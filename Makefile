@@ -6,7 +6,7 @@ SHELL := /bin/sh
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo --preserve-env=HOME,PATH,CARGO_HOME,RUSTUP_HOME,KVIP_LAB_CACHE,KVIP_LAB_STATE,KVIP_LAB_API_SERVER,NO_COLOR")
 CACHE := $(or $(KVIP_LAB_CACHE),.lab/cache)
 LAB := $(SUDO) target/debug/lab
-# The upgrade test begins with a lower version, built from this very tree.
+# The upgrade test begins with a lower version, built from this very tree. Building it takes the other away, so that comes last.
 OLD_VERSION := 0.0.9-1
 
 .PHONY: help demo test lab-more lab-long lab lab-down lab-old-api deb lint unit lab-parts packages lab-tool
@@ -23,6 +23,7 @@ test: packages lint unit lab-parts ## lint, unit, golden and property tests, and
 
 lab-more: lab-parts ## more of the lab's tests: the package's life, bad input, drains, UDP and SCTP, the lab itself (half an hour)
 	@packaging/deb/build --deb-version $(OLD_VERSION)
+	@packaging/deb/build
 	@$(SUDO) cargo test --locked --package kvip-lab --features more --test cluster --test machines --test operations \
 		--test options --test package --test protocols --test trouble -- --test-threads=1
 
