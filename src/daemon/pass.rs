@@ -18,6 +18,7 @@ use crate::net::PolicyRoute;
 use crate::nft;
 use crate::nft::watch::Touched;
 use crate::owned::Owned;
+use crate::plan::Plan;
 
 /// What carries over from pass to pass beside the [`Core`].
 #[derive(Debug, Default)]
@@ -38,6 +39,8 @@ pub struct Applied {
     pub findings: Vec<Finding>,
     /// Passes after which a second plan was not empty.
     pub faults: u64,
+    /// The second plan of the last pass, unless it was empty.
+    fault: Option<Plan>,
 }
 
 /// How a pass ended.
@@ -160,11 +163,17 @@ async fn everything<H: Host, L: Ledger>(
 /// Whether a second plan is empty, as it must be (invariant 9).
 fn check(again: &Decision, core: &Core, applied: &mut Applied) -> bool {
     let left = left_to_do(again, core);
-    if left > 0 {
-        applied.faults += 1;
-        warn!(left, plan = ?again.plan, "planning again after a pass is not empty");
+    if left == 0 {
+        applied.fault = None;
+        return true;
     }
-    left == 0
+    applied.faults += 1;
+    // It is tried again at every turn, and told when it is another.
+    if applied.fault.as_ref() != Some(&again.plan) {
+        warn!(left, plan = ?again.plan, "planning again after a pass is not empty");
+        applied.fault = Some(again.plan.clone());
+    }
+    false
 }
 
 /// Reads what the core does not know: after start, after an audit forgot it, and the connections of what drains.
@@ -327,8 +336,13 @@ async fn change<H: Host>(
 async fn remove_strays<H: Host>(host: &mut H, decision: &Decision) -> Vec<Finding> {
     let mut failed = Vec::new();
     for address in &decision.strays {
-        warn!(vip = %address.ip, "removing {} from {}: keepalived left it behind", address.ip, address.link);
-        failed.extend(host.remove_address(address).await.err());
+        match host.remove_address(address).await {
+            Ok(()) => {
+                let (ip, link) = (address.ip, &address.link);
+                warn!(vip = %ip, "removed {ip} from {link}: keepalived had left it behind");
+            }
+            Err(finding) => failed.push(finding),
+        }
     }
     failed
 }

@@ -137,11 +137,13 @@ fn reload(sources: &Sources, daemon: &mut Daemon<Kernel, Ledger>) {
 struct Watchdog {
     interval: Option<Duration>,
     last: Instant,
+    /// The loop that was said not to turn.
+    told: Option<&'static str>,
 }
 
 impl Watchdog {
     fn new(notifier: &Notifier) -> Self {
-        Self { interval: notifier.watchdog_interval(), last: Instant::now() }
+        Self { interval: notifier.watchdog_interval(), last: Instant::now(), told: None }
     }
 
     /// An unreachable API is no reason to stop pinging; a loop that does not turn is.
@@ -153,8 +155,11 @@ impl Watchdog {
             None => {
                 notifier.alive();
                 self.last = Instant::now();
+                self.told = None;
             }
+            Some(name) if self.told == Some(name) => {}
             Some(name) => {
+                self.told = Some(name);
                 warn!(
                     loop_name = name,
                     "a loop does not turn; systemd will restart kvip unless it does soon"

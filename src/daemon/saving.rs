@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
-use tracing::warn;
 
+use crate::model::Finding;
 use crate::snapshot::{Snapshot, saved};
 
 /// The snapshot on disk is at most this much older than the accepted one.
@@ -20,24 +20,24 @@ pub(super) struct Saving {
     /// There is something to save.
     pub pending: bool,
     running: Option<JoinHandle<std::io::Result<()>>>,
+    problem: Option<Finding>,
 }
 
 impl Saving {
     /// Saves to the file `path`.
     pub fn to(path: PathBuf) -> Self {
-        Self { path, last: None, pending: false, running: None }
+        Self { path, last: None, pending: false, running: None, problem: None }
     }
 
     /// Saves `snapshot` when there is something new to save and the last time is long enough ago.
     pub async fn save_when_due(&mut self, snapshot: Option<Arc<Snapshot>>, now: Instant) {
-        let Some(snapshot) = snapshot else { return };
-        if !self.pending || self.last.is_some_and(|last| now.duration_since(last) < SAVE) {
+        if self.running.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.finish().await;
+        }
+        let Some(snapshot) = snapshot.filter(|_| self.pending && self.running.is_none()) else { return };
+        if self.last.is_some_and(|last| now.duration_since(last) < SAVE) {
             return;
         }
-        if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
-            return;
-        }
-        self.finish().await;
         self.last = Some(now);
         self.pending = false;
         self.running = Some(saved::save_aside(&self.path, snapshot));
@@ -47,11 +47,24 @@ impl Saving {
     pub async fn finish(&mut self) {
         let Some(running) = self.running.take() else { return };
         let failed = match running.await {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => {
+                self.problem = None;
+                return;
+            }
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        warn!("cannot save the cluster's state to {}: {failed}", self.path.display());
+        let text = format!(
+            "the cluster's state cannot be saved: {failed}; a boot without the API would know an older one"
+        );
+        self.problem = Some(
+            Finding::new(self.path.display(), text).mend("check the disk and the unit's StateDirectory"),
+        );
         self.pending = true;
+    }
+
+    /// Why what was served last is not on disk.
+    pub fn problem(&self) -> Option<&Finding> {
+        self.problem.as_ref()
     }
 }

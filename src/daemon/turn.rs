@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::admission::Admitted;
 use super::channels::{Inputs, Outputs, follow, replace, update_from};
@@ -26,7 +26,7 @@ use crate::config::{HostLayers, Settings};
 use crate::derive::{self, Desired, Vip};
 use crate::health::node_ports::Local;
 use crate::host::Host;
-use crate::keepalived::{self, Paths, hold};
+use crate::keepalived::{Paths, hold};
 use crate::model::{Finding, Vrid};
 use crate::report::status::Cluster;
 use crate::snapshot::Snapshot;
@@ -65,6 +65,8 @@ pub struct Daemon<H, L> {
     noted: Arc<BTreeMap<IpAddr, Vip>>,
     outcome: Option<Outcome>,
     findings: Arc<Vec<Finding>>,
+    /// Why weight files are not as they should be.
+    unwritten: BTreeSet<Finding>,
     saving: Saving,
     started: Option<Instant>,
     audited: Option<Instant>,
@@ -106,6 +108,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             noted: Arc::default(),
             outcome: None,
             findings: Arc::default(),
+            unwritten: BTreeSet::new(),
             saving: Saving::to(snapshot),
             started: None,
             audited: None,
@@ -123,13 +126,11 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     pub async fn turn(&mut self, now: Instant) {
         self.started.get_or_insert(now);
         self.take_in(now);
-        // Before keepalived may read a configuration that tracks it: a missing weight file counts as 0.
-        if let Err(error) = keepalived::weight::prepare(&self.paths, self.vrids()) {
-            warn!("{error}");
-        }
+        self.unwritten = weight_files::prepare(&self.paths, self.vrids()).err().into_iter().collect();
         if !self.weights.programmed() {
             let elsewhere = self.vrids().into_iter().filter(|vrid| !self.core.holds_anchor(*vrid));
-            elsewhere.for_each(|vrid| weight_files::step_back(&self.paths, vrid));
+            self.unwritten
+                .extend(elsewhere.filter_map(|vrid| weight_files::step_back(&self.paths, vrid).err()));
         }
         if self.due() && !self.resting(now) {
             self.pass(now).await;
@@ -320,11 +321,15 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         // Whoever made the mark lowers the weights, softly.
         let held = hold::held(&self.paths);
         let groups = outcome.desired.groups.values().map(|group| group.vrid);
-        let weigh = |vrid| {
+        let mut weights = BTreeMap::new();
+        for vrid in groups {
             let wanted = wanted.get(&vrid).copied().filter(|_| !held);
-            Some((vrid, weight_files::bring(&self.paths, vrid, wanted)?))
-        };
-        groups.filter_map(weigh).collect()
+            match weight_files::bring(&self.paths, vrid, wanted) {
+                Ok(weight) => weights.extend(weight.map(|weight| (vrid, weight))),
+                Err(finding) => _ = self.unwritten.insert(finding),
+            }
+        }
+        weights
     }
 
     fn tell(&mut self, drained: bool, weights: BTreeMap<Vrid, i16>, now: Instant) {

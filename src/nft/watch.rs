@@ -43,12 +43,14 @@ pub fn watch() -> watch::Receiver<Touched> {
 
 /// Listens, and again after each failure, until nobody wants to know.
 async fn keep(sender: watch::Sender<Touched>) {
+    let mut told = false;
     loop {
         beats::beat("nftables", beats::PROMPT);
         tokio::select! {
             () = sender.closed() => return,
-            Err(error) = follow(&sender) => {
+            Err(error) = follow(&sender, &mut told) => if !told {
                 warn!("watching nftables: {error}; kvip's table is looked at once a minute until that goes");
+                told = true;
             }
         }
         tokio::select! {
@@ -58,8 +60,9 @@ async fn keep(sender: watch::Sender<Touched>) {
     }
 }
 
-async fn follow(sender: &watch::Sender<Touched>) -> io::Result<std::convert::Infallible> {
+async fn follow(sender: &watch::Sender<Touched>, told: &mut bool) -> io::Result<std::convert::Infallible> {
     let socket = open()?;
+    *told = false;
     let mut transaction = Transaction::default();
     // What happened before somebody listened nobody has told.
     touch(sender, None);

@@ -10,6 +10,27 @@ use kvip::snapshot::problem::Problem;
 use crate::world::{World, dns, endpoint, nginx, pods, settings, snapshot};
 
 #[test]
+fn a_state_that_cannot_be_saved_is_a_finding_until_it_can() {
+    let mut world = World::serving();
+    let file = world.paths.state.join("snapshot.json");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    world.event(without_a_node());
+    world.tick(10);
+    let findings = world.findings();
+    assert!(findings.iter().any(|finding| finding.contains("cannot be saved")), "{findings:?}");
+    std::fs::remove_dir(&file).unwrap();
+    world.tick(10);
+    assert!(!world.findings().iter().any(|finding| finding.contains("cannot be saved")));
+}
+
+fn without_a_node() -> Snapshot {
+    let mut snapshot = snapshot();
+    snapshot.nodes.remove("node-c");
+    snapshot
+}
+
+#[test]
 fn a_refusing_host_is_told_asked_again_each_2_s_and_recovers() {
     let mut world = World::new(settings());
     world.kernel().ipvs_refuses = true;

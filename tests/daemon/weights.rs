@@ -2,7 +2,7 @@
 
 use kvip::keepalived::hold;
 
-use crate::world::{World, settings, snapshot};
+use crate::world::{World, settings, snapshot, vrid};
 
 #[test]
 fn a_node_comes_up_as_a_backup_and_becomes_a_sticky_holder() {
@@ -20,6 +20,21 @@ fn a_node_comes_up_as_a_backup_and_becomes_a_sticky_holder() {
     assert_eq!(world.weight(), Some(64));
     world.remove_address("169.254.255.50");
     world.turn();
+    assert_eq!(world.weight(), Some(0));
+}
+
+#[test]
+fn a_weight_file_that_cannot_be_read_is_a_finding_until_it_can() {
+    let mut world = World::serving();
+    let file = world.paths.weight(vrid());
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    world.tick(3);
+    let findings = world.findings();
+    assert!(findings.len() == 1 && findings[0].contains("weight-50"), "{findings:?}");
+    std::fs::remove_dir(&file).unwrap();
+    world.tick(3);
+    assert_eq!(world.findings(), [""; 0]);
     assert_eq!(world.weight(), Some(0));
 }
 
