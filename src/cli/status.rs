@@ -21,14 +21,16 @@ const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(1);
 /// When the answer cannot be printed.
 pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     let socket = Paths::default().run.join(SOCKET);
-    let status = match status::ask(&socket).await {
+    let mut status = match status::ask(&socket).await {
         Ok(status) => status,
         Err(error) => return Ok(super::no_daemon(&error)),
     };
+    let holders = holders(&status).await;
     let text = if global.json {
+        fill_in(&mut status, &holders);
         serde_json::to_string_pretty(&status)? + "\n"
     } else {
-        text(&status, &holders(&status).await)
+        text(&status, &holders)
     };
     style::print(&text)?;
     Ok(if status.findings.is_empty() { Exit::Fine } else { Exit::Mend })
@@ -52,6 +54,13 @@ pub(super) async fn holders(status: &Status) -> BTreeMap<IpAddr, String> {
     let asked: BTreeSet<IpAddr> = elsewhere().chain(status.node_addresses.keys().copied()).collect();
     let Ok(table) = net::resolve(link.index, &asked, NEIGHBOUR_LIMIT).await else { return BTreeMap::new() };
     elsewhere().filter_map(|vip| Some((vip, net::owner_of(vip, &table, &nodes)?.to_owned()))).collect()
+}
+
+/// Says of each VIP which node holds it.
+fn fill_in(status: &mut Status, holders: &BTreeMap<IpAddr, String>) {
+    for vip in &mut status.vips {
+        vip.holder = if vip.here { Some(status.node.clone()) } else { holders.get(&vip.vip).cloned() };
+    }
 }
 
 /// The status for people.
@@ -146,11 +155,29 @@ mod tests {
     use crate::model::{Finding, Protocol};
 
     #[test]
+    fn each_vip_says_who_holds_it() {
+        let vip = |address: &str, here| Vip {
+            vip: address.parse().unwrap(),
+            group: "vips".into(),
+            here,
+            holder: None,
+            seconds: 0,
+            frontends: Vec::new(),
+        };
+        let vips = vec![vip("10.87.2.50", true), vip("10.87.2.51", false), vip("10.87.2.52", false)];
+        let mut status = Status { node: "node-a".into(), vips, ..Status::default() };
+        fill_in(&mut status, &[("10.87.2.51".parse().unwrap(), "node-b".to_owned())].into());
+        let holders: Vec<_> = status.vips.iter().map(|vip| vip.holder.as_deref()).collect();
+        assert_eq!(holders, [Some("node-a"), Some("node-b"), None]);
+    }
+
+    #[test]
     fn a_status_reads_as_a_table() {
         let vip = |address: &str, here, frontends| Vip {
             vip: address.parse().unwrap(),
             group: "vips".into(),
             here,
+            holder: None,
             seconds: 190,
             frontends,
         };

@@ -203,6 +203,7 @@ fn vips(desired: &Desired, here: &BTreeSet<IpAddr>, since: &Since, now: Instant)
         vip: *vip,
         group: desired.group_of(*vip).map(|(name, _)| name.to_owned()).unwrap_or_default(),
         here: here.contains(vip),
+        holder: None,
         seconds: since.seconds(*vip, now),
         frontends: frontends(*vip).collect(),
     });

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::agenda::{Agenda, Job, Outcome, Todo, Wanted, agenda, seconds};
@@ -20,6 +20,7 @@ use super::settle::{self, Terms, expire, release, settle};
 use super::step::Step;
 use super::store::{ClaimStore, StoreError};
 use crate::model::ObjectKey;
+use crate::report::beats;
 
 /// Things done at once: a cluster with a thousand new Services is not to be asked a thousand things at a time.
 const AT_ONCE: usize = 8;
@@ -100,15 +101,21 @@ struct Ended {
 
 impl<S: ClaimStore + 'static> Turns<S> {
     async fn run(mut self, mut wanted: watch::Receiver<Option<Arc<Wanted>>>) {
+        let promise = beats::Promise::new("allocator", beats::PROMPT);
+        let (mut news, mut next) = (true, None);
         loop {
-            let now = wanted.borrow_and_update().clone();
-            let next = now.and_then(|wanted| self.go_on(&wanted, Instant::now()));
+            promise.beat();
+            if news {
+                let now = wanted.borrow_and_update().clone();
+                next = now.and_then(|wanted| self.go_on(&wanted, Instant::now()));
+            }
             let due = async {
                 match next {
                     Some(at) => sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
+            news = true;
             tokio::select! {
                 changed = wanted.changed() => if changed.is_err() { return },
                 Some(ended) = self.running.join_next() => match ended {
@@ -116,6 +123,7 @@ impl<S: ClaimStore + 'static> Turns<S> {
                     Err(error) => warn!(%error, "an allocation ended in a panic"),
                 },
                 () = due => {}
+                () = sleep(beats::EVERY) => news = false,
             }
         }
     }

@@ -11,7 +11,9 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::sleep;
 
+use super::beats;
 use crate::model::{Finding, Protocol};
 
 /// The version of the schema; it rises when a field changes its meaning or goes.
@@ -20,6 +22,8 @@ pub const SCHEMA: u32 = 1;
 /// The octets of one table of Maglev hashing: 4093 pointers with the default CONFIG_IP_VS_MH_TAB_INDEX of 12 (ip_vs_mh.c).
 pub const HASH_TABLE: usize = 4093 * 8;
 
+/// Between two attempts to take in a reader when one failed.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long one reader of the socket may take.
 const READER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -125,6 +129,9 @@ pub struct Vip {
     pub group: String,
     /// Whether this host has it.
     pub here: bool,
+    /// The node that has it, as far as the neighbour table tells; `kvip status` fills it in.
+    #[serde(default)]
+    pub holder: Option<String>,
     /// Since how many seconds it is, or is not, here, as far as this run of kvip knows.
     pub seconds: u64,
     /// Its frontends; none for a VIP that only floats.
@@ -158,8 +165,18 @@ pub async fn serve(path: &Path, status: impl Fn() -> Status) -> anyhow::Result<(
     let listener = UnixListener::bind(path).with_context(|| format!("make the socket {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
         .with_context(|| format!("open the socket {} to all users", path.display()))?;
+    let promise = beats::Promise::new("status", beats::PROMPT);
     loop {
-        let (stream, _) = listener.accept().await.context("accept on the status socket")?;
+        promise.beat();
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = sleep(beats::EVERY) => continue,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of descriptors, say: others may give some back.
+            sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
         let document = serde_json::to_vec(&status()).context("write the status as JSON")?;
         tokio::spawn(tokio::time::timeout(READER_LIMIT, answer(stream, document)));
     }
