@@ -2,11 +2,11 @@
 //!
 //! Pure. Nothing here depends on endpoints: a change of them alone makes nothing of this anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::Settings;
+use crate::config::{Mode, Settings};
 use crate::derive::{self, Assignment, Owner, Source, Task};
 use crate::ipam;
 use crate::model::{Frontend, ObjectKey};
@@ -17,6 +17,10 @@ use crate::snapshot::{Map, Node, Service, ServicePort, Snapshot};
 const NO_ADDRESS: &str = "NoAddress";
 /// The reason of a condition when the Service cannot be served.
 const NOT_SERVED: &str = "NotServed";
+/// What is wrong with a port in the status that another Service has at the address.
+const PORT_TAKEN: &str = "kvip.io/PortTaken";
+/// With one that cannot be served in the Service's mode.
+const PORT_NOT_SERVED: &str = "kvip.io/PortNotServed";
 
 /// What all of this is made of.
 #[derive(Debug, Clone, Copy)]
@@ -165,33 +169,38 @@ fn refusals<'a>(inputs: &Inputs<'a>, key: &ObjectKey, service: &Service) -> &'a 
 
 /// The frontends that a Service has by what it says itself. What the ConfigMap gives it is the admin's, and its status is
 /// left alone.
-fn own_frontends(assignment: &Assignment, key: &ObjectKey) -> BTreeSet<Frontend> {
+fn own_frontends(assignment: &Assignment, key: &ObjectKey) -> BTreeMap<Frontend, Mode> {
     match assignment.tasks.get(&Owner::Service(key.clone())).map(|task| &**task) {
         Some(Task::Service { frontends, .. }) => frontends
             .iter()
             .filter(|(_, serving)| serving.source != Source::ConfigMap)
-            .map(|(frontend, _)| *frontend)
+            .map(|(frontend, serving)| (*frontend, serving.mode))
             .collect(),
-        _ => BTreeSet::new(),
+        _ => BTreeMap::new(),
     }
 }
 
 /// The addresses of `frontends`, each with all ports of the Service and which of them are not served there.
-fn addresses(assignment: &Assignment, service: &Service, frontends: &BTreeSet<Frontend>) -> Vec<Address> {
-    let vips: BTreeSet<IpAddr> = frontends.iter().map(|frontend| frontend.vip).collect();
+fn addresses(
+    assignment: &Assignment,
+    service: &Service,
+    frontends: &BTreeMap<Frontend, Mode>,
+) -> Vec<Address> {
+    let vips: BTreeSet<IpAddr> = frontends.keys().map(|frontend| frontend.vip).collect();
     let port = |vip: IpAddr, port: &ServicePort| {
-        let served = frontends.contains(&Frontend { vip, protocol: port.protocol, port: port.port });
-        let error = (!served).then(|| "kvip.io/PortTaken".to_owned());
+        let frontend = Frontend { vip, protocol: port.protocol, port: port.port };
+        let error = (!frontends.contains_key(&frontend)).then(|| {
+            let taken = assignment.tasks.values().any(|task| task.frontends().any(|other| other == frontend));
+            if taken { PORT_TAKEN.to_owned() } else { PORT_NOT_SERVED.to_owned() }
+        });
         Port { protocol: port.protocol, port: port.port, error }
     };
+    // Where kvip only announces, kube-proxy must not leave the address to it.
+    let announced =
+        |vip: IpAddr| frontends.iter().any(|(frontend, mode)| frontend.vip == vip && *mode == Mode::Announce);
     let address = |vip: IpAddr| Address {
         ip: vip,
-        // Where kvip only announces, kube-proxy must not leave the address to it.
-        mode: if assignment.vips.get(&vip).is_some_and(|vip| vip.announced) {
-            IpMode::Vip
-        } else {
-            IpMode::Proxy
-        },
+        mode: if announced(vip) { IpMode::Vip } else { IpMode::Proxy },
         ports: service.ports.iter().map(|one| port(vip, one)).collect(),
     };
     vips.into_iter().map(address).collect()
@@ -314,6 +323,28 @@ mod tests {
         assert_eq!(ports, [(80, None), (443, Some("kvip.io/PortTaken"))]);
         let text = "not served at 10.0.0.50 tcp 443: default/older has it";
         assert_eq!(wanted.verdict, Verdict::Refused { reason: NOT_SERVED.into(), text: text.into() });
+    }
+
+    #[test]
+    fn a_port_that_the_mode_cannot_serve_is_nobody_elses() {
+        let mut dns = web("10.0.0.50", &[53]);
+        dns.annotations.insert("kvip.io/mode".into(), "proxy".into());
+        dns.ports.push(ServicePort { name: "udp".into(), protocol: Protocol::Udp, port: 53 });
+        let wanted = said_of_web([("web", dns)]).unwrap();
+        let errors: Vec<_> = wanted.addresses[0].ports.iter().map(|port| port.error.as_deref()).collect();
+        assert_eq!(errors, [None, Some("kvip.io/PortNotServed")]);
+    }
+
+    #[test]
+    fn who_balances_is_said_of_each_service_by_itself() {
+        let announced = || {
+            let mut service = Service { uid: "u0".into(), created: 0, ..web("10.0.0.50", &[443]) };
+            service.annotations.insert("kvip.io/mode".into(), "announce".into());
+            service
+        };
+        let mode = |services: [(&'static str, Service); 2]| said_of_web(services).unwrap().addresses[0].mode;
+        assert_eq!(mode([("web", web("10.0.0.50", &[80])), ("other", announced())]), IpMode::Proxy);
+        assert_eq!(mode([("web", announced()), ("other", web("10.0.0.50", &[80]))]), IpMode::Vip);
     }
 
     /// Which of three nodes allocate: node-a is an excluded control-plane node, node-b and node-c have the role edge.
