@@ -103,6 +103,8 @@ pub struct Serving {
     pub members: Arc<BTreeSet<String>>,
     /// The client's address is to be kept, or the client is not served (externalTrafficPolicy Local).
     pub keeps_client: bool,
+    /// Other nodes learn of its connections from the holder's sync daemon.
+    pub synced: bool,
     /// Its firewall marks, where the mode needs some.
     pub marks: Option<Marks>,
 }
@@ -178,6 +180,7 @@ pub fn assign(inputs: &Inputs) -> Assignment {
         taken: BTreeMap::new(),
         by_owner: BTreeMap::new(),
         members: members(&groups.views),
+        synced: synced(inputs, &groups.views),
         options: BTreeMap::new(),
         shown: BTreeMap::new(),
         findings,
@@ -232,6 +235,13 @@ fn members(groups: &BTreeMap<String, GroupView>) -> BTreeMap<IpAddr, Arc<BTreeSe
     members
 }
 
+/// The VIPs of the group whose holder tells the others of its connections, where the sync daemon is on.
+fn synced(inputs: &Inputs, groups: &BTreeMap<String, GroupView>) -> BTreeSet<IpAddr> {
+    let settings = inputs.settings;
+    let followed = |group: &&GroupView| settings.balancing.sync.on && group.vrid == settings.vrrp.vrid;
+    groups.values().filter(followed).flat_map(|group| group.vips.iter().copied()).collect()
+}
+
 fn own_addresses(inputs: &Inputs) -> BTreeSet<IpAddr> {
     let own = inputs.facts.addresses.iter().filter(|address| !address.marked_as_vip());
     own.map(|address| address.ip).collect()
@@ -243,6 +253,7 @@ struct Tasks<'a> {
     taken: BTreeMap<Frontend, Owner>,
     by_owner: BTreeMap<Owner, Task>,
     members: BTreeMap<IpAddr, Arc<BTreeSet<String>>>,
+    synced: BTreeSet<IpAddr>,
     options: BTreeMap<ObjectKey, Arc<Options>>,
     shown: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
     findings: Vec<Finding>,
@@ -319,7 +330,9 @@ impl Tasks<'_> {
         };
         if let Task::Service { frontends, .. } = self.by_owner.entry(owner).or_insert_with(fresh) {
             let keeps_client = service.local_policy;
-            let serving = || Serving { port: port.clone(), source, mode, members, keeps_client, marks: None };
+            let synced = self.synced.contains(&vip);
+            let serving =
+                || Serving { port: port.clone(), source, mode, members, keeps_client, synced, marks: None };
             frontends.entry(frontend).or_insert_with(serving);
         }
     }

@@ -84,7 +84,7 @@ impl Before {
         before.services.ptr_eq(&now.services)
             && before.claims.is_copy_of(&now.claims)
             && before.nodes.ptr_eq(&now.nodes)
-            && before.server == now.server
+            && before.api_servers().eq(now.api_servers())
             && before.namespaces.ptr_eq(&now.namespaces)
             && before.service_cidrs.ptr_eq(&now.service_cidrs)
             && same_map(before.vip_map.as_ref(), now.vip_map.as_ref())

@@ -67,13 +67,15 @@ pub fn of(
             "externalTrafficPolicy Local keeps the client's address, which mode nat cannot",
             use_mode(key, Mode::Dsr),
         ),
-        mode @ (Mode::Nat | Mode::Dsr | Mode::Proxy) if service.local_policy => {
-            match dropped_by_kube_proxy(vip, want.source, service) {
-                Some(why) => because(why.words(), policy_cluster(key), why == Dropped::WithoutIpMode),
-                None if mode == Mode::Proxy => Ok(mode),
-                None => Ok(Mode::Dsr),
-            }
-        }
+        Mode::Announce if service.local_policy => refused(
+            "in mode announce others drop packets of externalTrafficPolicy Local on a holder without a pod of it",
+            use_mode(key, Mode::Dsr),
+        ),
+        mode if service.local_policy => match dropped_by_kube_proxy(vip, want.source, service) {
+            Some(why) => because(why.words(), policy_cluster(key), why == Dropped::WithoutIpMode),
+            None if mode == Mode::Nat => Ok(Mode::Dsr),
+            None => Ok(mode),
+        },
         mode => Ok(mode),
     }
 }

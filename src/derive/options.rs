@@ -54,7 +54,7 @@ pub struct Options {
     pub thresholds: Thresholds,
     /// How packets are wrapped in mode tunnel.
     pub tunnel: Tunnel,
-    /// Other nodes learn of connections from the holder's sync daemon.
+    /// The sync daemon is on, for the VIPs of the group that it follows.
     pub synced: bool,
     /// How its endpoints are checked.
     pub checking: Option<Checking>,

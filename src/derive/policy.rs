@@ -1,6 +1,6 @@
 //! Which addresses may be VIPs: those in the allowed ranges that are nobody's yet; and who may ask for which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Inputs;
@@ -12,23 +12,25 @@ use crate::snapshot::Labels;
 pub struct Policy<'a> {
     inputs: Inputs<'a>,
     reserved: Reserved,
-    server: Option<IpAddr>,
+    servers: BTreeSet<IpAddr>,
 }
 
-/// What the API server's address is, as this host knows it.
-const SERVER: &str = "is the address of the API server in the kubeconfig";
+/// What an address of [`Snapshot::api_servers`] is.
+///
+/// [`Snapshot::api_servers`]: crate::snapshot::Snapshot::api_servers
+const SERVER: &str = "is the address of an API server";
 
 impl<'a> Policy<'a> {
     /// The policy of this cluster and this host.
     pub fn new(inputs: &Inputs<'a>) -> Self {
         let addresses = taken(inputs);
         let reserved = Reserved { addresses, ranges: ranges(inputs) };
-        Self { inputs: *inputs, reserved, server: inputs.snapshot.server }
+        Self { inputs: *inputs, reserved, servers: inputs.snapshot.api_servers().collect() }
     }
 
     /// Why `vip` may not be a VIP, or `None` when it may.
     pub fn refusal(&self, vip: IpAddr) -> Option<String> {
-        self.refusal_of_admin(vip).or_else(|| (self.server == Some(vip)).then(|| format!("it {SERVER}")))
+        self.refusal_of_admin(vip).or_else(|| self.servers.contains(&vip).then(|| format!("it {SERVER}")))
     }
 
     /// Why the admin may not make `vip` a VIP: the API server's own address may well be one.
@@ -44,8 +46,8 @@ impl<'a> Policy<'a> {
     /// What IPAM may not give: what is somebody's, and the VIPs that are asked for in another way.
     pub fn reserved(&self, asked: impl Iterator<Item = IpAddr>) -> Reserved {
         let mut reserved = self.reserved.clone();
-        if let Some(server) = self.server {
-            reserved.addresses.entry(server).or_insert_with(|| SERVER.into());
+        for server in &self.servers {
+            reserved.addresses.entry(*server).or_insert_with(|| SERVER.into());
         }
         for vip in asked {
             reserved.addresses.entry(vip).or_insert_with(|| "is asked for as a VIP in another way".into());

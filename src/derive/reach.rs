@@ -30,7 +30,7 @@ impl Reach {
     pub fn overlays(&self, facts: &HostFacts) -> BTreeSet<String> {
         let ways = self.hops.iter().filter(|((_, family), _)| *family == Family::V4);
         let hops = ways.filter_map(|(_, way)| facts.link_at(way.hop?.link));
-        hops.filter(|(_, link)| link.wraps != Wraps::Nothing).map(|(name, _)| name.to_owned()).collect()
+        hops.filter(|(_, link)| link.wraps == Wraps::ByRoute).map(|(name, _)| name.to_owned()).collect()
     }
 }
 

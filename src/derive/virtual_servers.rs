@@ -30,7 +30,7 @@ pub fn virtual_servers(options: &Options, frontend: Frontend, serving: &Serving)
 fn dsr(options: &Options, frontend: Frontend, serving: &Serving) -> Vec<Balanced> {
     let Some(marks) = serving.marks else { return Vec::new() };
     let family = Family::of(frontend.vip);
-    let shared = || if options.synced { options.balancing(frontend) } else { hashed(options) };
+    let shared = || if serving.synced { options.balancing(frontend) } else { hashed(options) };
     let balanced = |key, forwarding| Balanced { key, service: shared(), forwarding };
     vec![
         balanced(frontend.into(), Forwarding::Split),
@@ -63,8 +63,7 @@ mod tests {
 
     /// The schedulers of mode dsr's three virtual servers.
     fn check(synced: bool, expected: [&str; 3]) {
-        let mut settings = Settings::standard(Vec::new());
-        settings.balancing.sync.on = synced;
+        let settings = Settings::standard(Vec::new());
         let key = ObjectKey::new("default", "web");
         let options = Options::of(&key, &crate::snapshot::Service::default(), &settings, &mut Vec::new());
         let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
@@ -74,6 +73,7 @@ mod tests {
             mode: Mode::Dsr,
             members: Arc::new(BTreeSet::new()),
             keeps_client: false,
+            synced,
             marks: Some(Marks { peers: 2, own: 3 }),
         };
         let made = virtual_servers(&options, frontend, &serving);

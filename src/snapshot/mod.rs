@@ -75,6 +75,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The API servers' addresses, as far as known: the one in the kubeconfig, and those that they say themselves in the
+    /// EndpointSlice default/kubernetes.
+    pub fn api_servers(&self) -> impl Iterator<Item = IpAddr> {
+        let slice = self.slices.get(&ObjectKey::new("default", "kubernetes"));
+        let own = slice.into_iter().flat_map(|slice| slice.endpoints.iter().map(|endpoint| endpoint.address));
+        self.server.into_iter().chain(own)
+    }
+
     /// What the cluster's settings are, as far as known: the text of the ConfigMap, `Ok(None)` when there is none.
     ///
     /// # Errors

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use kvip::config::{Pool, Settings, Static, Tenant};
 use kvip::ipam::{Claim, Kind, User, Version};
-use kvip::model::{Frontend, ObjectKey, Protocol};
+use kvip::model::{Family, Frontend, ObjectKey, Protocol};
 use kvip::report::objects::{IpMode, Verdict};
-use kvip::snapshot::{LoadBalancer, Service, ServicePort, Snapshot};
+use kvip::snapshot::{Endpoint, EndpointSlice, LoadBalancer, Service, ServicePort, Snapshot};
 
 use crate::world::{World, endpoint, ip, pods, settings, snapshot};
 
@@ -236,16 +236,28 @@ fn a_host_with_other_vips_waits_for_the_cluster() {
 }
 
 #[test]
-fn nobody_but_the_admin_gets_the_api_servers_address() {
-    let mut snapshot = with_claim();
-    snapshot.server = Some(ip("10.87.2.60"));
+fn nobody_but_the_admin_gets_an_api_servers_address() {
+    let mut by_kubeconfig = with_claim();
+    by_kubeconfig.server = Some(ip("10.87.2.60"));
+    check_reserved(by_kubeconfig);
+    let mut by_its_endpoints = with_claim();
+    let key = ObjectKey::new("default", "kubernetes");
+    let endpoints = vec![Endpoint::ready(ip("10.87.2.60"), "node-x")];
+    let slice = EndpointSlice { service: key.clone(), family: Family::V4, ports: vec![], endpoints };
+    by_its_endpoints.slices.insert(key, Arc::new(slice));
+    check_reserved(by_its_endpoints);
+}
+
+/// Nobody may ask for 10.87.2.60, and the admin may.
+#[track_caller]
+fn check_reserved(mut snapshot: Snapshot) {
     let dns = snapshot.services.get_mut(&ObjectKey::new("default", "dns")).unwrap();
     Arc::make_mut(dns).annotations.insert("kvip.io/vips".into(), "10.87.2.60".into());
     let mut world = World::new(with_pool());
     world.list(snapshot.clone());
     world.turn();
     let findings: Vec<String> = world.status().findings.iter().map(ToString::to_string).collect();
-    let why = "is the address of the API server in the kubeconfig";
+    let why = "is the address of an API server";
     assert!(findings.iter().any(|finding| finding.contains(why)), "{findings:?}");
     snapshot.vip_map.as_mut().unwrap().insert("10.87.2.60".into(), "default/nginx".into());
     world.event(snapshot);
