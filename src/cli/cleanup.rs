@@ -116,7 +116,7 @@ fn table() -> anyhow::Result<usize> {
 /// Removes what kvip remembers: without VIPs there is nothing left to remember.
 fn files(paths: &Paths) -> anyhow::Result<usize> {
     let mut count = 0;
-    for name in ["owned.json", "snapshot.json", "cluster-settings.toml", "accept"] {
+    for name in ["owned.json", "snapshot.json", "cluster-settings.toml", "accept", "drained"] {
         match std::fs::remove_file(paths.state.join(name)) {
             Ok(()) => count += 1,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::waiting;
 use crate::config::{self, Settings, Sources};
-use crate::daemon::{Ledger, settings};
+use crate::daemon::{Ledger, SOCKET, settings};
 use crate::derive::{self, Desired, Inputs, Reach, Requests};
 use crate::health::check::Down;
 use crate::ipam::{Claim, Claims, Step, Wish};
@@ -21,6 +21,7 @@ use crate::model::{Family, Finding};
 use crate::net::{self, HostFacts, hops, peers};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
+use crate::report::status;
 use crate::snapshot::{self, Snapshot, feed};
 use crate::{files, haproxy};
 
@@ -81,8 +82,8 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
         format!("from {} to host {}, as if nothing were there yet:", folder.display(), facts.hostname);
     let build = keepalived::Build { dbus: true };
     let loaded = settings::in_force(&host, snapshot.settings_text(), None).0;
-    let mut view =
-        view(heading, &loaded.settings, &snapshot, (&facts, &Reach::default()), Table::new(), None, build);
+    let host = Known { facts: &facts, reach: &Reach::default(), dead: &BTreeSet::new() };
+    let mut view = view(heading, &loaded.settings, &snapshot, host, Table::new(), None, build);
     view.findings.splice(..0, unread.into_iter().chain(loaded.findings));
     Ok(view)
 }
@@ -114,9 +115,16 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let loaded =
         settings::in_force(&host, snapshot.settings_text(), settings::last_good(&paths.state).as_deref()).0;
     let reach = reach(&loaded.settings, &snapshot, &facts).await?;
-    let mut view =
-        view(heading, &loaded.settings, &snapshot, (&facts, &reach), table, current.as_deref(), build);
-    view.findings.splice(..0, loaded.findings);
+    // What only the daemon knows; without one nothing of it is.
+    let status = status::ask(&paths.run.join(SOCKET)).await.unwrap_or_default();
+    let dead = status.dead_nodes.into_iter().collect();
+    let host = Known { facts: &facts, reach: &reach, dead: &dead };
+    let mut view = view(heading, &loaded.settings, &snapshot, host, table, current.as_deref(), build);
+    let held = status.cluster.held.map(|held| {
+        Finding::new("cluster", format!("{held}; the daemon does nothing of this plan yet"))
+            .mend("kvip accept")
+    });
+    view.findings.splice(..0, held.into_iter().chain(loaded.findings));
     view.haproxy_now = files::read(&haproxy::Paths::of(&paths.run).config)?.unwrap_or_default();
     Ok(view)
 }
@@ -143,16 +151,25 @@ async fn fetch(settings: &Settings) -> anyhow::Result<Snapshot> {
     }
 }
 
+/// What is known of the host and of other nodes.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    facts: &'a HostFacts,
+    reach: &'a Reach,
+    /// Nodes that do not answer.
+    dead: &'a BTreeSet<String>,
+}
+
 fn view(
     heading: String,
     settings: &Settings,
     snapshot: &Snapshot,
-    (facts, reach): (&HostFacts, &Reach),
+    host: Known,
     table: Table,
     current: Option<&str>,
     build: keepalived::Build,
 ) -> View {
-    let desired = desired(settings, snapshot, facts, reach);
+    let (desired, facts) = (desired(settings, snapshot, host), host.facts);
     let keepalived = current.map(keepalived::carried_in).unwrap_or_default();
     let (drained, proxied) = (BTreeSet::new(), desired.haproxy.frontends.keys().copied().collect());
     let have = Have {
@@ -192,13 +209,14 @@ fn view(
     }
 }
 
-fn desired(settings: &Settings, snapshot: &Snapshot, facts: &HostFacts, reach: &Reach) -> Desired {
-    let (dead, leaving, unhealthy) = (BTreeSet::new(), derive::Leaving::new(), Down::new());
+fn desired(settings: &Settings, snapshot: &Snapshot, host: Known) -> Desired {
+    let Known { facts, reach, dead } = host;
+    let (leaving, unhealthy) = (derive::Leaving::new(), Down::new());
     derive::derive(&Inputs {
         settings,
         snapshot,
         facts,
-        dead: &dead,
+        dead,
         leaving: &leaving,
         unhealthy: &unhealthy,
         reach,
@@ -207,7 +225,8 @@ fn desired(settings: &Settings, snapshot: &Snapshot, facts: &HostFacts, reach: &
 
 /// What mode dsr would find, where it is served.
 async fn reach(settings: &Settings, snapshot: &Snapshot, facts: &HostFacts) -> anyhow::Result<Reach> {
-    let first = desired(settings, snapshot, facts, &Reach::default());
+    let (nowhere, nobody) = (Reach::default(), BTreeSet::new());
+    let first = desired(settings, snapshot, Known { facts, reach: &nowhere, dead: &nobody });
     if first.ruleset.steering.frontends.is_empty() {
         return Ok(Reach::default());
     }

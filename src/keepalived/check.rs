@@ -203,7 +203,7 @@ fn duplicates(instances: &[Instance]) -> Result<(), Refusal> {
 
 /// keepalived.conf(5): `#` and `!` open comments, braces open blocks, `$`, `@` and `~` are replaced.
 fn word(what: &'static str, word: &str) -> Result<(), Refusal> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return Ok(());
     }
