@@ -15,6 +15,8 @@ use serde_json::json;
 
 /// kvip's minute's audit, and what comes of it on a slow machine.
 const AUDIT: Duration = Duration::from_secs(120);
+/// What is flushed is put back within a second; clients try again after one, and these machines are slow.
+const REPAIRED: Duration = Duration::from_secs(10);
 /// A VIP that a Service asks for by annotation, one of spec.externalIPs, and one that somebody else announces.
 const ANNOTATED: &str = "10.87.2.57";
 const EXTERNAL: &str = "10.87.2.58";
@@ -187,7 +189,7 @@ fn nftables() -> Result<()> {
     check_external(&lab)?;
     check_announced(&lab)?;
     let gap = gap_of_restart(&lab)?;
-    must(&lab, gap < AUDIT, &format!("{gap:?} without an answer"))?;
+    must(&lab, gap < REPAIRED, &format!("{gap:?} without an answer"))?;
     check_both(&lab, &given)?;
     lab.stop_kube_proxy()?;
     wait_until_whole(&lab)
@@ -217,7 +219,7 @@ fn ipvs() -> Result<()> {
     check_both(&lab, &given)?;
     external_ips_are_kube_proxys(&lab)?;
     let gap = gap_of_restart(&lab)?;
-    must(&lab, gap < AUDIT, &format!("{gap:?} without an answer"))?;
+    must(&lab, gap < REPAIRED, &format!("{gap:?} without an answer"))?;
     check_both(&lab, &given)?;
     lab.stop_kube_proxy()?;
     wait_until_whole(&lab)

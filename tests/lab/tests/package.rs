@@ -92,7 +92,10 @@ fn ready_does_not_wait_for_keepalived(lab: &Lab) -> Result<()> {
     }
     let settings = |settings: Settings| node.write("/etc/kvip/config.toml", settings.toml().as_bytes());
     settings(Settings { extra: "gone_after = \"90s\"".to_owned(), ..Settings::default() })?;
-    node.must_within(MINUTES, "systemctl reload kvip & systemctl restart keepalived; wait")?;
+    node.must_within(
+        MINUTES,
+        "systemctl reload kvip & reload=$!; systemctl restart keepalived && wait $reload",
+    )?;
     is_active(lab, backup, "a reload")?;
     written(lab, backup, "terminate_delay 90")?;
     settings(Settings::default())?;

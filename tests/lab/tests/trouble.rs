@@ -170,6 +170,21 @@ fn keepalived_that_is_not_installed() -> Result<()> {
     )
 }
 
+/// Nothing is known of any cluster, and none is heard of: kvip is ready within its limit all the same, and says how it is.
+#[test]
+fn a_start_without_any_cluster() -> Result<()> {
+    let lab = serving()?;
+    let name = backup(&lab)?;
+    let node = lab.node(name);
+    node.must("systemctl stop kvip; mkdir /root/kept; mv /var/lib/kvip/snapshot.json /etc/kvip/kubeconfig /root/kept/")?;
+    node.must_within(MINUTES, "systemctl start kvip")?;
+    let said = node.must("systemctl show -P StatusText kvip")?;
+    ensure!(said.starts_with("degraded"), "kvip on {name} is ready and says {said}");
+    told(&lab, name, &["/etc/kvip/kubeconfig"])?;
+    node.must_within(MINUTES, "mv /root/kept/kubeconfig /etc/kvip/; systemctl restart kvip")?;
+    wait_until_settled(&lab)
+}
+
 /// The cluster is made anew: another UID of kube-system, and nothing in it. Nothing is taken away until an admin says so.
 /// Last of this file by its name: the cluster's objects are gone afterwards.
 #[test]

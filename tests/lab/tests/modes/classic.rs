@@ -2,19 +2,23 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use kvip_lab::asking::Asking;
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{BRIDGE, BRIDGE_V4, BRIDGE_V6, NODES};
 use kvip_lab::namespace::beside;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::peer::install;
-use kvip_lab::scenario::{SOON, diagnosis};
+use kvip_lab::scenario::{SOON, diagnosis, explained};
 use serde_json::json;
 
 use super::{ECHO, Mode, answered_by, echo, kept_source, modes, pod_on};
 
 const DR: Mode = Mode { name: "dr", v4: "10.87.2.55", v6: "fd00:87:2::55" };
 const TUNNEL: Mode = Mode { name: "tunnel", v4: "10.87.2.56", v6: "fd00:87:2::56" };
+/// How the holder wraps packets, and what `ipvsadm -Sn` then says behind `-i -w 1`; for gue the port that pods listen on.
+const WRAPPINGS: [(&str, &str); 3] =
+    [("ipip", ""), ("gre", " --tun-type gre"), ("gue:6635", " --tun-type gue --tun-port 6635")];
 /// So many connections, each asked once: enough to meet both backends.
 const CONNECTIONS: u16 = 12;
 
@@ -65,23 +69,41 @@ fn pods_that_carry_the_vip_are_served_through_tunnels() -> Result<()> {
         let shown = lab.node(node).must_within(SOON, &pod_script(node, &pod))?;
         Ok(["inet", "inet6"].map(|family| address_of(family, &shown)))
     });
-    serve(&lab, TUNNEL, &backends.collect::<Result<Vec<_>>>()?)?;
-    check(&lab, TUNNEL)
+    let backends = backends.collect::<Result<Vec<_>>>()?;
+    serve(&lab, TUNNEL, &backends)?;
+    for (wrapping, options) in WRAPPINGS {
+        service(TUNNEL).annotation("kvip.io/tunnel", wrapping).apply(&lab)?;
+        let wraps = lab.wait_for(&format!("all nodes to wrap by {wrapping}"), SOON, || {
+            let is_meant = |line: &&str| line.starts_with(&format!("-a -t {}:{ECHO} ", TUNNEL.v4));
+            let wrapped = |line: &&str| line.ends_with(&format!(" -i -w 1{options}"));
+            let all = |table: String| {
+                let servers: Vec<&str> = table.lines().filter(is_meant).collect();
+                servers.len() == backends.len() && servers.iter().all(wrapped)
+            };
+            lab.nodes().all(|node| node.ipvs().is_ok_and(all)).then_some(())
+        });
+        explained(&lab, wraps)?;
+        check(&lab, TUNNEL).with_context(|| wrapping.to_owned())?;
+    }
+    Ok(())
 }
 
-/// Shows the pod's addresses last.
+/// Lets the pod take packets out of all wrappings at the VIPs, and shows its addresses last.
 fn pod_script(node: &str, pod: &str) -> String {
     let ([vip4, vip6], program, listeners) = (TUNNEL.vips(), install::PROGRAM, listeners(TUNNEL));
     format!(
         "set -e
-modprobe -a ipip ip6_tunnel
+modprobe -a ipip ip6_tunnel ip_gre ip6_gre fou fou6
 ip -n {pod} -batch - <<X
 link set tunl0 up
 link set ip6tnl0 up
+link set gre0 up
+link set ip6gre0 up
 addr replace {vip4}/32 dev tunl0
 addr replace {vip6}/128 dev ip6tnl0 nodad
 X
-ip netns exec {pod} sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.tunl0.rp_filter=0
+for family in 4 6; do ip -$family -n {pod} fou add port 6635 gue; done
+for device in all tunl0 gre0; do ip netns exec {pod} sysctl -qw net.ipv4.conf.$device.rp_filter=0; done
 ip netns exec {pod} setsid {program} serve {node} {pod} {listeners} </dev/null >/dev/null 2>&1 &
 ip -n {pod} -o addr show dev eth0 scope global"
     )
@@ -106,10 +128,15 @@ fn listeners(mode: Mode) -> String {
     words
 }
 
+/// The Service of that mode, without pods of its own.
+fn service(mode: Mode) -> Asking {
+    mode.on(echo(&mode.service())).spec("selector", json!(null))
+}
+
 /// A Service in that mode whose endpoints are written by hand, each of both families.
 fn serve(lab: &Lab, mode: Mode, backends: &[[String; 2]]) -> Result<()> {
     let name = mode.service();
-    mode.on(echo(&name)).spec("selector", json!(null)).apply(lab)?;
+    service(mode).apply(lab)?;
     for (place, kind) in ["IPv4", "IPv6"].into_iter().enumerate() {
         let endpoints: Vec<_> = backends.iter().map(|both| json!({"addresses": [both[place]]})).collect();
         let slice = json!({

@@ -76,7 +76,8 @@ fn an_ending_pod_keeps_its_open_connections_and_gets_no_more() -> Result<()> {
     let holder = lab.node(lab.wait_for_holder()?);
     let drains = lab.wait_for("the holder to give it no more connections", GRACE / 2, || {
         let table = holder.ipvs().ok()?;
-        table.lines().any(|line| line.starts_with("-a -t ") && line.ends_with("-w 0")).then_some(())
+        let meant = format!("-a -t {vip}:{ECHO} ");
+        table.lines().any(|line| line.starts_with(&meant) && line.ends_with("-w 0")).then_some(())
     });
     drains.with_context(|| explain(&lab, "ending"))?;
     let before = answers_of(&held.so_far(), &ending);
