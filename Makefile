@@ -14,7 +14,7 @@ OLD_VERSION := 0.0.9-1
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: packages deb lab-tool ## three virtual machines, the tutorial, the holder's death: everything at once (15 minutes from nothing, then 2)
+demo: packages deb lab-tool ## three virtual machines, the tutorial, the holder's death: everything at once (25 minutes from nothing, then 2)
 	@$(LAB) demo
 
 test: packages lint unit lab-parts ## lint, unit, golden and property tests, and in the lab what every change must keep (45 minutes from nothing, then 15)
