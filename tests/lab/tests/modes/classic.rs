@@ -75,7 +75,7 @@ fn pods_that_carry_the_vip_are_served_through_tunnels() -> Result<()> {
         service(TUNNEL).annotation("kvip.io/tunnel", wrapping).apply(&lab)?;
         let wraps = lab.wait_for(&format!("all nodes to wrap by {wrapping}"), SOON, || {
             let is_meant = |line: &&str| line.starts_with(&format!("-a -t {}:{ECHO} ", TUNNEL.v4));
-            let wrapped = |line: &&str| line.ends_with(&format!(" -i -w 1{options}"));
+            let wrapped = |line: &&str| line.contains(&format!(" -i -w 1{options}"));
             let all = |table: String| {
                 let servers: Vec<&str> = table.lines().filter(is_meant).collect();
                 servers.len() == backends.len() && servers.iter().all(wrapped)
