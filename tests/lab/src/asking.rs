@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::lab::Lab;
 use crate::layout::NODES;
-use crate::scenario::{SOON, diagnosis};
+use crate::scenario::{SOON, diagnosis, finding};
 
 /// The load balancer class of kvip.
 pub const CLASS: &str = "kvip.io/kvip";
@@ -170,6 +170,28 @@ pub fn wait_for_addresses(lab: &Lab, service: &str, count: usize) -> Result<Vec<
 pub fn wait_for_answer(lab: &Lab, address: &str) -> Result<String> {
     let answered = lab.wait_for(&format!("an answer from {address}"), SOON, || lab.curl(address));
     answered.with_context(|| explain(lab, ""))
+}
+
+/// Waits until the client is refused at once at a VIP that is held.
+pub fn wait_for_refusal(lab: &Lab, vip: &str) -> Result<()> {
+    let refused = lab.wait_for(&format!("{vip} to refuse"), SOON, || {
+        let output = lab.client(&["curl", "-s", "--max-time", "3", &format!("http://{vip}/")]).ok()?;
+        (output.status == 7).then_some(())
+    });
+    refused.with_context(|| explain(lab, ""))
+}
+
+/// Waits until every node, the condition and an Event say that the Service is not served, and why.
+pub fn wait_for_reason(lab: &Lab, namespace: &str, service: &str, words: &str) -> Result<()> {
+    let object = format!("-n {namespace} {service}");
+    let told = lab.wait_for(&format!("{service} to be told: {words}"), SOON, || {
+        let found = NODES.iter().all(|node| finding(lab, node.name, words).is_some());
+        let condition = condition(lab, &object).ok()?;
+        let events = events(lab, namespace, service).ok()?;
+        let said = events.iter().any(|event| event.starts_with("Warning ") && event.contains(words));
+        (found && said && condition.starts_with("False ") && condition.contains(words)).then_some(())
+    });
+    told.with_context(|| explain(lab, &object))
 }
 
 /// Waits until a process of each node, and one in a pod of each, is answered at `address`, port 80.

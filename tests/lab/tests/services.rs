@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use kvip::report::objects::place;
 use kvip_lab::asking::{
     Asking, POOLS, addresses, check_answered_inside, claimed, condition, events, explain, in_url, ingress,
-    items, must, object, settings, wait_for_addresses, wait_for_answer, wait_until_gone, wait_until_unsaid,
+    items, must, object, settings, wait_for_addresses, wait_for_answer, wait_for_reason, wait_until_gone,
+    wait_until_unsaid,
 };
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
@@ -227,14 +228,7 @@ fn a_tenant_gets_what_the_settings_give_it() -> Result<()> {
         ("greedy", "not served at 10.87.2.56 (kvip.io/vips): namespace outside may name 10.87.2.52 only"),
         ("pool", "it may use none"),
     ] {
-        let told = lab.wait_for(&format!("{service} to be told: {words}"), SOON, || {
-            let named = NODES.iter().all(|node| finding(&lab, node.name, words).is_some());
-            let condition = condition(&lab, &format!("-n outside {service}")).ok()?;
-            let events = events(&lab, "outside", service).ok()?;
-            let said = events.iter().any(|event| event.starts_with("Warning ") && event.contains(words));
-            (named && said && condition.starts_with("False ") && condition.contains(words)).then_some(())
-        });
-        told.with_context(|| explain(&lab, &format!("-n outside {service}")))?;
+        wait_for_reason(&lab, "outside", service, words)?;
     }
     must(
         &lab,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
     Asking, POOLS, events, explain, items, must, object, settings, wait_for_addresses, wait_for_answer,
-    wait_until_gone,
+    wait_for_refusal, wait_until_gone,
 };
 use kvip_lab::lab::{Lab, Node};
 use kvip_lab::layout::{NODES, NodeSpec};
@@ -40,11 +40,7 @@ fn pods_that_are_not_ready_serve_where_a_service_publishes_them() -> Result<()> 
     let answer = wait_for_answer(&lab, "10.87.2.57")?;
     must(&lab, answer.starts_with("node-b unready "), &format!("the pod does not answer but {answer}"))?;
     single.spec("publishNotReadyAddresses", false).apply(&lab)?;
-    let refused = lab.wait_for("10.87.2.57 to refuse", SOON, || {
-        let output = lab.client(&["curl", "-s", "--max-time", "3", "http://10.87.2.57/"]).ok()?;
-        (output.status == 7).then_some(())
-    });
-    refused.with_context(|| explain(&lab, "single"))?;
+    wait_for_refusal(&lab, "10.87.2.57")?;
     health_check_node_ports_tell_who_has_ready_pods(&lab)?;
     lab.kubectl(&["delete", "pod", "unready", "--wait=false"])?;
     delete(&lab, "single")?;

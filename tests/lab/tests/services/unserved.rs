@@ -1,37 +1,14 @@
 //! Services that cannot be balanced, and the types that a Service may change to.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use kvip_lab::asking::{
-    Asking, condition, events, explain, wait_for_addresses, wait_for_answer, wait_until_gone,
+    Asking, wait_for_addresses, wait_for_answer, wait_for_reason, wait_for_refusal, wait_until_gone,
     wait_until_unsaid,
 };
-use kvip_lab::lab::Lab;
-use kvip_lab::layout::NODES;
-use kvip_lab::scenario::{SOON, ask_for, finding};
+use kvip_lab::scenario::ask_for;
 use serde_json::json;
 
 use super::{asking, check_left, delete};
-
-/// Waits until the client is refused at once at a VIP that is held.
-fn wait_for_refusal(lab: &Lab, vip: &str) -> Result<()> {
-    let refused = lab.wait_for(&format!("{vip} to refuse"), SOON, || {
-        let output = lab.client(&["curl", "-s", "--max-time", "3", &format!("http://{vip}/")]).ok()?;
-        (output.status == 7).then_some(())
-    });
-    refused.with_context(|| explain(lab, ""))
-}
-
-/// Waits until every node, the condition and an Event say that the Service is not served, and why.
-fn wait_for_reason(lab: &Lab, service: &str, words: &str) -> Result<()> {
-    let told = lab.wait_for(&format!("{service} to be told: {words}"), SOON, || {
-        let found = NODES.iter().all(|node| finding(lab, node.name, words).is_some());
-        let condition = condition(lab, service).ok()?;
-        let events = events(lab, "default", service).ok()?;
-        let said = events.iter().any(|event| event.starts_with("Warning ") && event.contains(words));
-        (found && said && condition.starts_with("False ") && condition.contains(words)).then_some(())
-    });
-    told.with_context(|| explain(lab, service))
-}
 
 #[test]
 fn an_alias_and_a_headless_service_are_refused_with_the_reason() -> Result<()> {
@@ -40,8 +17,8 @@ fn an_alias_and_a_headless_service_are_refused_with_the_reason() -> Result<()> {
     headless.annotation("kvip.io/vips", "10.87.2.57").apply(&lab)?;
     let alias = Asking::new("alias").spec("type", "ExternalName").spec("externalName", "example.com");
     alias.spec("selector", json!(null)).annotation("kvip.io/vips", "10.87.2.58").apply(&lab)?;
-    wait_for_reason(&lab, "headless", "not served at 10.87.2.57: it is headless")?;
-    wait_for_reason(&lab, "alias", "not served at 10.87.2.58: it is of type ExternalName")?;
+    wait_for_reason(&lab, "default", "headless", "not served at 10.87.2.57: it is headless")?;
+    wait_for_reason(&lab, "default", "alias", "not served at 10.87.2.58: it is of type ExternalName")?;
     for vip in ["10.87.2.57", "10.87.2.58"] {
         wait_for_refusal(&lab, vip)?;
     }
