@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use kvip_lab::asking::wait_for_refusal;
 use kvip_lab::lab::Lab;
 use kvip_lab::scenario::{
     SOON, VIP, VIP6, ask_for, diagnosis, explained, finding, reloads, serving, wait_until_settled,
@@ -84,11 +85,7 @@ fn a_service_without_endpoints_keeps_its_vip_and_refuses() -> Result<()> {
     )?;
     ask_for(&lab, "10.87.2.53", Some("default/empty"))?;
     let holder = lab.wait_for_holder()?;
-    let refused = lab.wait_for("10.87.2.53 to refuse", SOON, || {
-        let output = lab.client(&["curl", "-s", "--max-time", "3", "http://10.87.2.53/"]).ok()?;
-        (output.status == 7).then_some(())
-    });
-    explained(&lab, refused)?;
+    wait_for_refusal(&lab, "10.87.2.53")?;
     ensure!(finding(&lab, holder, "10.87.2.53 is held but tcp 80 refuses connections").is_some());
     ask_for(&lab, "10.87.2.53", None)?;
     lab.wait_for("10.87.2.53 to be gone", SOON, || {
