@@ -1,10 +1,8 @@
 //! `kvip accept`: lets through the state of the cluster that invariant 4 holds back.
 
 use super::done::Done;
-use super::{Exit, Global};
-use crate::daemon::SOCKET;
+use super::{Exit, Global, daemon};
 use crate::keepalived::Paths;
-use crate::report::status;
 use crate::snapshot::admit;
 
 /// Runs `kvip accept`: names the held state in the file that the daemon looks for.
@@ -13,9 +11,9 @@ use crate::snapshot::admit;
 /// When the file cannot be written.
 pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     let paths = Paths::default();
-    let status = match status::ask(&paths.run.join(SOCKET)).await {
+    let status = match daemon::ask().await {
         Ok(status) => status,
-        Err(error) => return Ok(super::no_daemon(&error)),
+        Err(error) => return Ok(daemon::no_answer(&error)),
     };
     let mut done = Done::new("accept");
     match &status.cluster.held_id {

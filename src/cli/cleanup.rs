@@ -5,15 +5,14 @@
 use anyhow::Context as _;
 
 use super::done::Done;
-use super::{Exit, Global, waiting};
-use crate::daemon::{Ledger, SOCKET};
+use super::{Exit, Global, daemon, waiting};
+use crate::daemon::Ledger;
 use crate::haproxy;
 use crate::ipvs::{Client, Command, sync};
 use crate::keepalived::{self, Paths};
 use crate::net;
 use crate::nft;
 use crate::owned::Owned;
-use crate::report::status;
 use crate::report::systemd::command;
 
 /// Runs `kvip cleanup`. Every step is tried, whatever became of the one before.
@@ -23,7 +22,7 @@ use crate::report::systemd::command;
 pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     let mut done = Done::new("cleanup");
     let paths = Paths::default();
-    if status::ask(&paths.run.join(SOCKET)).await.is_ok() || service_is_active().await {
+    if daemon::ask().await.is_ok() || service_is_active().await {
         done.fail("kvip is running and would put everything back\n  systemctl disable --now kvip");
         return done.print(global);
     }

@@ -4,13 +4,13 @@ use serde::Serialize;
 
 use super::{Exit, Global, style};
 
-/// The version of the document; it rises when a field changes its meaning or goes.
-const SCHEMA: u32 = 1;
+/// The document's shape; its number rises when a field changes its meaning or goes.
+const SCHEMA: &str = "kvip.done.v1";
 
 /// What was done, and what was not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Done {
-    schema: u32,
+    schema: &'static str,
     /// The command, such as `drain`.
     command: &'static str,
     /// Whether all that was asked for is done.
@@ -68,7 +68,7 @@ mod tests {
         done.fail("not drained");
         let document = serde_json::to_value(&done).unwrap();
         let expected = serde_json::json!({
-            "schema": 1,
+            "schema": "kvip.done.v1",
             "command": "drain",
             "complete": false,
             "messages": ["another node took over after 0.8 s"],

@@ -5,13 +5,12 @@
 use std::time::Duration;
 
 use super::done::Done;
-use super::{Exit, Global, waiting};
-use crate::daemon::{Ledger, SOCKET};
+use super::{Exit, Global, daemon, waiting};
+use crate::daemon::Ledger;
 use crate::ipvs::Client;
 use crate::keepalived::handover::{self, Outcome, WhenAlone};
 use crate::keepalived::{Paths, hold, weight};
 use crate::net;
-use crate::report::status;
 
 /// Arguments of `kvip drain`.
 #[derive(Debug, clap::Args)]
@@ -64,7 +63,7 @@ async fn end_drain(done: &mut Done) -> anyhow::Result<()> {
         return Ok(());
     }
     hold::clear_drained(&paths)?;
-    if status::ask(&paths.run.join(SOCKET)).await.is_ok() {
+    if daemon::ask().await.is_ok() {
         done.say("undrained: this node may hold VIPs again");
         return Ok(());
     }

@@ -6,6 +6,7 @@
 mod accept;
 mod check;
 mod cleanup;
+mod daemon;
 mod done;
 mod drain;
 mod explain;
@@ -148,12 +149,12 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
         Some(Command::Undrain) => runtime()?.block_on(drain::undrain(global)),
         Some(Command::Accept) => runtime()?.block_on(accept::run(global)),
         Some(Command::Cleanup) => runtime()?.block_on(cleanup::run(global)),
-        Some(Command::Run(args)) => runtime()?.block_on(daemon(&args.sources(global))),
+        Some(Command::Run(args)) => runtime()?.block_on(run_daemon(&args.sources(global))),
     }
 }
 
 /// Runs the daemon; settings that are wrong end it with all their problems in the journal.
-async fn daemon(sources: &Sources) -> anyhow::Result<Exit> {
+async fn run_daemon(sources: &Sources) -> anyhow::Result<Exit> {
     crate::report::journal::init();
     match crate::daemon::run(sources).await {
         Ok(()) => Ok(Exit::Fine),
@@ -169,12 +170,6 @@ fn finding_rows(finding: &Finding) -> Vec<Vec<String>> {
     let mut rows = vec![vec![finding.subject.clone(), finding.text.clone()]];
     rows.extend(finding.mend.iter().map(|mend| vec![String::new(), mend.clone()]));
     rows
-}
-
-/// Says that the daemon does not answer, and where to look.
-fn no_daemon(error: &anyhow::Error) -> Exit {
-    eprintln!("kvip does not answer: {error:#}\n  systemctl status kvip; journalctl -u kvip -n 50");
-    Exit::CouldNotAsk
 }
 
 /// Splits `section.key=value`.

@@ -6,12 +6,11 @@ use clap::CommandFactory;
 use serde::Serialize;
 
 use super::style::{self, Style};
-use super::{Cli, Exit, Global};
+use super::{Cli, Exit, Global, daemon};
 use crate::config::{Problem, Settings, Sources, nothing_allowed, read_host};
-use crate::daemon::SOCKET;
 use crate::daemon::settings;
 use crate::keepalived::Paths;
-use crate::report::status::{self, Status};
+use crate::report::status::Status;
 
 /// The name of the JSON form.
 const SCHEMA: &str = "kvip.overview.v1";
@@ -42,7 +41,7 @@ enum State {
 
 /// Prints the overview; an unfinished installation and a finding are something to mend.
 pub(super) async fn run(global: &Global) -> anyhow::Result<Exit> {
-    let overview = match status::ask(&Paths::default().run.join(SOCKET)).await {
+    let overview = match daemon::ask().await {
         Ok(status) => of_daemon(&status),
         Err(_) => of_installation(global),
     };

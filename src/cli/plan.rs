@@ -18,6 +18,9 @@ use crate::model::{Backend, Finding, Frontend, Vrid};
 use crate::net::PolicyRoute;
 use crate::nft;
 
+/// The document's shape; its number rises when a field changes its meaning or goes.
+const SCHEMA: &str = "kvip.plan.v1";
+
 /// Arguments of `kvip plan`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -79,7 +82,7 @@ pub struct Change {
 /// The plan for programs.
 #[derive(Debug, Serialize)]
 pub struct Document<'a> {
-    schema: u32,
+    schema: &'static str,
     changes: Vec<Change>,
     keepalived_reload: bool,
     unchanged_virtual_servers: usize,
@@ -89,7 +92,7 @@ pub struct Document<'a> {
 /// The plan as a document.
 pub fn document(view: &View) -> Document<'_> {
     Document {
-        schema: 1,
+        schema: SCHEMA,
         changes: changes(view),
         keepalived_reload: view.reload,
         unchanged_virtual_servers: unchanged(view),

@@ -6,9 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Exit, Global, style};
-use crate::daemon::SOCKET;
-use crate::keepalived::Paths;
+use super::{Exit, Global, daemon, style};
 use crate::net;
 use crate::report::status::{self, HASH_TABLE, Status, Vip};
 
@@ -20,10 +18,9 @@ const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the answer cannot be printed.
 pub async fn run(global: &Global) -> anyhow::Result<Exit> {
-    let socket = Paths::default().run.join(SOCKET);
-    let mut status = match status::ask(&socket).await {
+    let mut status = match daemon::ask().await {
         Ok(status) => status,
-        Err(error) => return Ok(super::no_daemon(&error)),
+        Err(error) => return Ok(daemon::no_answer(&error)),
     };
     let holders = holders(&status).await;
     let text = if global.json {

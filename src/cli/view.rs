@@ -9,9 +9,9 @@ use figment::Figment;
 use figment::providers::{Format as _, Toml};
 use ipnet::IpNet;
 
-use super::waiting;
+use super::{daemon, waiting};
 use crate::config::{self, Settings, Sources};
-use crate::daemon::{Ledger, SOCKET, settings};
+use crate::daemon::{Ledger, settings};
 use crate::derive::{self, Desired, Inputs, Reach, Requests};
 use crate::health::check::Down;
 use crate::ipam::{Claim, Claims, Step, Wish};
@@ -21,7 +21,6 @@ use crate::model::{Family, Finding};
 use crate::net::{self, HostFacts, hops, peers};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
-use crate::report::status;
 use crate::snapshot::{self, Snapshot, feed};
 use crate::{files, haproxy};
 
@@ -116,7 +115,7 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
         settings::in_force(&host, snapshot.settings_text(), settings::last_good(&paths.state).as_deref()).0;
     let reach = reach(&loaded.settings, &snapshot, &facts).await?;
     // What only the daemon knows; without one nothing of it is.
-    let status = status::ask(&paths.run.join(SOCKET)).await.unwrap_or_default();
+    let status = daemon::ask().await.unwrap_or_default();
     let dead = status.dead_nodes.into_iter().collect();
     let host = Known { facts: &facts, reach: &reach, dead: &dead };
     let mut view = view(heading, &loaded.settings, &snapshot, host, table, current.as_deref(), build);

@@ -105,7 +105,7 @@ impl View {
         let (virtual_servers, real_servers) = self.counts;
         let default = desired.groups.get(DEFAULT_GROUP);
         Status {
-            schema: SCHEMA,
+            schema: SCHEMA.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             node: desired.node.clone().unwrap_or_else(|| self.hostname.clone()),
             summary: self.summary(now),

@@ -2,6 +2,7 @@
 //!
 //! Touches no file without kvip's marker; never stops keepalived, which may run somebody else's instances too.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,7 +11,8 @@ use tokio::time::{Instant, sleep};
 use super::handover::{WhenAlone, hand_over, vrids_here};
 use super::place::Disk;
 use super::{Config, Paths, Service, render, vips_in};
-use crate::files;
+use crate::files::{self, FileError};
+use crate::model::Vrid;
 use crate::net;
 
 /// How long another node may take to take over.
@@ -26,10 +28,12 @@ const POLL: Duration = Duration::from_millis(100);
 pub async fn cleanup<S: Service>(paths: &Paths, service: &mut S) -> anyhow::Result<bool> {
     let disk = Disk::read(paths)?;
     let place = disk.place(paths);
-    let Some((place, text)) = place.and_then(|place| Some((place, disk.ours(place)?))) else {
-        return Ok(false);
-    };
     let vrids = vrids_here(paths)?;
+    let Some((place, text)) = place.and_then(|place| Some((place, disk.ours(place)?))) else {
+        // kvip writes these before keepalived reads a file of kvip's.
+        remove_weights(paths, &vrids)?;
+        return Ok(!vrids.is_empty());
+    };
     hand_over(paths, &vrids, HAND_OVER_LIMIT, WhenAlone::GoDown, async || net::read().await).await?;
     if service.state().await?.runs() {
         let build = service.build().await?;
@@ -39,10 +43,12 @@ pub async fn cleanup<S: Service>(paths: &Paths, service: &mut S) -> anyhow::Resu
     }
     files::remove(&place.path(paths))?;
     files::remove(&paths.loaded())?;
-    for vrid in vrids {
-        files::remove(&paths.weight(vrid))?;
-    }
+    remove_weights(paths, &vrids)?;
     Ok(true)
+}
+
+fn remove_weights(paths: &Paths, vrids: &BTreeSet<Vrid>) -> Result<(), FileError> {
+    vrids.iter().try_for_each(|vrid| files::remove(&paths.weight(*vrid)))
 }
 
 /// Waits until none of the VIPs in `text` is on this host; what stays is removed as a stray by the caller.

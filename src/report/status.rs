@@ -16,8 +16,8 @@ use tokio::time::sleep;
 use super::beats;
 use crate::model::{Finding, Protocol};
 
-/// The version of the schema; it rises when a field changes its meaning or goes.
-pub const SCHEMA: u32 = 1;
+/// The document's shape; its number rises when a field changes its meaning or goes.
+pub const SCHEMA: &str = "kvip.status.v1";
 
 /// The octets of one table of Maglev hashing: 4093 pointers with the default CONFIG_IP_VS_MH_TAB_INDEX of 12 (ip_vs_mh.c).
 pub const HASH_TABLE: usize = 4093 * 8;
@@ -31,7 +31,7 @@ const READER_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// [`SCHEMA`].
-    pub schema: u32,
+    pub schema: String,
     /// kvip's version.
     pub version: String,
     /// The node's name, or the host's while no Node is known to be this host.
@@ -200,10 +200,6 @@ pub async fn ask(path: &Path) -> anyhow::Result<Status> {
         .context("wait for the daemon's answer")?
         .context("read the daemon's answer")?;
     let status: Status = serde_json::from_slice(&document).context("understand the daemon's answer")?;
-    anyhow::ensure!(
-        status.schema == SCHEMA,
-        "the daemon speaks schema {}, this kvip {SCHEMA}",
-        status.schema
-    );
+    anyhow::ensure!(status.schema == SCHEMA, "the daemon speaks {}, this kvip {SCHEMA}", status.schema);
     Ok(status)
 }

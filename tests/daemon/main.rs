@@ -15,6 +15,7 @@ mod membership;
 mod orders;
 mod proxy;
 mod repair;
+mod reported;
 mod serving;
 mod statics;
 mod tutorial;

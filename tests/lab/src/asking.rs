@@ -30,6 +30,12 @@ addresses = ["10.87.2.96/29"]
 auto_assign = false
 "#;
 
+/// The port of the echo pods, for lines over TCP and datagrams alike.
+pub const ECHO: u16 = 7;
+/// What the echo pods of [`Asking::echo`] answer on.
+pub const ECHO_PORTS: &str =
+    "{containerPort: 7, name: echo}, {containerPort: 7, name: echo-udp, protocol: UDP}";
+
 /// A Service of the tutorial's pods, to be changed before it is applied.
 #[derive(Debug, Clone)]
 pub struct Asking {
@@ -48,6 +54,15 @@ impl Asking {
             },
         });
         Self { json }
+    }
+
+    /// A ClusterIP Service of both families in front of the echo pods, over TCP and UDP.
+    pub fn echo(name: &str) -> Self {
+        let port = |name: &str, protocol: &str| serde_json::json!({"name": name, "port": ECHO, "targetPort": ECHO, "protocol": protocol});
+        Self::new(name)
+            .spec("selector", serde_json::json!({"app": "echo"}))
+            .spec("ipFamilyPolicy", "RequireDualStack")
+            .spec("ports", serde_json::json!([port("tcp", "TCP"), port("udp", "UDP")]))
     }
 
     /// Of type LoadBalancer and kvip's class.

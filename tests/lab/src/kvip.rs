@@ -77,12 +77,17 @@ impl Lab {
 
     /// The kubeconfig that the package's own script makes: it can do what the package's RBAC manifest allows.
     pub fn enroll(&self) -> anyhow::Result<String> {
+        self.enroll_as("allocator")
+    }
+
+    /// As [`Lab::enroll`], for a role: `allocator` or `member`.
+    pub fn enroll_as(&self, role: &str) -> anyhow::Result<String> {
         let script = self.layout().repo.join("packaging/rbac/make-kubeconfig");
         let path =
             format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", self.layout().control_plane_cache().display());
         let kubeconfig = format!("KUBECONFIG={}", control::admin_kubeconfig(self.layout()).display());
         let script = script.to_string_lossy();
-        let output = self.host(&["env", &path, &kubeconfig, &script, "--server", API_URL])?;
+        let output = self.host(&["env", &path, &kubeconfig, &script, "--role", role, "--server", API_URL])?;
         if output.ok() { Ok(output.stdout) } else { bail!("make-kubeconfig: {output}") }
     }
 

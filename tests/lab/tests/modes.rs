@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use kvip_lab::asking::Asking;
+use kvip_lab::asking::{Asking, ECHO, ECHO_PORTS};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{CLIENT_V4, CLIENT_V6, OUTSIDE_V4, OUTSIDE_V6};
@@ -15,7 +15,6 @@ use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
 use kvip_lab::scenario::{SOON, Turn, bare, echo_pods, explained, package};
-use serde_json::json;
 
 #[path = "modes/classic.rs"]
 mod classic;
@@ -35,11 +34,6 @@ mod rules;
 mod sources;
 #[path = "modes/handover.rs"]
 mod z_handover;
-
-/// The port of the answering pods, for lines over TCP and UDP alike.
-const ECHO: u16 = 7;
-/// What the pods answer on.
-const PORTS: &str = "{containerPort: 7, name: echo}, {containerPort: 7, name: echo-udp, protocol: UDP}";
 
 /// A forwarding mode and the VIPs of the Service that is served by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,22 +80,13 @@ fn modes() -> Result<Turn> {
     let lab = bare()?;
     if lab.kubectl(&["get", "deployment", "echo"]).is_err() {
         lab.install_kvip(&package()?, &Settings::default())?;
-        lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(PORTS))?;
-        MODES.iter().try_for_each(|mode| mode.on(echo(&mode.service())).apply(&lab))?;
+        lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
+        MODES.iter().try_for_each(|mode| mode.on(Asking::echo(&mode.service())).apply(&lab))?;
     }
     for mode in MODES {
         answered_by(&lab, mode, 3)?;
     }
     Ok(lab)
-}
-
-/// A Service of both families in front of the pods.
-fn echo(name: &str) -> Asking {
-    let port = |name: &str, protocol: &str| json!({"name": name, "port": ECHO, "targetPort": ECHO, "protocol": protocol});
-    Asking::new(name)
-        .spec("selector", json!({"app": "echo"}))
-        .spec("ipFamilyPolicy", "RequireDualStack")
-        .spec("ports", json!([port("tcp", "TCP"), port("udp", "UDP")]))
 }
 
 /// Waits until so many pods answer the client at both VIPs.

@@ -205,8 +205,8 @@ fn removing_leaves_the_data_path_and_purging_leaves_nothing(lab: &Lab) -> Result
     let left = said(
         lab,
         holder,
-        "ls -d /etc/kvip /var/lib/kvip /run/kvip /etc/keepalived/keepalived.conf 2>/dev/null; ip -o addr | grep -e 10.87.2.50 -e 169.254.255; \
-         ipvsadm -Sn | grep 10.87.2.50; nft list tables | grep kvip",
+        "ls -d /etc/kvip /var/lib/kvip /run/kvip /etc/keepalived/keepalived.conf 2>/dev/null; ip -o addr | grep -e 10.87.2.50 -e fd00:87:2::50 -e 169.254.255 -e fe80::6b76; \
+         ipvsadm -Sn | grep -e 10.87.2.50 -e fd00:87:2::50; nft list tables | grep kvip",
     );
     ensure!(left.is_empty(), "purge left {left}\nit said {purged}");
     let kept = said(lab, holder, "ipvsadm -Sn; nft list tables");

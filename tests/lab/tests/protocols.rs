@@ -164,6 +164,39 @@ fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
     Ok(())
 }
 
+/// An association cannot move, so the client's next one from the same port does, while the pod still ends.
+#[test]
+fn an_sctp_client_with_one_port_finds_another_pod_at_once() -> Result<()> {
+    let lab = echoing()?;
+    let holder = lab.wait_for_holder()?;
+    let asker = Asker::Node(lab.other_than(holder));
+    for (vip, port) in [(VIP, 43_868), (VIP6, 43_869)] {
+        let from_one_port = sctp(vip).from_port(port);
+        let probe = lab.asking(asker, &from_one_port)?;
+        let first = lab.wait_for("answers from one pod", SOON, || {
+            let pods = Report::new(probe.so_far()).pods();
+            (pods.values().sum::<usize>() > 5).then(|| pods.into_keys().next())
+        });
+        let first = explained(&lab, first)?.context("a pod answered")?;
+        let pod = address_of(&lab, &first, vip.contains(':'))?;
+        lab.kubectl(&["annotate", "pod", &first, "lab.kvip/pre-stop-seconds=60"])?;
+        lab.kubectl(&["delete", "pod", &first, "--wait=false", "--grace-period=70"])?;
+        let server =
+            if vip.contains(':') { format!("[{pod}]:{DIAMETER}") } else { format!("{pod}:{DIAMETER}") };
+        let what = format!("all nodes to be without the server {server}");
+        let gone = lab.wait_for(&what, SOON, || {
+            lab.nodes().all(|node| node.ipvs().is_ok_and(|table| !table.contains(&server))).then_some(())
+        });
+        explained(&lab, gone)?;
+        probe.stop()?;
+        let again = explained(&lab, lab.ask(asker, &from_one_port, 3))?;
+        ensure!(again.answered() == 3, "sctp {vip} from port {port} again: {again}\n{}", diagnosis(&lab));
+        ensure!(!again.pods().contains_key(&first), "the pod that ends got a new association: {again}");
+        ensure!(object(&lab, &format!("pod {first}")).is_ok(), "{first} ended before this was seen");
+    }
+    Ok(())
+}
+
 /// The pod's address of that family.
 fn address_of(lab: &Lab, pod: &str, is_v6: bool) -> Result<String> {
     let pod = object(lab, &format!("pod {pod}"))?;

@@ -1,6 +1,6 @@
 //! Every way in which Services ask for addresses, on three nodes and a real API server, with the packaged kvip.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use kvip_lab::asking::{
 };
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
-use kvip_lab::layout::{CLIENT_V4, NODES};
+use kvip_lab::layout::NODES;
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
@@ -29,6 +29,12 @@ mod endings;
 mod fields;
 #[path = "services/manifests.rs"]
 mod manifests;
+#[path = "services/nodes.rs"]
+mod nodes;
+#[path = "services/refused.rs"]
+mod refused;
+#[path = "services/roles.rs"]
+mod roles;
 #[path = "services/statics.rs"]
 mod statics;
 #[path = "services/unserved.rs"]
@@ -242,15 +248,11 @@ fn a_tenant_gets_what_the_settings_give_it() -> Result<()> {
     wait_until_gone(&lab, "10.87.2.57")
 }
 
-/// A request over TCP from that address of the client.
-fn from(lab: &Lab, source: &str, vip: &str, count: u64) -> Result<kvip_lab::probe::Report> {
-    let target = SocketAddr::new(vip.parse::<IpAddr>()?, 80);
-    lab.ask(Asker::Client, &Question::new(Transport::Tcp, target).from_address(source.parse()?), count)
-}
-
-/// Twenty requests are answered by so many pods. A slow machine may let one pass its time, but none is refused.
+/// Twenty requests of the client are answered by so many pods. A slow machine may let one pass its time, but none is
+/// refused.
 fn check_pods(lab: &Lab, vip: &str, pods: usize, what: &str) -> Result<()> {
-    let report = from(lab, CLIENT_V4, vip, 20)?;
+    let target = SocketAddr::new(vip.parse::<IpAddr>()?, 80);
+    let report = lab.ask(Asker::Client, &Question::new(Transport::Tcp, target), 20)?;
     let late_only = report.failures().keys().all(|failure| *failure == Failure::Timeout);
     let good = report.pods().len() == pods && report.answered() >= 18 && late_only;
     must(lab, good, &format!("{what} {pods} pods of 3 should answer: {:?}, {report}", report.pods()))
@@ -259,20 +261,33 @@ fn check_pods(lab: &Lab, vip: &str, pods: usize, what: &str) -> Result<()> {
 #[test]
 fn session_affinity_keeps_a_client_at_one_pod() -> Result<()> {
     let lab = asking()?;
-    Asking::new("sticky").load_balancer().apply(&lab)?;
-    let vip = wait_for_addresses(&lab, "sticky", 1)?.remove(0);
-    wait_for_answer(&lab, &vip)?;
-    check_pods(&lab, &vip, 3, "without affinity")?;
-    Asking::new("sticky").load_balancer().spec("sessionAffinity", "ClientIP").apply(&lab)?;
-    let persistent = lab.wait_for("persistence on all nodes", SOON, || {
-        let line = format!("-A -t {vip}:80 ");
-        let is_set = |table: &str| table.lines().any(|l| l.starts_with(&line) && l.contains("-p 10800"));
-        lab.nodes().all(|node| node.ipvs().is_ok_and(|table| is_set(&table))).then_some(())
-    });
-    persistent.with_context(|| explain(&lab, "sticky"))?;
-    check_pods(&lab, &vip, 1, "with affinity")?;
+    let sticky = Asking::new("sticky").load_balancer().spec("ipFamilyPolicy", "RequireDualStack");
+    sticky.apply(&lab)?;
+    let vips = wait_for_addresses(&lab, "sticky", 2)?;
+    for vip in &vips {
+        wait_for_answer(&lab, &in_url(vip))?;
+        check_pods(&lab, vip, 3, "without affinity")?;
+    }
+    let by_client = sticky.clone().spec("sessionAffinity", "ClientIP");
+    let for_ten_minutes =
+        by_client.clone().spec("sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 600}}));
+    for (service, seconds) in [(by_client, 10_800), (for_ten_minutes, 600)] {
+        service.apply(&lab)?;
+        for vip in &vips {
+            let line = format!("-A -t {}:80 ", in_url(vip));
+            let is_meant =
+                |l: &str| l.starts_with(&line) && format!("{l} ").contains(&format!(" -p {seconds} "));
+            let persistent = lab.wait_for(&format!("{line} for {seconds} s on all nodes"), SOON, || {
+                lab.nodes()
+                    .all(|node| node.ipvs().is_ok_and(|table| table.lines().any(is_meant)))
+                    .then_some(())
+            });
+            persistent.with_context(|| explain(&lab, "sticky"))?;
+            check_pods(&lab, vip, 1, "with affinity")?;
+        }
+    }
     delete(&lab, "sticky")?;
-    wait_until_gone(&lab, &vip)
+    vips.iter().try_for_each(|vip| wait_until_gone(&lab, vip))
 }
 
 #[test]
@@ -291,6 +306,40 @@ fn a_rollout_of_all_pods_refuses_nobody() -> Result<()> {
     })?;
     delete(&lab, "rolled")?;
     wait_until_gone(&lab, &vip)
+}
+
+/// Until their successors are ready, those that end go on serving.
+#[test]
+fn pods_that_all_end_at_once_serve_until_others_do() -> Result<()> {
+    let lab = asking()?;
+    Asking::new("ended").load_balancer().apply(&lab)?;
+    let vip = wait_for_addresses(&lab, "ended", 1)?.remove(0);
+    wait_for_answer(&lab, &vip)?;
+    let before = names(&lab)?;
+    lab.kubectl(&["annotate", "pods", "-l", "app=nginx", "--overwrite", "lab.kvip/pre-stop-seconds=30"])?;
+    without_a_lost_request_at(&lab, &vip, || {
+        lab.kubectl(&["delete", "pods", "-l", "app=nginx", "--wait=false", "--grace-period=40"])?;
+        lab.wait_for("three other pods to serve alone", SOON, || {
+            let ready = |node: kvip_lab::lab::Node<'_>| {
+                let table = node.ipvs().ok()?;
+                let line = format!("-a -t {vip}:80 ");
+                let servers = table.lines().filter(|l| l.starts_with(&line) && !l.ends_with("-w 0"));
+                Some(servers.count())
+            };
+            let now = names(&lab).ok()?;
+            (now.is_disjoint(&before) && lab.nodes().all(|node| ready(node) == Some(3))).then_some(())
+        })
+    })?;
+    delete(&lab, "ended")?;
+    wait_until_gone(&lab, &vip)
+}
+
+/// The tutorial's pods that are ready.
+fn names(lab: &Lab) -> Result<BTreeSet<String>> {
+    let slices = items(lab, "endpointslices -l kubernetes.io/service-name=nginx")?;
+    let endpoints = slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten();
+    let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true);
+    Ok(ready.filter_map(|endpoint| Some(endpoint["targetRef"]["name"].as_str()?.to_owned())).collect())
 }
 
 /// Where the stopped node is the holder, the new VIP comes with the others when `gone_after` has passed.

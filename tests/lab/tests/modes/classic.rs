@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::asking::Asking;
+use kvip_lab::asking::{Asking, ECHO};
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{BRIDGE, BRIDGE_V4, BRIDGE_V6, NODES};
 use kvip_lab::namespace::beside;
@@ -12,7 +12,7 @@ use kvip_lab::peer::install;
 use kvip_lab::scenario::{SOON, diagnosis, explained};
 use serde_json::json;
 
-use super::{ECHO, Mode, answered_by, echo, kept_source, modes, pod_on};
+use super::{Mode, answered_by, kept_source, modes, pod_on};
 
 const DR: Mode = Mode { name: "dr", v4: "10.87.2.55", v6: "fd00:87:2::55" };
 const TUNNEL: Mode = Mode { name: "tunnel", v4: "10.87.2.56", v6: "fd00:87:2::56" };
@@ -130,7 +130,7 @@ fn listeners(mode: Mode) -> String {
 
 /// The Service of that mode, without pods of its own.
 fn service(mode: Mode) -> Asking {
-    mode.on(echo(&mode.service())).spec("selector", json!(null))
+    mode.on(Asking::echo(&mode.service())).spec("selector", json!(null))
 }
 
 /// A Service in that mode whose endpoints are written by hand, each of both families.

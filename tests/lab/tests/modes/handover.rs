@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use kvip_lab::asking::settings;
+use kvip_lab::asking::{ECHO, settings};
 use kvip_lab::lab::{Lab, Node};
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
@@ -12,7 +12,7 @@ use kvip_lab::probe::{Probe, Report};
 use kvip_lab::prober::Failure;
 use kvip_lab::scenario::{SOON, diagnosis, explained};
 
-use super::{DSR, ECHO, MODES, Mode, modes, successor};
+use super::{DSR, MODES, Mode, modes, successor};
 
 /// Of either transport at each VIP.
 const CONNECTIONS: u16 = 8;

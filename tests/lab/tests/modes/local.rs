@@ -9,7 +9,7 @@ use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::SOON;
 use serde_json::json;
 
-use super::{echo, kept_source, modes, pod_on, question};
+use super::{kept_source, modes, pod_on, question};
 
 #[test]
 fn policy_local_keeps_the_client_wherever_the_vip_is() -> Result<()> {
@@ -53,7 +53,7 @@ fn check(lab: &Lab, asker: Asker, question: &Question, node: &str) -> Result<()>
 }
 
 fn local_service() -> Asking {
-    echo("local")
+    Asking::echo("local")
         .load_balancer()
         .spec("selector", json!({"app": "alone"}))
         .spec("externalTrafficPolicy", "Local")

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
+use kvip_lab::asking::ECHO;
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::NODES;
 use kvip_lab::peer::Transport;
@@ -11,7 +12,7 @@ use kvip_lab::probe::Report;
 use kvip_lab::scenario::{SOON, diagnosis};
 use kvip_lab::trace::Packets;
 
-use super::{DSR, ECHO, MODES, Mode, NAT, modes, pod_on, question};
+use super::{DSR, MODES, Mode, NAT, modes, pod_on, question};
 
 /// Connections, so that each pod has some: they are hashed, not dealt out.
 const CONNECTIONS: u16 = 24;

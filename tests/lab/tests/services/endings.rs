@@ -6,35 +6,28 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kvip_lab::asking::{
-    Asking, explain, items, must, object, wait_for_addresses, wait_for_answer, wait_until_gone,
+    Asking, ECHO, ECHO_PORTS, POOLS, explain, items, must, object, settings, wait_for_addresses,
+    wait_for_answer, wait_until_gone,
 };
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{CLIENT_V4, CLIENT_V6};
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
-use kvip_lab::probe::Report;
+use kvip_lab::probe::{Probe, Report};
 use kvip_lab::prober::Failure;
 use kvip_lab::scenario::{SOON, echo_pods};
 use serde_json::json;
 
 use super::{asking, delete};
 
-/// Where the answering pods are asked, for lines over TCP and datagrams.
-const ECHO: u16 = 7;
-const PORTS: &str = "{containerPort: 7, name: echo}, {containerPort: 7, name: echo-udp, protocol: UDP}";
 /// How long a pod that was told to end goes on serving here.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// A load balancer of both families in front of three pods that answer lines and datagrams.
 fn echo(lab: &Lab, name: &str) -> Result<Asking> {
-    lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(PORTS))?;
-    let port = |name: &str, protocol: &str| json!({"name": name, "port": ECHO, "targetPort": ECHO, "protocol": protocol});
-    Ok(Asking::new(name)
-        .load_balancer()
-        .spec("selector", json!({"app": "echo"}))
-        .spec("ipFamilyPolicy", "RequireDualStack")
-        .spec("ports", json!([port("tcp", "TCP"), port("udp", "UDP")])))
+    lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
+    Ok(Asking::echo(name).load_balancer())
 }
 
 fn question(transport: Transport, vip: IpAddr) -> Question {
@@ -46,48 +39,73 @@ fn asked(lab: &Lab, vip: IpAddr, connections: u16) -> Result<Report> {
     lab.ask(Asker::Client, &question(Transport::Tcp, vip).connections(connections), 1)
 }
 
+/// Connections that the client holds at the VIP, and a pod of theirs that ends but goes on serving for so long.
+struct Ending {
+    held: Probe,
+    pod: String,
+}
+
+impl Ending {
+    /// Waits until three pods answer, holds connections to them, and tells one to end.
+    fn begin(lab: &Lab, vip: IpAddr, grace: Duration) -> Result<Self> {
+        let all = lab.wait_for("three pods to answer", Duration::from_secs(120), || {
+            (asked(lab, vip, 12).ok()?.pods().len() == 3).then_some(())
+        });
+        all.with_context(|| explain(lab, ""))?;
+        let held = lab.asking(Asker::Client, &question(Transport::Tcp, vip).connections(6))?;
+        let pod = lab.wait_for("answers on all connections", SOON, || {
+            let report = Report::new(held.so_far());
+            (report.connections().len() == 6 && report.answered() > 12)
+                .then(|| report.pods().into_keys().next())
+        })?;
+        let pod = pod.context("a pod that has connections")?;
+        let seconds = grace.as_secs();
+        lab.kubectl(&["annotate", "pod", &pod, &format!("lab.kvip/pre-stop-seconds={seconds}")])?;
+        let within = format!("--grace-period={}", seconds + 10);
+        lab.kubectl(&["delete", "pod", &pod, "--wait=false", &within])?;
+        Ok(Self { held, pod })
+    }
+
+    /// Waits for so many more answers of the pod on the connections that it had.
+    fn answers(&self, lab: &Lab, more: usize) -> Result<()> {
+        let of_pod = || Report::new(self.held.so_far()).pods().get(&self.pod).copied().unwrap_or_default();
+        let before = of_pod();
+        let on = lab.wait_for(&format!("{more} more answers of {}", self.pod), GRACE, || {
+            (of_pod() >= before + more).then_some(())
+        });
+        on.with_context(|| format!("{}\n{}", Report::new(self.held.so_far()), explain(lab, "")))
+    }
+}
+
+/// Waits until the node gives one of the VIP's servers no more connections, or `gone`: has none such.
+fn wait_for_drain(lab: &Lab, node: &str, vip: IpAddr, gone: bool) -> Result<()> {
+    let meant = format!("-a -t {vip}:{ECHO} ");
+    let drains = |table: String| table.lines().any(|l| l.starts_with(&meant) && l.ends_with("-w 0"));
+    let what = format!("a server of weight 0 on {node} {}", if gone { "to be gone" } else { "" });
+    let found = lab.wait_for(&what, SOON, || {
+        lab.node(node).ipvs().is_ok_and(|table| drains(table) != gone).then_some(())
+    });
+    found.with_context(|| explain(lab, ""))
+}
+
+fn only_v4(vips: &[String]) -> Result<IpAddr> {
+    Ok(vips.iter().find(|vip| !vip.contains(':')).context("an IPv4 address")?.parse()?)
+}
+
 #[test]
 fn an_ending_pod_keeps_its_open_connections_and_gets_no_more() -> Result<()> {
     let lab = asking()?;
     echo(&lab, "ending")?.apply(&lab)?;
     let vips = wait_for_addresses(&lab, "ending", 2)?;
-    let vip: IpAddr = vips.iter().find(|vip| !vip.contains(':')).context("an IPv4 address")?.parse()?;
-    let all = lab.wait_for("three pods to answer", Duration::from_secs(120), || {
-        (asked(&lab, vip, 12).ok()?.pods().len() == 3).then_some(())
-    });
-    all.with_context(|| explain(&lab, "ending"))?;
-
-    let held = lab.asking(Asker::Client, &question(Transport::Tcp, vip).connections(6))?;
-    let ending = lab.wait_for("answers on all connections", SOON, || {
-        let report = Report::new(held.so_far());
-        (report.connections().len() == 6 && report.answered() > 12).then(|| report.pods().into_keys().next())
-    })?;
-    let ending = ending.context("a pod that has connections")?;
-    let seconds = format!("lab.kvip/pre-stop-seconds={}", GRACE.as_secs());
-    lab.kubectl(&["annotate", "pod", &ending, &seconds])?;
-    lab.kubectl(&[
-        "delete",
-        "pod",
-        &ending,
-        "--wait=false",
-        &format!("--grace-period={}", GRACE.as_secs() + 10),
-    ])?;
+    let vip = only_v4(&vips)?;
+    let ending = Ending::begin(&lab, vip, GRACE)?;
     // Where it has no connections it is gone at once.
-    let holder = lab.node(lab.wait_for_holder()?);
-    let drains = lab.wait_for("the holder to give it no more connections", GRACE / 2, || {
-        let table = holder.ipvs().ok()?;
-        let meant = format!("-a -t {vip}:{ECHO} ");
-        table.lines().any(|line| line.starts_with(&meant) && line.ends_with("-w 0")).then_some(())
-    });
-    drains.with_context(|| explain(&lab, "ending"))?;
-    let before = answers_of(&held.so_far(), &ending);
+    wait_for_drain(&lab, lab.wait_for_holder()?, vip, false)?;
     let new = asked(&lab, vip, 12)?;
-    let on = lab.wait_for("ten more answers of the ending pod", GRACE, || {
-        (answers_of(&held.so_far(), &ending) >= before + 10).then_some(())
-    });
+    ending.answers(&lab, 10)?;
+    let Ending { held, pod } = ending;
     let report = held.stop()?;
-    on.with_context(|| format!("{report}\n{}", explain(&lab, "ending")))?;
-    must(&lab, !new.pods().contains_key(&ending), &format!("{ending} ends and got new connections: {new}"))?;
+    must(&lab, !new.pods().contains_key(&pod), &format!("{pod} ends and got new connections: {new}"))?;
     must(&lab, new.answered() == 12, &format!("new connections go to the others: {new}"))?;
     for (number, connection) in report.connections() {
         let pods = connection.pods();
@@ -97,8 +115,34 @@ fn an_ending_pod_keeps_its_open_connections_and_gets_no_more() -> Result<()> {
     vips.iter().try_for_each(|vip| wait_until_gone(&lab, vip))
 }
 
-fn answers_of(samples: &[kvip_lab::prober::Sample], pod: &str) -> usize {
-    Report::new(samples.to_vec()).pods().get(pod).copied().unwrap_or_default()
+/// The pod itself would go on for longer than the limit.
+#[test]
+fn a_drain_goes_on_over_a_restart_and_ends_at_its_limit() -> Result<()> {
+    let lab = asking()?;
+    settings(&lab, &[POOLS, "[balancing]\ndrain_limit = \"20s\"\n"].concat())?;
+    echo(&lab, "draining")?.apply(&lab)?;
+    let vips = wait_for_addresses(&lab, "draining", 2)?;
+    let vip = only_v4(&vips)?;
+    let ending = Ending::begin(&lab, vip, Duration::from_secs(150))?;
+    let holder = lab.wait_for_holder()?;
+    wait_for_drain(&lab, holder, vip, false)?;
+    lab.node(holder).must_within(SOON, "systemctl restart kvip")?;
+    ending.answers(&lab, 10)?;
+    wait_for_drain(&lab, holder, vip, false)?;
+    wait_for_drain(&lab, holder, vip, true)?;
+    let pod = object(&lab, &format!("pod {}", ending.pod));
+    must(&lab, pod.is_ok(), "the pod ended before its drain did")?;
+    let ended = lab.wait_for("its connections to end", SOON, || {
+        let report = Report::new(ending.held.so_far());
+        let mut of_pod =
+            report.connections().into_values().filter(|one| one.pods().contains_key(&ending.pod));
+        of_pod.all(|one| one.end().is_some()).then_some(())
+    });
+    ended.with_context(|| explain(&lab, "draining"))?;
+    must(&lab, asked(&lab, vip, 12)?.answered() == 12, "the others go on")?;
+    delete(&lab, "draining")?;
+    settings(&lab, POOLS)?;
+    vips.iter().try_for_each(|vip| wait_until_gone(&lab, vip))
 }
 
 /// How three questions from that address fare: all answered, or all without an answer.

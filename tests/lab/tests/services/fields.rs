@@ -1,16 +1,15 @@
-//! Fields of Services and labels of Nodes whose effect is in the kernel or on the wire, one after the other.
+//! Fields of Services whose effect is in the kernel or on the wire, one after the other.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
-    Asking, POOLS, events, explain, items, must, object, settings, wait_for_addresses, wait_for_answer,
+    Asking, POOLS, explain, items, must, object, settings, wait_for_addresses, wait_for_answer,
     wait_for_refusal, wait_until_gone,
 };
 use kvip_lab::lab::{Lab, Node};
 use kvip_lab::layout::{NODES, NodeSpec};
-use kvip_lab::scenario::{SOON, VIP, wait_until_settled};
+use kvip_lab::scenario::SOON;
 
 use super::{asking, delete};
 
@@ -133,53 +132,4 @@ fn traffic_is_kept_in_the_holders_zone_or_on_its_node() -> Result<()> {
     delete(&lab, "zoned")?;
     label_zones(&lab, "-")?;
     wait_until_gone(&lab, &vip)
-}
-
-const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
-
-#[test]
-fn a_node_that_is_excluded_hands_over_and_takes_nothing_back() -> Result<()> {
-    let lab = asking()?;
-    let excluded = lab.wait_for_holder()?;
-    lab.kubectl(&["label", "node", excluded, &format!("{EXCLUDE}=")])?;
-    let moved = lab.wait_for("another holder", SOON, || lab.holder().filter(|node| *node != excluded));
-    let holder = moved.with_context(|| explain(&lab, ""))?;
-    must(&lab, lab.curl(VIP).is_some(), "the VIPs are served by the other holder")?;
-    let said = lab.wait_for(&format!("an Event of {holder}, that it holds the VIP"), SOON, || {
-        let events = events(&lab, "default", "nginx").ok()?;
-        let words = format!("Normal HolderChanged: {holder} now holds {VIP}");
-        events.iter().any(|event| event.starts_with(&words)).then_some(())
-    });
-    said.with_context(|| explain(&lab, "nginx"))?;
-    lab.kubectl(&["label", "node", excluded, &format!("{EXCLUDE}-")])?;
-    wait_until_settled(&lab)?;
-    must(&lab, lab.holder() == Some(holder), &format!("{excluded} took the VIPs back"))
-}
-
-#[test]
-fn a_group_has_a_holder_of_its_own() -> Result<()> {
-    const ANCHOR: &str = "169.254.255.61";
-    let lab = asking()?;
-    let group =
-        "[[groups]]\nname = \"edge\"\nvrid = 61\naddresses = [\"10.87.2.57\"]\nmembers = \"lab=edge\"\n";
-    let first = lab.wait_for_holder()?;
-    let member = lab.other_than(first);
-    lab.kubectl(&["label", "node", member, "lab=edge"])?;
-    settings(&lab, &[POOLS, group].concat())?;
-    Asking::new("edge").annotation("kvip.io/vips", "10.87.2.57").apply(&lab)?;
-    wait_for_answer(&lab, "10.87.2.57")?;
-    let anchors = lab.on_all_nodes(|node| node.must(&format!("ip -4 -o addr show to {ANCHOR}")));
-    for (node, anchor) in NODES.iter().zip(anchors) {
-        let here = !anchor?.is_empty();
-        must(&lab, here == (node.name == member), &format!("{} has the group's anchor: {here}", node.name))?;
-    }
-    must(&lab, lab.holder() == Some(first), "the other VIPs stay where they were")?;
-    delete(&lab, "edge")?;
-    wait_until_gone(&lab, "10.87.2.57")?;
-    settings(&lab, POOLS)?;
-    lab.kubectl(&["label", "node", member, "lab-"])?;
-    let gone = lab.wait_for("the group's anchor to be gone", Duration::from_secs(90), || {
-        lab.node(member).must(&format!("ip -4 -o addr show to {ANCHOR}")).ok()?.is_empty().then_some(())
-    });
-    gone.with_context(|| explain(&lab, ""))
 }

@@ -1,0 +1,18 @@
+//! What commands ask of the running daemon, over its socket.
+
+use super::{Exit, waiting};
+use crate::daemon::SOCKET;
+use crate::keepalived::Paths;
+use crate::report::status::{self, Status};
+
+/// The daemon's status; an error when it does not answer.
+pub(super) async fn ask() -> anyhow::Result<Status> {
+    let socket = Paths::default().run.join(SOCKET);
+    waiting::tell("asking the daemon", status::ask(&socket)).await
+}
+
+/// Says that the daemon does not answer, and where to look.
+pub(super) fn no_answer(error: &anyhow::Error) -> Exit {
+    eprintln!("kvip does not answer: {error:#}\n  systemctl status kvip; journalctl -u kvip -n 50");
+    Exit::CouldNotAsk
+}
