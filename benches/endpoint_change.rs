@@ -206,8 +206,8 @@ impl Host for Memory {
         Ok(())
     }
 
-    async fn add_policy_route(&mut self, _route: &PolicyRoute) -> Result<(), Finding> {
-        Ok(())
+    async fn add_policy_route(&mut self, _route: &PolicyRoute) -> Result<bool, Finding> {
+        Ok(true)
     }
 
     async fn remove_policy_route(&mut self, _route: &PolicyRoute) -> Result<(), Finding> {

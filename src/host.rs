@@ -57,7 +57,8 @@ pub trait Host: Send {
     fn remove_address(&mut self, address: &Address) -> impl Future<Output = Result<(), Finding>> + Send;
 
     /// Adds a policy rule or route.
-    fn add_policy_route(&mut self, route: &PolicyRoute) -> impl Future<Output = Result<(), Finding>> + Send;
+    fn add_policy_route(&mut self, route: &PolicyRoute)
+    -> impl Future<Output = Result<bool, Finding>> + Send;
 
     /// Removes a policy rule or route of kvip's.
     fn remove_policy_route(
@@ -174,7 +175,7 @@ impl Host for Kernel {
         net::remove_address(address).await.map_err(|error| problem(&address.link, &error))
     }
 
-    async fn add_policy_route(&mut self, route: &PolicyRoute) -> Result<(), Finding> {
+    async fn add_policy_route(&mut self, route: &PolicyRoute) -> Result<bool, Finding> {
         net::add_policy_route(route).await.map_err(|error| problem("routing", &error))
     }
 

@@ -1,7 +1,8 @@
 //! What `kvip plan` and `kvip explain` tell of: one derivation and its plan, of a folder or of this host's cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -13,7 +14,7 @@ use super::{daemon, waiting};
 use crate::config::{self, Settings, Sources};
 use crate::daemon::{Ledger, settings};
 use crate::derive::{self, Desired, Inputs, Reach, Requests};
-use crate::health::check::Down;
+use crate::health::check::{Down, Target};
 use crate::ipam::{Claim, Claims, Step, Wish};
 use crate::ipvs::{Client, Table};
 use crate::keepalived::{self, Carried, Paths};
@@ -21,6 +22,7 @@ use crate::model::{Family, Finding};
 use crate::net::{self, HostFacts, hops, peers};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
+use crate::report::status::Status;
 use crate::snapshot::{self, Snapshot, feed};
 use crate::{files, haproxy};
 
@@ -81,7 +83,8 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
         format!("from {} to host {}, as if nothing were there yet:", folder.display(), facts.hostname);
     let build = keepalived::Build { dbus: true };
     let loaded = settings::in_force(&host, snapshot.settings_text(), None).0;
-    let host = Known { facts: &facts, reach: &Reach::default(), dead: &BTreeSet::new() };
+    let (reach, down, dead) = (Reach::default(), Down::new(), BTreeSet::new());
+    let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &down };
     let mut view = view(heading, &loaded.settings, &snapshot, host, Table::new(), None, build);
     view.findings.splice(..0, unread.into_iter().chain(loaded.findings));
     Ok(view)
@@ -116,8 +119,10 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let reach = reach(&loaded.settings, &snapshot, &facts).await?;
     // What only the daemon knows; without one nothing of it is.
     let status = daemon::ask().await.unwrap_or_default();
-    let dead = status.dead_nodes.into_iter().collect();
-    let host = Known { facts: &facts, reach: &reach, dead: &dead };
+    let dead = status.dead_nodes.iter().cloned().collect();
+    let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &Down::new() };
+    let down = down(&status, || desired(&loaded.settings, &snapshot, host));
+    let host = Known { down: &down, ..host };
     let mut view = view(heading, &loaded.settings, &snapshot, host, table, current.as_deref(), build);
     let held = status.cluster.held.map(|held| {
         Finding::new("cluster", format!("{held}; the daemon does nothing of this plan yet"))
@@ -157,6 +162,21 @@ struct Known<'a> {
     reach: &'a Reach,
     /// Nodes that do not answer.
     dead: &'a BTreeSet<String>,
+    /// Endpoints that do not answer their health checks.
+    down: &'a Down,
+}
+
+/// What the daemon says of health checks, for those that are wanted.
+fn down(status: &Status, wanted: impl FnOnce() -> Desired) -> Down {
+    if status.failing_checks.is_empty() {
+        return Down::new();
+    }
+    let failing: BTreeMap<_, _> =
+        status.failing_checks.iter().map(|one| ((one.address, &*one.kind), &*one.found)).collect();
+    let found = |target: &Target| failing.get(&(target.address, &*target.check.kind.to_string())).copied();
+    let wanted = wanted();
+    let targets = wanted.checked.counts().keys();
+    targets.filter_map(|target| Some((target.clone(), Arc::from(found(target)?)))).collect()
 }
 
 fn view(
@@ -209,23 +229,15 @@ fn view(
 }
 
 fn desired(settings: &Settings, snapshot: &Snapshot, host: Known) -> Desired {
-    let Known { facts, reach, dead } = host;
-    let (leaving, unhealthy) = (derive::Leaving::new(), Down::new());
-    derive::derive(&Inputs {
-        settings,
-        snapshot,
-        facts,
-        dead,
-        leaving: &leaving,
-        unhealthy: &unhealthy,
-        reach,
-    })
+    let Known { facts, reach, dead, down } = host;
+    let leaving = derive::Leaving::new();
+    derive::derive(&Inputs { settings, snapshot, facts, dead, leaving: &leaving, unhealthy: down, reach })
 }
 
 /// What mode dsr would find, where it is served.
 async fn reach(settings: &Settings, snapshot: &Snapshot, facts: &HostFacts) -> anyhow::Result<Reach> {
-    let (nowhere, nobody) = (Reach::default(), BTreeSet::new());
-    let first = desired(settings, snapshot, Known { facts, reach: &nowhere, dead: &nobody });
+    let (nowhere, nobody, none) = (Reach::default(), BTreeSet::new(), Down::new());
+    let first = desired(settings, snapshot, Known { facts, reach: &nowhere, dead: &nobody, down: &none });
     if first.ruleset.steering.frontends.is_empty() {
         return Ok(Reach::default());
     }

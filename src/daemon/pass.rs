@@ -31,6 +31,8 @@ pub struct Applied {
     pub touched: Touched,
     /// The table may be something else than what was last read or written.
     pub ruleset_doubtful: bool,
+    /// The policy rules and routes that were there when the last pass ended.
+    routes: Arc<BTreeSet<PolicyRoute>>,
     /// What other hands did that is not yet put right.
     drift: Drift,
     /// What was put right.
@@ -152,6 +154,7 @@ async fn everything<H: Host, L: Ledger>(
     }
     applied.findings = tune(core, host, ledger, &desired).await;
     if done {
+        applied.routes = Arc::clone(&desired.policy_routes);
         note_repairs(applied, now);
     }
     let again = core.decide(&desired, now);
@@ -232,7 +235,7 @@ async fn apply<H: Host>(
     let plan = &decision.plan;
     let mut failed = change(core, host, desired, &plan.prepare).await;
     if failed.is_empty() {
-        failed.extend(add_routes(core, host, &plan.routes).await);
+        failed.extend(add_routes(core, applied, host, &plan.routes).await);
     }
     if failed.is_empty() {
         failed.extend(write_ruleset(core, applied, host, plan.ruleset.as_ref()).await);
@@ -249,12 +252,22 @@ async fn apply<H: Host>(
     failed
 }
 
-async fn add_routes<H: Host>(core: &mut Core, host: &mut H, routes: &[PolicyRoute]) -> Option<Finding> {
+async fn add_routes<H: Host>(
+    core: &mut Core,
+    applied: &mut Applied,
+    host: &mut H,
+    routes: &[PolicyRoute],
+) -> Option<Finding> {
     for route in routes {
-        if let Err(finding) = host.add_policy_route(route).await {
-            return Some(finding);
+        match host.add_policy_route(route).await {
+            Err(finding) => return Some(finding),
+            // What was read of the host is older than the route.
+            Ok(false) => {}
+            Ok(true) => {
+                info!("add {route}");
+                applied.drift.routing += usize::from(applied.routes.contains(route));
+            }
         }
-        info!("add {route}");
         core.facts.policy_routes.insert(*route);
     }
     None

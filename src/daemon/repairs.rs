@@ -22,6 +22,8 @@ pub struct Drift {
     pub ipvs: IpvsDrift,
     /// The table `inet kvip`.
     pub nftables: Option<TableDrift>,
+    /// Policy rules and routes that were gone.
+    pub routing: usize,
 }
 
 /// Virtual servers that are not as kvip left them.
@@ -102,6 +104,7 @@ impl fmt::Display for TableDrift {
 pub struct Repairs {
     ipvs: Times,
     nftables: Times,
+    routing: Times,
 }
 
 impl Repairs {
@@ -116,12 +119,20 @@ impl Repairs {
             self.nftables.note(now);
             said.push(format!("repaired: {table}"));
         }
+        if drift.routing > 0 {
+            self.routing.note(now);
+            let what = match drift.routing {
+                1 => "a policy rule or route was".to_owned(),
+                more => format!("{more} policy rules and routes were"),
+            };
+            said.push(format!("repaired: {what} removed by another program (systemd-networkd?)"));
+        }
         said
     }
 
     /// How often each was put right.
     pub fn counts(&self) -> status::Repairs {
-        status::Repairs { ipvs: self.ipvs.count, nftables: self.nftables.count }
+        status::Repairs { ipvs: self.ipvs.count, nftables: self.nftables.count, routing: self.routing.count }
     }
 
     /// A finding for each that has to be put right again and again.
@@ -136,8 +147,16 @@ impl Repairs {
                     ipvsadm -C; journalctl -u kvip has the times";
         let nftables =
             "stop what does it: nft monitor shows the changes, journalctl -u kvip the program and the times";
-        let ipvs = fight(&self.ipvs, "IPVS", "kvip's virtual servers", ipvs);
-        ipvs.into_iter().chain(fight(&self.nftables, "nftables", "table inet kvip", nftables)).collect()
+        let routing = "stop what does it: systemd-networkd unless networkd.conf says ManageForeignRoutes=no and \
+                       ManageForeignRoutingPolicyRules=no; ip monitor rule route shows the changes";
+        [
+            fight(&self.ipvs, "IPVS", "kvip's virtual servers", ipvs),
+            fight(&self.nftables, "nftables", "table inet kvip", nftables),
+            fight(&self.routing, "routing", "kvip's policy rules and routes", routing),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 
@@ -187,10 +206,21 @@ mod tests {
     }
 
     #[test]
+    fn repairs_of_routing_are_said_and_counted() {
+        let mut repairs = Repairs::default();
+        let mut said = |routing| repairs.note(&Drift { routing, ..Drift::default() }, Instant::now());
+        let by = "removed by another program (systemd-networkd?)";
+        assert_eq!(said(0), [""; 0]);
+        assert_eq!(said(1), [format!("repaired: a policy rule or route was {by}")]);
+        assert_eq!(said(4), [format!("repaired: 4 policy rules and routes were {by}")]);
+        assert_eq!(repairs.counts().routing, 2);
+    }
+
+    #[test]
     fn more_than_ten_repairs_in_a_minute_are_a_finding_for_as_long() {
         let start = Instant::now();
         let mut repairs = Repairs::default();
-        let drift = Drift { ipvs: IpvsDrift { gone: 1, altered: 0 }, nftables: None };
+        let drift = Drift { ipvs: IpvsDrift { gone: 1, altered: 0 }, ..Drift::default() };
         for second in 0..=10 {
             let now = start + Duration::from_secs(second);
             assert_eq!(repairs.fights(now), [], "{second}");
@@ -198,7 +228,7 @@ mod tests {
         }
         let said = |seconds| repairs.fights(start + Duration::from_secs(seconds)).len();
         assert_eq!([said(10), said(59), said(60)], [1, 1, 0]);
-        assert_eq!(repairs.counts(), status::Repairs { ipvs: 11, nftables: 0 });
+        assert_eq!(repairs.counts(), status::Repairs { ipvs: 11, ..status::Repairs::default() });
     }
 
     #[test]

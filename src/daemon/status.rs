@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::pass::Outcome;
 use crate::derive::{DEFAULT_GROUP, Desired, GroupView};
+use crate::health::check::Down;
 use crate::model::{Finding, Vrid};
-use crate::report::status::{Cluster, Frontend, Group, Repairs, SCHEMA, Status, Vip};
+use crate::report::status::{Cluster, FailingCheck, Frontend, Group, Repairs, SCHEMA, Status, Vip};
 use crate::report::words::{age, count};
 use crate::snapshot::Snapshot;
 
@@ -74,6 +75,8 @@ pub struct View {
     pub counts: (usize, usize),
     /// Nodes that do not answer.
     pub dead: BTreeSet<String>,
+    /// Endpoints that do not answer their health checks.
+    pub unhealthy: Down,
     /// All findings, the host's among them.
     pub findings: Arc<Vec<Finding>>,
     /// The cluster's side.
@@ -127,6 +130,15 @@ impl View {
             repairs: self.repairs,
             keepalived_reloads: self.keepalived_reloads,
             dead_nodes: self.dead.iter().cloned().collect(),
+            failing_checks: self
+                .unhealthy
+                .iter()
+                .map(|(target, found)| FailingCheck {
+                    address: target.address,
+                    kind: target.check.kind.to_string(),
+                    found: found.to_string(),
+                })
+                .collect(),
             findings: self.findings.to_vec(),
             cluster: Cluster { contact_seconds_ago: self.contact_seconds(now), ..self.cluster.clone() },
         }

@@ -344,6 +344,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             since: Arc::clone(&self.since),
             counts: self.core.counts(),
             dead: self.core.dead.clone(),
+            unhealthy: self.core.unhealthy.clone(),
             findings: Arc::clone(&self.findings),
             cluster: self.cluster(&contact),
             contact: contact.last_ok.map(tokio::time::Instant::into_std),

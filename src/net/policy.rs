@@ -23,18 +23,20 @@ const PROTOCOL: u8 = 87;
 /// The loopback link's index, the first that a network namespace gives.
 const LOOPBACK: u32 = 1;
 
-/// Adds a rule or route; one that is there is success.
+/// Adds a rule or route; `false` when it was there.
 ///
 /// # Errors
 /// When the kernel refuses or does not answer.
-pub async fn add_policy_route(wanted: &PolicyRoute) -> Result<(), Error> {
+pub async fn add_policy_route(wanted: &PolicyRoute) -> Result<bool, Error> {
     let message = match wanted.kind {
         PolicyKind::Rule { mark, priority } => RouteNetlinkMessage::NewRule(rule(wanted, mark, priority)),
         PolicyKind::LocalRoute => RouteNetlinkMessage::NewRoute(route(wanted)),
     };
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    let answer = request_with(&format!("add {wanted}"), message, flags).await;
-    unless(&[Errno::EXIST], answer).map(drop)
+    match request_with(&format!("add {wanted}"), message, flags).await {
+        Err(error) if error.errno() == Some(Errno::EXIST.raw_os_error()) => Ok(false),
+        answer => answer.map(|_| true),
+    }
 }
 
 /// Removes a rule or route of kvip's; one that is gone is success.

@@ -3,7 +3,7 @@
 //! Whoever connects to the socket gets the state of that moment and the end of the stream; nothing is read from them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -76,8 +76,22 @@ pub struct Status {
     pub keepalived_reloads: u64,
     /// Nodes that do not answer.
     pub dead_nodes: Vec<String>,
+    /// Endpoints that do not answer their health checks.
+    #[serde(default)]
+    pub failing_checks: Vec<FailingCheck>,
     /// What is not served, or not as asked.
     pub findings: Vec<Finding>,
+}
+
+/// An endpoint that does not answer its health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingCheck {
+    /// Whom the check asks.
+    pub address: SocketAddr,
+    /// The kind of check, such as `tcp`.
+    pub kind: String,
+    /// What came in place of an answer.
+    pub found: String,
 }
 
 /// How often kvip has put right what another program did, since kvip started.
@@ -87,6 +101,9 @@ pub struct Repairs {
     pub ipvs: u64,
     /// The table `inet kvip`.
     pub nftables: u64,
+    /// Policy rules and routes.
+    #[serde(default)]
+    pub routing: u64,
 }
 
 /// The cluster's side.

@@ -144,6 +144,7 @@ fn rules_that_another_program_removes_are_put_back() {
     world.kernel().facts.send_modify(|facts| _ = facts.policy_routes.remove(&removed));
     world.after(0);
     assert_eq!(world.acts(), [format!("add {removed}")]);
+    assert_eq!(world.status().repairs.routing, 1);
 }
 
 /// The weights and methods of all pods, as the tier for clients elsewhere has them.

@@ -216,11 +216,12 @@ impl Host for Simulated {
         Ok(())
     }
 
-    async fn add_policy_route(&mut self, route: &PolicyRoute) -> Result<(), Finding> {
+    async fn add_policy_route(&mut self, route: &PolicyRoute) -> Result<bool, Finding> {
         let mut kernel = self.kernel();
         kernel.note(format!("add {route}"));
-        kernel.facts.send_modify(|facts| _ = facts.policy_routes.insert(*route));
-        Ok(())
+        let mut is_new = false;
+        kernel.facts.send_modify(|facts| is_new = facts.policy_routes.insert(*route));
+        Ok(is_new)
     }
 
     async fn remove_policy_route(&mut self, route: &PolicyRoute) -> Result<(), Finding> {

@@ -52,7 +52,7 @@ fn check(steps: usize, step: fn(&mut World), expected: Repairs, act: impl FnOnce
 
 /// A second of the loop.
 const SECOND: fn(&mut World) = |world| world.tick(1);
-const IPVS_ONCE: Repairs = Repairs { ipvs: 1, nftables: 0 };
+const IPVS_ONCE: Repairs = Repairs { ipvs: 1, nftables: 0, routing: 0 };
 
 #[test]
 fn a_flush_of_ipvs_is_repaired_by_the_next_probe() {
@@ -81,7 +81,7 @@ fn real_servers_are_looked_at_once_a_minute() {
 
 #[test]
 fn a_ruleset_whose_removal_nobody_told_is_found_by_the_audit() {
-    check(60, SECOND, Repairs { ipvs: 0, nftables: 1 }, |kernel| kernel.ruleset = None);
+    check(60, SECOND, Repairs { nftables: 1, ..Repairs::default() }, |kernel| kernel.ruleset = None);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn the_ruleset_is_read_when_another_hand_touches_it() {
         world.ruleset_touched();
         world.turn();
         assert!(programmed(&world) == before);
-        assert_eq!(world.status().repairs, Repairs { ipvs: 0, nftables: 1 });
+        assert_eq!(world.status().repairs, Repairs { nftables: 1, ..Repairs::default() });
         // The repair is a touch too.
         world.acts();
         world.ruleset_touched();

@@ -1,16 +1,21 @@
 //! kvip beside the real kube-proxy, in each of its modes: who is asked, and who answers.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
-    Asking, POOLS, check_answered_inside, condition, explain, ingress, must, object, settings,
-    wait_for_addresses, wait_for_answer, wait_until_gone,
+    Asking, ECHO, ECHO_PORTS, POOLS, check_answered_inside, condition, explain, ingress, must, object,
+    settings, wait_for_addresses, wait_for_answer, wait_until_gone,
 };
 use kvip_lab::kube_proxy::Mode;
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
-use kvip_lab::scenario::{SOON, Turn, VIP, ask_for, bare, finding, set_up};
+use kvip_lab::layout::{CLIENT_V4, CLIENT_V6, NODES};
+use kvip_lab::peer::Transport;
+use kvip_lab::peer::ask::Question;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::scenario::{SOON, Turn, VIP, VIP6, ask_for, bare, echo_pods, finding, set_up};
 use serde_json::json;
 
 /// kvip's minute's audit, and what comes of it on a slow machine.
@@ -56,7 +61,7 @@ fn asked_and_seen(lab: &Lab, vip: &str) -> Result<(u64, u64)> {
     for node in lab.nodes() {
         let pod = "pod=$(lab-pod list | awk 'NR == 1 { print $1 }')";
         for who in ["", "ip netns exec $pod "] {
-            let script = format!("{pod}; {who}curl -s --max-time 5 http://{vip}/");
+            let script = format!("{pod}; {who}curl -s -g --max-time 5 http://{vip}/");
             answered += u64::from(node.run(&script)?.ok());
         }
     }
@@ -85,7 +90,7 @@ fn check_cluster_ip(lab: &Lab) -> Result<()> {
 /// What holds in every mode: kube-proxy and kvip each have their own.
 fn check_both(lab: &Lab, given: &str) -> Result<()> {
     check_cluster_ip(lab)?;
-    [VIP, ANNOTATED, given].iter().try_for_each(|vip| check_balanced(lab, vip))
+    [VIP, VIP6, ANNOTATED, given].iter().try_for_each(|vip| check_balanced(lab, vip))
 }
 
 /// Every node balances the tutorial's VIP again, and it answers.
@@ -154,21 +159,64 @@ fn check_external(lab: &Lab) -> Result<()> {
 
 /// In mode announce kvip holds the VIP, kube-proxy balances, and IPVS knows nothing of it.
 fn check_announced(lab: &Lab) -> Result<()> {
-    Asking::new("announced").load_balancer().annotation("kvip.io/mode", "announce").apply(lab)?;
-    let given = wait_for_addresses(lab, "announced", 1)?.remove(0);
+    lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
+    Asking::echo("announced").load_balancer().annotation("kvip.io/mode", "announce").apply(lab)?;
+    let given = wait_for_addresses(lab, "announced", 2)?;
     let said = ingress(lab, "announced")?;
-    must(lab, said[0]["ipMode"] == "VIP", &format!("in mode announce the status says {said:?}"))?;
-    wait_for_answer(lab, &given)?;
-    check_answered_inside(lab, &given)?;
-    for node in lab.nodes() {
-        must(
-            lab,
-            !node.ipvs()?.contains(&given),
-            &format!("{given} is in the IPVS of {}", node.spec().name),
-        )?;
+    let by_others = said.iter().all(|entry| entry["ipMode"] == "VIP");
+    must(lab, by_others, &format!("in mode announce the status says {said:?}"))?;
+    for vip in &given {
+        all_are_answered(lab, vip.parse()?, false)?;
+        for node in lab.nodes() {
+            must(lab, !node.ipvs()?.contains(vip), &format!("{vip} is in the IPVS of {}", node.spec().name))?;
+        }
     }
     lab.kubectl(&["delete", "service", "announced"])?;
-    wait_until_gone(lab, &given)
+    given.iter().try_for_each(|vip| wait_until_gone(lab, vip))
+}
+
+/// Mode dsr, by annotation and by policy Local: kube-proxy is in nobody's way, and pods see the client.
+fn check_dsr(lab: &Lab) -> Result<()> {
+    lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
+    for service in [
+        Asking::echo("direct").load_balancer().annotation("kvip.io/mode", "dsr"),
+        Asking::echo("direct").load_balancer().spec("externalTrafficPolicy", "Local"),
+    ] {
+        service.apply(lab)?;
+        let given = wait_for_addresses(lab, "direct", 2)?;
+        for vip in &given {
+            all_are_answered(lab, vip.parse()?, true)?;
+        }
+        lab.kubectl(&["delete", "service", "direct"])?;
+        given.iter().try_for_each(|vip| wait_until_gone(lab, vip))?;
+    }
+    Ok(())
+}
+
+/// The client, a process on each node and a pod of each are answered over TCP and UDP; pods see the client where that is
+/// promised.
+fn all_are_answered(lab: &Lab, vip: IpAddr, client_is_seen: bool) -> Result<()> {
+    let pods: Vec<String> = lab
+        .nodes()
+        .map(|node| Ok(node.must("lab-pod list | awk 'NR == 1 { print $1 }'")?.trim().to_owned()))
+        .collect::<Result<_>>()?;
+    let insiders =
+        NODES.iter().zip(&pods).flat_map(|(node, pod)| [Asker::Node(node.name), Asker::Pod(node.name, pod)]);
+    for asker in [Asker::Client].into_iter().chain(insiders) {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let question = Question::new(transport, SocketAddr::new(vip, ECHO)).connections(6);
+            let what = format!("{} from {asker:?}", question.arguments());
+            let answered = lab.wait_for(&what, SOON, || {
+                let report = lab.ask(asker, &question, 1).ok()?;
+                println!("{what}: {report}; pods saw {:?}", report.sources());
+                let client = if vip.is_ipv4() { CLIENT_V4 } else { CLIENT_V6 };
+                let seen = !client_is_seen || asker != Asker::Client || report.sources().keys().eq([client]);
+                (report.failures().is_empty() && seen).then_some(())
+            });
+            answered.with_context(|| explain(lab, ""))?;
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -177,6 +225,7 @@ fn iptables() -> Result<()> {
     check_both(&lab, &given)?;
     check_foreign(&lab)?;
     check_external(&lab)?;
+    check_dsr(&lab)?;
     check_announced(&lab)
 }
 
@@ -187,6 +236,7 @@ fn nftables() -> Result<()> {
     check_both(&lab, &given)?;
     check_foreign(&lab)?;
     check_external(&lab)?;
+    check_dsr(&lab)?;
     check_announced(&lab)?;
     let gap = gap_of_restart(&lab)?;
     must(&lab, gap < REPAIRED, &format!("{gap:?} without an answer"))?;
@@ -217,6 +267,7 @@ fn ipvs() -> Result<()> {
     settings(&lab, &format!("{POOLS}\n[balancing]\nbeside_kube_proxy_ipvs = true\n"))?;
     wait_until_whole(&lab)?;
     check_both(&lab, &given)?;
+    check_dsr(&lab)?;
     external_ips_are_kube_proxys(&lab)?;
     let gap = gap_of_restart(&lab)?;
     must(&lab, gap < REPAIRED, &format!("{gap:?} without an answer"))?;

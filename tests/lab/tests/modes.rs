@@ -18,6 +18,8 @@ use kvip_lab::scenario::{SOON, Turn, bare, echo_pods, explained, package};
 
 #[path = "modes/classic.rs"]
 mod classic;
+#[path = "modes/host_network.rs"]
+mod host_network;
 #[path = "modes/local.rs"]
 mod local;
 #[path = "modes/narrow.rs"]

@@ -42,6 +42,23 @@ const CASES: [Case; 7] = [
     ("zoned", "zone-weights: 'z2=7'", "", &["-a -t V:80 -r 10.2.6.10:8080 -m -w 7"]),
 ];
 
+const OF_SLICES: &str = r#"---
+apiVersion: v1
+kind: Service
+metadata: {name: of-slices, annotations: {kvip.io/persistence-netmask-v6: "64"}}
+spec: {sessionAffinity: ClientIP, ports: [{name: web, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: of-slices
+  labels: {kubernetes.io/service-name: of-slices}
+  annotations: {kvip.io/weight: "3", kvip.io/weights: "fd00:2:6::10=5"}
+addressType: IPv6
+ports: [{name: web, port: 8080}]
+endpoints: [{addresses: ["fd00:2:6::10"], nodeName: node-b}, {addresses: ["fd00:2:6::11"], nodeName: node-b}]
+"#;
+
 /// The manifests, and the lines that the kernel's table must begin with.
 fn manifests() -> (String, Vec<String>) {
     let mut text = String::from(
@@ -72,6 +89,18 @@ fn manifests() -> (String, Vec<String>) {
     for (name, annotations, spec, lines) in CASES {
         add(name, annotations, spec, lines);
     }
+    // The office's network in IPv6, and weights that slices say themselves.
+    text.push_str(OF_SLICES);
+    vips.push_str("  fd00-87-2--64: default/of-slices\n");
+    wanted.push(
+        [
+            "-A -t [fd00:87:2::64]:80 -s wlc -p 10800 -M 64",
+            "-a -t [fd00:87:2::64]:80 -r [fd00:2:6::10]:8080 -m -w 5",
+            "-a -t [fd00:87:2::64]:80 -r [fd00:2:6::11]:8080 -m -w 3",
+        ]
+        .map(str::to_owned)
+        .into(),
+    );
     let _ = write!(
         text,
         "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: vip-configmap}}\ndata:\n{vips}"

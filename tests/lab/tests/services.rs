@@ -21,6 +21,8 @@ use kvip_lab::prober::Failure;
 use kvip_lab::scenario::{SOON, Turn, VIP, ask_for, bare, finding, set_up, without_a_lost_request_at};
 use serde_json::{Value, json};
 
+#[path = "services/checked.rs"]
+mod checked;
 #[path = "services/edits.rs"]
 mod edits;
 #[path = "services/endings.rs"]

@@ -14,8 +14,8 @@ use serde_json::json;
 
 use super::{Mode, answered_by, kept_source, modes, pod_on};
 
-const DR: Mode = Mode { name: "dr", v4: "10.87.2.55", v6: "fd00:87:2::55" };
-const TUNNEL: Mode = Mode { name: "tunnel", v4: "10.87.2.56", v6: "fd00:87:2::56" };
+pub const DR: Mode = Mode { name: "dr", v4: "10.87.2.55", v6: "fd00:87:2::55" };
+pub const TUNNEL: Mode = Mode { name: "tunnel", v4: "10.87.2.56", v6: "fd00:87:2::56" };
 /// How the holder wraps packets, and what `ipvsadm -Sn` then says behind `-i -w 1`; for gue the port that pods listen on.
 const WRAPPINGS: [(&str, &str); 3] =
     [("ipip", ""), ("gre", " --tun-type gre"), ("gue:6635", " --tun-type gue --tun-port 6635")];
@@ -26,13 +26,21 @@ const CONNECTIONS: u16 = 12;
 #[test]
 fn hosts_that_carry_the_vip_are_served_by_direct_routing() -> Result<()> {
     let lab = modes()?;
+    direct_routing(&lab, service(DR))?;
+    // They are no nodes, and no node passes an answer on.
+    check(&lab, DR, 2, &[])
+}
+
+/// The hosts, and a Service in mode dr in front of them.
+pub fn direct_routing(lab: &Lab, service: Asking) -> Result<()> {
     let program = beside("lab-peer")?;
     for number in [1, 2] {
-        let output = lab.host(&["sh", "-c", &host_script(number, &program.to_string_lossy())])?;
+        let script = host_script(number, &program.to_string_lossy());
+        let output =
+            lab.host(&["sh", "-c", &format!("ip netns list | grep -q backend-{number} || {{ {script}\n}}")])?;
         ensure!(output.ok(), "{output}");
     }
-    serve(&lab, DR, &[backend(1), backend(2)])?;
-    check(&lab, DR)
+    serve(lab, DR, service, &[backend(1), backend(2)])
 }
 
 fn host_script(number: u8, program: &str) -> String {
@@ -63,14 +71,8 @@ ip netns exec {name} setsid {program} serve {name} {name} {listeners} &"
 fn pods_that_carry_the_vip_are_served_through_tunnels() -> Result<()> {
     let lab = modes()?;
     let holder = lab.wait_for_holder()?;
-    let others = NODES.iter().map(|node| node.name).filter(|node| *node != holder);
-    let backends = others.map(|node| {
-        let pod = pod_on(&lab, node)?;
-        let shown = lab.node(node).must_within(SOON, &pod_script(node, &pod))?;
-        Ok(["inet", "inet6"].map(|family| address_of(family, &shown)))
-    });
-    let backends = backends.collect::<Result<Vec<_>>>()?;
-    serve(&lab, TUNNEL, &backends)?;
+    let others: Vec<&str> = NODES.iter().map(|node| node.name).filter(|node| *node != holder).collect();
+    tunnels(&lab, service(TUNNEL), &others)?;
     for (wrapping, options) in WRAPPINGS {
         service(TUNNEL).annotation("kvip.io/tunnel", wrapping).apply(&lab)?;
         let wraps = lab.wait_for(&format!("all nodes to wrap by {wrapping}"), SOON, || {
@@ -78,14 +80,24 @@ fn pods_that_carry_the_vip_are_served_through_tunnels() -> Result<()> {
             let wrapped = |line: &&str| line.contains(&format!(" -i -w 1{options}"));
             let all = |table: String| {
                 let servers: Vec<&str> = table.lines().filter(is_meant).collect();
-                servers.len() == backends.len() && servers.iter().all(wrapped)
+                servers.len() == others.len() && servers.iter().all(wrapped)
             };
             lab.nodes().all(|node| node.ipvs().is_ok_and(all)).then_some(())
         });
         explained(&lab, wraps)?;
-        check(&lab, TUNNEL).with_context(|| wrapping.to_owned())?;
+        check(&lab, TUNNEL, 2, &others).with_context(|| wrapping.to_owned())?;
     }
     Ok(())
+}
+
+/// Lets the pod of each of these nodes carry the VIPs, behind a Service in mode tunnel.
+pub fn tunnels(lab: &Lab, service: Asking, nodes: &[&str]) -> Result<()> {
+    let backends = nodes.iter().map(|node| {
+        let pod = pod_on(lab, node)?;
+        let shown = lab.node(node).must_within(SOON, &pod_script(node, &pod))?;
+        Ok(["inet", "inet6"].map(|family| address_of(family, &shown)))
+    });
+    serve(lab, TUNNEL, service, &backends.collect::<Result<Vec<_>>>()?)
 }
 
 /// Lets the pod take packets out of all wrappings at the VIPs, and shows its addresses last.
@@ -102,7 +114,7 @@ link set ip6gre0 up
 addr replace {vip4}/32 dev tunl0
 addr replace {vip6}/128 dev ip6tnl0 nodad
 X
-for family in 4 6; do ip -$family -n {pod} fou add port 6635 gue; done
+for family in 4 6; do ip -$family -n {pod} fou add port 6635 gue 2>/dev/null || true; done
 for device in all tunl0 gre0; do ip netns exec {pod} sysctl -qw net.ipv4.conf.$device.rp_filter=0; done
 ip netns exec {pod} setsid {program} serve {node} {pod} {listeners} </dev/null >/dev/null 2>&1 &
 ip -n {pod} -o addr show dev eth0 scope global"
@@ -129,14 +141,14 @@ fn listeners(mode: Mode) -> String {
 }
 
 /// The Service of that mode, without pods of its own.
-fn service(mode: Mode) -> Asking {
+pub fn service(mode: Mode) -> Asking {
     mode.on(Asking::echo(&mode.service())).spec("selector", json!(null))
 }
 
 /// A Service in that mode whose endpoints are written by hand, each of both families.
-fn serve(lab: &Lab, mode: Mode, backends: &[[String; 2]]) -> Result<()> {
+fn serve(lab: &Lab, mode: Mode, service: Asking, backends: &[[String; 2]]) -> Result<()> {
     let name = mode.service();
-    service(mode).apply(lab)?;
+    service.apply(lab)?;
     for (place, kind) in ["IPv4", "IPv6"].into_iter().enumerate() {
         let endpoints: Vec<_> = backends.iter().map(|both| json!({"addresses": [both[place]]})).collect();
         let slice = json!({
@@ -153,18 +165,36 @@ fn serve(lab: &Lab, mode: Mode, backends: &[[String; 2]]) -> Result<()> {
     answered_by(lab, mode, backends.len())
 }
 
-/// Both clients are answered by both backends, which see who asks.
-fn check(lab: &Lab, mode: Mode) -> Result<()> {
+/// Clients, processes and pods are answered by all backends, which see who asks, and answer past the holder.
+fn check(lab: &Lab, mode: Mode, backends: usize, answering: &[&str]) -> Result<()> {
+    let holder = lab.wait_for_holder()?;
+    let other = lab.other_than(holder);
+    let (near, far) = (pod_on(lab, holder)?, pod_on(lab, other)?);
+    // Who is on the holder gets no answer: packets from an address of the host's own are taken for forged.
+    let askers = [
+        (Asker::Client, true),
+        (Asker::Outside, true),
+        (Asker::Node(other), true),
+        (Asker::Pod(other, &far), true),
+        (Asker::Node(holder), false),
+        (Asker::Pod(holder, &near), false),
+    ];
     for question in mode.questions() {
         let question = question.connections(CONNECTIONS);
-        for asker in [Asker::Client, Asker::Outside] {
+        for (asker, answered) in askers {
+            let trace = lab.trace(&format!("host {} and port {ECHO}", question.target.ip()))?;
             let report = lab.ask(asker, &question, 1)?;
+            let packets = trace.stop()?;
+            let answers = packets.only(|packet| packet.leaving && packet.source.ip() == question.target.ip());
             let what = format!("{} {} from {asker:?}", mode.name, question.arguments());
-            println!("{what}: {report}; pods saw {:?}", report.sources());
-            let good = report.failures().is_empty()
-                && report.pods().len() == 2
+            println!("{what}: {report}; saw {:?}, answers sent by {:?}", report.sources(), answers.sent());
+            let all = report.failures().is_empty()
+                && report.pods().len() == backends
                 && kept_source(&report, asker, question.target.is_ipv4());
+            let good = if answered { all } else { report.answered() == 0 };
             ensure!(good, "{what}: {report}\n{}", diagnosis(lab));
+            let past_holder = answers.sent().keys().all(|node| answering.contains(node));
+            ensure!(past_holder, "{what}: not only {answering:?} sent answers: {packets}");
         }
     }
     Ok(())

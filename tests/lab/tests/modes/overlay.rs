@@ -9,36 +9,57 @@ use kvip_lab::layout::{NODES, NodeSpec};
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::{SOON, diagnosis, explained, finding};
 
-use super::{DSR, kept_source, modes};
+use super::{DSR, kept_source, modes, pod_on};
 
+/// The devices, named as flannel names its own.
+const VXLAN: &str = "flannel.1";
+const IPIP: &str = "flannel.ipip";
 /// kvip's minute's audit, and what comes of it on a slow machine.
 const AUDIT: Duration = Duration::from_secs(120);
 
 #[test]
-fn pods_behind_an_overlay_see_the_client() -> Result<()> {
+fn pods_behind_vxlan_see_the_client() -> Result<()> {
     let lab = modes()?;
-    lab.on_all_nodes(|node| node.must(&wrap(node)).map(drop)).into_iter().collect::<Result<()>>()?;
+    lab.on_all_nodes(|node| node.must(&vxlan(node)).map(drop)).into_iter().collect::<Result<()>>()?;
+    check(&lab, VXLAN)?;
+    strict(&lab)?;
+    lab.on_all_nodes(|node| node.must(&unwrap(node, VXLAN)).map(drop)).into_iter().collect()
+}
+
+/// IPIP carries IPv4; IPv6 goes from node to node as it is.
+#[test]
+fn pods_behind_ipip_see_the_client() -> Result<()> {
+    let lab = modes()?;
+    lab.on_all_nodes(|node| node.must(&ipip(node)).map(drop)).into_iter().collect::<Result<()>>()?;
+    check(&lab, IPIP)?;
+    lab.on_all_nodes(|node| node.must(&unwrap(node, IPIP)).map(drop)).into_iter().collect()
+}
+
+/// All are answered by all pods, and those see who asks from outside.
+fn check(lab: &Lab, device: &str) -> Result<()> {
     let marked = lab.wait_for("packets out of the overlay to be marked", SOON, || {
         let chain = "nft list chain inet kvip steer4";
-        lab.nodes().all(|node| node.must(chain).is_ok_and(|text| text.contains("flannel.1"))).then_some(())
+        lab.nodes().all(|node| node.must(chain).is_ok_and(|text| text.contains(device))).then_some(())
     });
-    explained(&lab, marked)?;
+    explained(lab, marked)?;
+    let holder = lab.wait_for_holder()?;
+    let other = lab.other_than(holder);
+    let far = pod_on(lab, other)?;
     for question in DSR.questions() {
-        for asker in [Asker::Client, Asker::Outside] {
+        for asker in [Asker::Client, Asker::Outside, Asker::Node(holder), Asker::Pod(other, &far)] {
             let question = question.connections(24).every(Duration::from_secs(1));
             let report = lab.ask(asker, &question, 1)?;
             println!(
-                "overlay, {} from {asker:?}: {report}; pods saw {:?}",
+                "{device}, {} from {asker:?}: {report}; pods saw {:?}",
                 question.arguments(),
                 report.sources()
             );
             let all = report.answered() == 24 && report.pods().len() == 3;
             let good = all && kept_source(&report, asker, question.target.is_ipv4());
-            ensure!(good, "{asker:?} {}: {report}\n{}", question.arguments(), diagnosis(&lab));
+            ensure!(good, "{asker:?} {}: {report}\n{}", question.arguments(), diagnosis(lab));
         }
     }
-    strict(&lab)?;
-    lab.on_all_nodes(|node| node.must(&unwrap(node)).map(drop)).into_iter().collect()
+    Ok(())
 }
 
 /// A device that takes only what it would answer to drops what is handed on through it, and so does one without an address.
@@ -76,8 +97,25 @@ fn number(address: &str) -> &str {
     address.rsplit('.').next().unwrap_or_default()
 }
 
+/// Makes the device, and sends pods' packets over IPv4 through it.
+fn ipip(node: Node<'_>) -> String {
+    let own = node.spec();
+    let mut script = format!(
+        "set -e; ip link add {IPIP} type ipip local {}; ip link set {IPIP} up
+        ip addr add {}/32 dev {IPIP}
+        sysctl -q -w net.ipv4.conf.{}.rp_filter=2\n",
+        own.v4,
+        address(own),
+        IPIP.replace('.', "/")
+    );
+    for other in NODES.iter().filter(|other| other.name != own.name) {
+        let _ = writeln!(script, "ip route replace {} via {} dev {IPIP} onlink", other.pod4, other.v4);
+    }
+    script
+}
+
 /// Makes the device, and sends pods' packets through it.
-fn wrap(node: Node<'_>) -> String {
+fn vxlan(node: Node<'_>) -> String {
     let own = node.spec();
     let mut script = format!(
         "set -e; ip link add flannel.1 type vxlan id 1 dev eth0 local {} dstport 8472 nolearning
@@ -104,8 +142,8 @@ fn wrap(node: Node<'_>) -> String {
 }
 
 /// Takes the device away and sends pods' packets to their nodes again.
-fn unwrap(node: Node<'_>) -> String {
-    let mut script = "set -e; ip link del flannel.1\n".to_owned();
+fn unwrap(node: Node<'_>, device: &str) -> String {
+    let mut script = format!("set -e; ip link del {device}\n");
     for other in NODES.iter().filter(|other| other.name != node.spec().name) {
         let routes = [(other.pod4, other.v4), (other.pod6, other.v6)];
         for (network, via) in routes {

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kvip_lab::lab::Lab;
-use kvip_lab::layout::CLIENT_V4;
+use kvip_lab::layout::{CLIENT_V4, CLIENT_V6, NODES};
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::drive::Asker;
-use kvip_lab::scenario::{diagnosis, finding};
+use kvip_lab::scenario::{SOON, diagnosis, explained, finding};
 
-use super::{DSR, modes, question};
+use super::{DSR, answered_by, modes, question};
 
 /// kvip's minute's audit, and what comes of it on a slow machine.
 const AUDIT: Duration = Duration::from_secs(120);
@@ -18,25 +18,62 @@ const AUDIT: Duration = Duration::from_secs(120);
 fn a_firewall_that_drops_what_is_invalid_is_got_round_until_it_is_mended() -> Result<()> {
     let lab = modes()?;
     let holder = lab.wait_for_holder()?;
-    let node = lab.node(holder);
-    node.must("iptables -A INPUT -m conntrack --ctstate INVALID -j DROP")?;
-    said(&lab, holder, "ct state invalid", true)?;
-    let seen = seen(&lab)?;
-    ensure!(
-        seen.len() == 2,
-        "pods elsewhere see the holder while they are served by NAT: {seen:?}\n{}",
-        diagnosis(&lab)
-    );
-    let status = node.kvip_status()?;
-    let findings = status["findings"].as_array().context("findings")?;
-    let mend =
-        findings.iter().find_map(|one| one["mend"].as_str()?.split(", and").next()).context("a mend")?;
-    ensure!(mend == format!("iptables -I INPUT -d {} -j ACCEPT", DSR.v4), "{mend}");
-    node.must(mend)?;
-    said(&lab, holder, "ct state invalid", false)?;
-    let seen = self::seen(&lab)?;
-    ensure!(seen == [CLIENT_V4], "what was mended is served as before: {seen:?}\n{}", diagnosis(&lab));
-    node.must("iptables -F INPUT").map(drop)
+    for (tables, vip, client) in [("iptables", DSR.v4, CLIENT_V4), ("ip6tables", DSR.v6, CLIENT_V6)] {
+        let node = lab.node(holder);
+        node.must(&format!("{tables} -A INPUT -m conntrack --ctstate INVALID -j DROP"))?;
+        said(&lab, holder, "ct state invalid", true)?;
+        let seen = seen(&lab, vip)?;
+        ensure!(
+            seen.len() == 2,
+            "pods elsewhere see the holder while they are served by NAT: {seen:?}\n{}",
+            diagnosis(&lab)
+        );
+        let status = node.kvip_status()?;
+        let findings = status["findings"].as_array().context("findings")?;
+        let mend =
+            findings.iter().find_map(|one| one["mend"].as_str()?.split(", and").next()).context("a mend")?;
+        ensure!(mend == format!("{tables} -I INPUT -d {vip} -j ACCEPT"), "{mend}");
+        node.must(mend)?;
+        said(&lab, holder, "ct state invalid", false)?;
+        let seen = self::seen(&lab, vip)?;
+        ensure!(seen == [client], "what was mended is served as before: {seen:?}\n{}", diagnosis(&lab));
+        node.must(&format!("{tables} -F INPUT"))?;
+    }
+    Ok(())
+}
+
+/// A card that is changed, say: the others hand packets on to the new one, and take them from it.
+#[test]
+fn a_peers_new_card_is_learnt() -> Result<()> {
+    const CARD: &str = "52:54:00:87:02:99";
+    let lab = modes()?;
+    let holder = lab.wait_for_holder()?;
+    let others: Vec<&str> = NODES.iter().map(|node| node.name).filter(|node| *node != holder).collect();
+    let (changed, third) = (others[0], others[1]);
+    lab.node(changed).must(&format!("ip link set eth0 address {CARD}"))?;
+    let learnt = lab.wait_for("the new card to be a peer's on both other nodes", SOON, || {
+        let peers = |node: &&str| {
+            let set = lab.node(node).must("nft list set inet kvip peers");
+            set.is_ok_and(|set| set.contains(CARD))
+        };
+        [holder, third].iter().all(peers).then_some(())
+    });
+    explained(&lab, learnt)?;
+    answered_by(&lab, DSR, 3)?;
+    // The node of the new card holds the VIPs, and hands packets on to the others.
+    for node in [third, holder] {
+        lab.node(node).must_within(SOON, "kvip drain --wait 40")?;
+    }
+    let held = lab.wait_for(&format!("{changed} to hold the VIPs"), SOON, || {
+        (lab.holder() == Some(changed)).then_some(())
+    });
+    explained(&lab, held)?;
+    answered_by(&lab, DSR, 3)?;
+    [third, holder].iter().try_for_each(|node| lab.node(node).must_within(SOON, "kvip undrain").map(drop))?;
+    for vip in DSR.vips() {
+        ensure!(seen(&lab, vip)?.len() == 1, "pods see others than the client\n{}", diagnosis(&lab));
+    }
+    Ok(())
 }
 
 #[test]
@@ -61,8 +98,8 @@ fn said(lab: &Lab, node: &str, text: &str, wanted: bool) -> Result<()> {
 }
 
 /// Whom the pods of mode dsr see, asked by the client over TCP; all answers come.
-fn seen(lab: &Lab) -> Result<Vec<String>> {
-    let question = question(Transport::Tcp, DSR.v4).connections(24).every(Duration::from_secs(1));
+fn seen(lab: &Lab, vip: &str) -> Result<Vec<String>> {
+    let question = question(Transport::Tcp, vip).connections(24).every(Duration::from_secs(1));
     let report = lab.ask(Asker::Client, &question, 1)?;
     ensure!(report.answered() == 24, "{report}\n{}", diagnosis(lab));
     Ok(report.sources().into_keys().collect())

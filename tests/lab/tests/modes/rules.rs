@@ -33,7 +33,11 @@ fn what_others_remove_comes_back() -> Result<()> {
     check_back(&lab, node, "a flush of the routing table")?;
     // Its configuration begins with `flush ruleset`.
     node.must_within(SOON, "systemctl restart nftables")?;
-    check_back(&lab, node, "a restart of nftables")
+    check_back(&lab, node, "a restart of nftables")?;
+    let repairs = node.kvip_status()?["repairs"].clone();
+    let counted = ["routing", "nftables"].iter().all(|kind| repairs[kind].as_u64() > Some(0));
+    ensure!(counted, "what was put back is not counted: {repairs}");
+    Ok(())
 }
 
 /// Waits until all that the node needs of mode dsr is there, and looks that its pod answers.

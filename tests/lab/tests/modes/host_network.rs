@@ -1,0 +1,72 @@
+//! Pods of the host's own network in mode dsr: their node's address is theirs, and they see the client all the same.
+
+use anyhow::{Result, ensure};
+use kvip_lab::asking::{Asking, ECHO, wait_until_gone};
+use kvip_lab::layout::NODES;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::peer::install;
+use kvip_lab::scenario::{SOON, diagnosis};
+use serde_json::json;
+
+use super::{Mode, answered_by, kept_source, modes, pod_on};
+
+const HOST: Mode = Mode { name: "dsr", v4: "10.87.2.57", v6: "fd00:87:2::57" };
+const NAME: &str = "host-network";
+
+#[test]
+fn pods_of_the_hosts_network_see_the_client() -> Result<()> {
+    let lab = modes()?;
+    for node in lab.nodes() {
+        let (spec, program) = (node.spec(), install::PROGRAM);
+        let [v4, v6] = [format!("{}:{ECHO}", spec.v4), format!("[{}]:{ECHO}", spec.v6)];
+        let listeners = format!("'tcp:{v4}' 'udp:{v4}' 'tcp:{v6}' 'udp:{v6}'");
+        node.install_peer()?;
+        node.must(&format!(
+            "systemd-run --quiet --unit {NAME} {program} serve {} {NAME}-{} {listeners}",
+            spec.name, spec.name
+        ))?;
+    }
+    HOST.on(Asking::echo(NAME)).spec("selector", json!(null)).apply(&lab)?;
+    for (kind, address) in [("IPv4", NODES.map(|node| node.v4)), ("IPv6", NODES.map(|node| node.v6))] {
+        let endpoint = |(node, address): (&kvip_lab::layout::NodeSpec, &str)| json!({"addresses": [address], "nodeName": node.name});
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
+            "metadata": {
+                "name": format!("{NAME}-{}", kind.to_lowercase()), "namespace": "default",
+                "labels": {"kubernetes.io/service-name": NAME},
+            },
+            "endpoints": NODES.iter().zip(address).map(endpoint).collect::<Vec<_>>(),
+            "ports": [{"name": "tcp", "port": ECHO, "protocol": "TCP"}, {"name": "udp", "port": ECHO, "protocol": "UDP"}],
+        });
+        lab.kubectl_with(&["apply", "-f", "-"], &slice.to_string())?;
+    }
+    answered_by(&lab, HOST, 3)?;
+    let holder = lab.wait_for_holder()?;
+    let other = lab.other_than(holder);
+    let (near, far) = (pod_on(&lab, holder)?, pod_on(&lab, other)?);
+    let askers = [
+        Asker::Client,
+        Asker::Outside,
+        Asker::Node(holder),
+        Asker::Node(other),
+        Asker::Pod(holder, &near),
+        Asker::Pod(other, &far),
+    ];
+    for question in HOST.questions() {
+        for asker in askers {
+            let report = lab.ask(asker, &question.connections(24), 1)?;
+            println!(
+                "host network {} from {asker:?}: {report}; saw {:?}",
+                question.arguments(),
+                report.sources()
+            );
+            let good = report.failures().is_empty()
+                && report.nodes().len() == 3
+                && kept_source(&report, asker, question.target.is_ipv4());
+            ensure!(good, "{asker:?} {}: {report}\n{}", question.arguments(), diagnosis(&lab));
+        }
+    }
+    lab.kubectl(&["delete", "service", NAME])?;
+    lab.nodes().try_for_each(|node| node.must_within(SOON, &format!("systemctl stop {NAME}")).map(drop))?;
+    HOST.vips().iter().try_for_each(|vip| wait_until_gone(&lab, vip))
+}
