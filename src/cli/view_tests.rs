@@ -1,8 +1,10 @@
-//! Tests of what a plan says of Services that wait for an allocator.
+//! Tests of what a plan knows of health checks, and what it says of Services that wait for an allocator.
 
 use super::*;
+use crate::health::check;
 use crate::ipam::{Kind, User, Version};
 use crate::model::ObjectKey;
+use crate::report::status::FailingCheck;
 
 #[test]
 fn the_second_object_of_a_claim_is_no_news() {
@@ -26,13 +28,10 @@ fn the_second_object_of_a_claim_is_no_news() {
 /// What the daemon says is out counts for the plan, as long as the same is asked still.
 #[test]
 fn endpoints_that_fail_their_checks_are_known() {
-    use crate::health::check::{Check, Kind};
-    use crate::report::status::FailingCheck;
-
     let target = |port| Target {
         address: format!("10.2.4.10:{port}").parse().unwrap(),
-        check: Check {
-            kind: Kind::Tcp,
+        check: check::Check {
+            kind: check::Kind::Tcp,
             every: Duration::from_secs(5),
             timeout: Duration::from_secs(3),
             rise: 1,

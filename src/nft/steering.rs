@@ -36,7 +36,12 @@ pub(super) fn shared_sets(steering: &Steering) -> Vec<Set> {
         return Vec::new();
     }
     let peers = steering.peers.iter().map(ToString::to_string).collect();
-    vec![Set::new(Kind::Set, "peers".into(), "ether_addr".into(), peers)]
+    let marks = steering.frontends.values().flat_map(|marks| [marks.peers, marks.own]);
+    let marks = marks.map(|mark| format!("{mark:#010x}")).collect();
+    vec![
+        Set::new(Kind::Set, "peers".into(), "ether_addr".into(), peers),
+        Set::new(Kind::Set, "marks".into(), "mark".into(), marks),
+    ]
 }
 
 /// The sets and maps of one family.
@@ -91,7 +96,11 @@ pub(super) fn sets(steering: &Steering, family: Family) -> Vec<Set> {
 /// prerouting: of pods on this node, what is theirs; of what comes from a peer's card and is not that peer's own, or through
 /// an overlay network, what was handed on; all else is for the holder's table wherever the VIP is, as packets that are
 /// under way while it moves must not get lost. output: processes on this node; what IPVS hands on by direct routing passes
-/// here too, and is told apart by its source.
+/// here too, and is told apart by its source. Their packets are routed anew, into this host: where IPVS picks an endpoint
+/// with an address of this host (a pod of its network) it leaves the packet on the way that it was on (ip_vs_xmit.c), which
+/// else leads out of the card. postrouting: a mark has done its work. Left on, it would be that of the datagram around the
+/// packet too, where an overlay network (VXLAN, Geneve) makes one; IPVS would take that for the client's next packet, translate
+/// and send it through the same device, and so on until the kernel's stack is full.
 pub(super) fn chains(steering: &Steering) -> String {
     if steering.frontends.is_empty() {
         return String::new();
@@ -125,15 +134,24 @@ pub(super) fn chains(steering: &Steering) -> String {
 \t}}
 
 \tchain here {{
-\t\ttype filter hook output priority mangle; policy accept;
+\t\ttype route hook output priority mangle; policy accept;
 {output}\t}}
+
+\tchain steeredhere {{
+\t\ttype filter hook output priority mangle + 1; policy accept;
+\t\tmeta mark & {steer:#010x} == {steer:#010x} meta mark set meta mark & {rest:#010x}
+\t}}
+
+\tchain translated {{
+\t\ttype filter hook postrouting priority mangle; policy accept;
+\t\tmeta mark @marks meta mark set 0
+\t}}
 {steers}"
     )
 }
 
 fn family_chains(Words { number, ip, .. }: &Words, steering: &Steering) -> String {
     let steer = steering.bits.steer();
-    let rest = !steer;
     let key = format!("{ip} daddr . meta l4proto . th dport");
     let tunnel = |name: &String| format!("\t\tiifname \"{name}\" goto frompeers{number}\n");
     let tunnels = steering.tunnels.iter().map(tunnel).collect::<Vec<_>>().concat();
@@ -151,7 +169,6 @@ fn family_chains(Words { number, ip, .. }: &Words, steering: &Steering) -> Strin
 
 \tchain here{number} {{
 \t\tmeta mark set {key} map @fromhere{number}
-\t\tmeta mark set meta mark & {rest:#010x}
 \t}}
 "
     )

@@ -76,6 +76,58 @@ fn writers() -> (Orders, Answers, Writers) {
     )
 }
 
+/// The daemon's ends of all channels, and the others.
+fn channels(facts: watch::Receiver<HostFacts>) -> (Inputs, Outputs, Ends) {
+    let (updates, updates_in) = watch::channel(None);
+    let (contact, contact_in) = watch::channel(Contact::default());
+    let (dead, dead_in) = watch::channel(Dead::default());
+    let waiting = keepalived::Status::waiting("for kvip", keepalived::Carried::new());
+    let (keepalived, keepalived_in) = watch::channel(waiting);
+    let (keepalived_out, wanted) = watch::channel(None);
+    let (targets_out, targets) = watch::channel(Targets::new());
+    let (status_out, status) = watch::channel(Arc::new(View::default()));
+    let (orders, answers, writers) = writers();
+    let (unhealthy, unhealthy_in) = watch::channel(Down::new());
+    let (checked_out, checked) = watch::channel(check::Targets::new());
+    let (haproxy, haproxy_in) = watch::channel(haproxy::Status::default());
+    let (haproxy_out, proxies) = watch::channel(None);
+    let (macs, macs_in) = watch::channel(Macs::new());
+    let (hops, hops_in) = watch::channel(Hops::new());
+    let (ways_out, ways) = watch::channel(Ways::new());
+    let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
+    let (ruleset, ruleset_in) = watch::channel(Touched::default());
+    let inputs = Inputs {
+        unhealthy: unhealthy_in,
+        macs: macs_in,
+        hops: hops_in,
+        ruleset: ruleset_in,
+        updates: updates_in,
+        contact: contact_in,
+        facts,
+        dead: dead_in,
+        keepalived: keepalived_in,
+        haproxy: haproxy_in,
+        answers,
+    };
+    let outputs = Outputs {
+        keepalived: keepalived_out,
+        haproxy: haproxy_out,
+        targets: targets_out,
+        peers: peers_out,
+        ways: ways_out,
+        checked: checked_out,
+        local: watch::Sender::new(None),
+        orders,
+        status: status_out,
+    };
+    #[rustfmt::skip]
+    let ends = Ends {
+        updates, contact, dead, unhealthy, checked, macs, hops, ways, ruleset, keepalived, haproxy, proxies, writers,
+        wanted, targets, peers, status,
+    };
+    (inputs, outputs, ends)
+}
+
 pub struct World {
     runtime: tokio::runtime::Runtime,
     root: TempDir,
@@ -122,74 +174,14 @@ impl World {
         std::fs::create_dir_all(&paths.run).unwrap();
         std::fs::create_dir_all(&paths.state).unwrap();
         weight::prepare(&paths, [vrid()]).unwrap();
-        let (updates, updates_in) = watch::channel(None);
-        let (contact, contact_in) = watch::channel(Contact::default());
         let (facts_out, facts_in) = watch::channel(facts_then.unwrap_or_else(facts));
-        let (dead, dead_in) = watch::channel(Dead::default());
-        let waiting = keepalived::Status::waiting("for kvip", keepalived::Carried::new());
-        let (keepalived, keepalived_in) = watch::channel(waiting);
-        let (wants, wanted) = watch::channel(None);
-        let (targets_out, targets) = watch::channel(Targets::new());
-        let (status_out, status) = watch::channel(Arc::new(View::default()));
-        let (orders, answers, writers) = writers();
-        let host = Simulated::new(facts_out, wanted.clone());
+        let (inputs, outputs, ends) = channels(facts_in.clone());
+        let host = Simulated::new(facts_out, ends.wanted.clone());
         let ledger = Ledger::new(&paths.state);
         let core = Core::new(settings, facts_in.borrow().clone(), ledger.load().unwrap());
         let file = paths.state.join("snapshot.json");
         let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
-        let (unhealthy, unhealthy_in) = watch::channel(Down::new());
-        let (checked_out, checked) = watch::channel(check::Targets::new());
-        let (haproxy, haproxy_in) = watch::channel(haproxy::Status::default());
-        let (proxies_out, proxies) = watch::channel(None);
-        let (macs, macs_in) = watch::channel(Macs::new());
-        let (hops, hops_in) = watch::channel(Hops::new());
-        let (ways_out, ways) = watch::channel(Ways::new());
-        let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
-        let (ruleset, ruleset_in) = watch::channel(Touched::default());
-        let inputs = Inputs {
-            unhealthy: unhealthy_in,
-            macs: macs_in,
-            hops: hops_in,
-            ruleset: ruleset_in,
-            updates: updates_in,
-            contact: contact_in,
-            facts: facts_in,
-            dead: dead_in,
-            keepalived: keepalived_in,
-            haproxy: haproxy_in,
-            answers,
-        };
-        let outputs = Outputs {
-            keepalived: wants,
-            haproxy: proxies_out,
-            targets: targets_out,
-            peers: peers_out,
-            ways: ways_out,
-            checked: checked_out,
-            local: watch::Sender::new(None),
-            orders,
-            status: status_out,
-        };
         let daemon = Daemon::new(core, host.clone(), ledger, paths.clone(), file, admitted, inputs, outputs);
-        let ends = Ends {
-            updates,
-            contact,
-            dead,
-            unhealthy,
-            checked,
-            macs,
-            hops,
-            ways,
-            ruleset,
-            keepalived,
-            haproxy,
-            proxies,
-            writers,
-            wanted,
-            targets,
-            peers,
-            status,
-        };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { runtime, root, paths, now: Instant::now(), daemon, host, ends, lists: 0 }
     }

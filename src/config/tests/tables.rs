@@ -315,79 +315,19 @@ fn check_static(vip: &str, port: &str, backends: &str, expected: &str) {
 #[test]
 fn static_vips_that_are_wrong() {
     let good = "['10.87.2.4:6443']";
-    let form = "a backend is written \"10.87.2.4:6443\" or \"[fd00:87::4]:6443\"";
     check(
         "[[static]]\nport = 1\nbackends = ['10.87.2.4:1']",
         "3: static.0: vip is not set; each [[static]] needs it",
     );
-    check_static(
-        "10.87.2.10/32",
-        "1",
-        good,
-        "4: static.0.vip = \"10.87.2.10/32\": an address without a prefix length is wanted",
-    );
-    check_static("x", "1", good, "4: static.0.vip = \"x\": not an IP address");
-    check_static(
-        "127.0.0.1",
-        "1",
-        good,
-        "4: static.0.vip = \"127.0.0.1\": no VIP can lie in 127.0.0.0/8: loopback addresses",
-    );
-    check_static(
-        "10.87.3.1",
-        "1",
-        good,
-        "4: static.0.vip = \"10.87.3.1\": outside of vips.allowed (10.87.2.0/24)",
-    );
+    for (vip, error) in [
+        ("10.87.2.10/32", "\"10.87.2.10/32\": an address without a prefix length is wanted"),
+        ("x", "\"x\": not an IP address"),
+        ("127.0.0.1", "\"127.0.0.1\": no VIP can lie in 127.0.0.0/8: loopback addresses"),
+        ("10.87.3.1", "\"10.87.3.1\": outside of vips.allowed (10.87.2.0/24)"),
+    ] {
+        check_static(vip, "1", good, &format!("4: static.0.vip = {error}"));
+    }
     check_static("10.87.2.10", "0", good, "5: static.0.port = 0: a port is 1 to 65535");
-    check_static(
-        "10.87.2.10",
-        "1",
-        "['10.87.2.4']",
-        &format!("6: static.0.backends.0 = \"10.87.2.4\": {form}"),
-    );
-    check_static(
-        "10.87.2.10",
-        "1",
-        "['10.87.2.4:0']",
-        "6: static.0.backends.0 = \"10.87.2.4:0\": a port is 1 to 65535",
-    );
-    check_static(
-        "10.87.2.10",
-        "1",
-        "['node-a:1']",
-        &format!("6: static.0.backends.0 = \"node-a:1\": {form}"),
-    );
-    check_static(
-        "10.87.2.10",
-        "1",
-        "['127.0.0.1:1']",
-        "6: static.0.backends.0 = \"127.0.0.1:1\": no backend can lie in 127.0.0.0/8: loopback addresses",
-    );
-    check_static(
-        "10.87.2.10",
-        "1",
-        "[]",
-        "6: static.0.backends = []: a list of backends is wanted, as in [\"10.87.2.4:6443\"]",
-    );
-    check_static(
-        "10.87.2.10",
-        "1",
-        "['10.87.2.4:1', '[fd00::4]:1']",
-        "6: static.0.backends.1 = \"[fd00::4]:1\": 10.87.2.10 is IPv4 and needs IPv4 backends",
-    );
-    check_static(
-        "10.87.2.10",
-        "1",
-        "['10.87.2.10:1']",
-        "6: static.0.backends.0 = \"10.87.2.10:1\": that is the VIP itself; name the hosts' own addresses",
-    );
-    check_static(
-        "10.87.2.10",
-        "1",
-        "['10.87.2.4:1', '10.87.2.4:1']",
-        "6: static.0.backends.1 = \"10.87.2.4:1\": written twice",
-    );
     check_after(
         STATIC,
         STATIC.trim_end(),
@@ -401,6 +341,26 @@ fn static_vips_that_are_wrong() {
     );
     check_after(STATIC, "name = ''", "7: static.0.name = \"\": a name is 1 to 63 characters on one line");
     check_after(STATIC, "chek = true", "7: unknown key `static.0.chek`; did you mean `check`?");
+}
+
+#[test]
+fn backends_of_static_vips_that_are_wrong() {
+    let form = "a backend is written \"10.87.2.4:6443\" or \"[fd00:87::4]:6443\"";
+    for (backends, error) in [
+        ("['10.87.2.4']", &*format!(".0 = \"10.87.2.4\": {form}")),
+        ("['10.87.2.4:0']", ".0 = \"10.87.2.4:0\": a port is 1 to 65535"),
+        ("['node-a:1']", &*format!(".0 = \"node-a:1\": {form}")),
+        ("['127.0.0.1:1']", ".0 = \"127.0.0.1:1\": no backend can lie in 127.0.0.0/8: loopback addresses"),
+        ("[]", " = []: a list of backends is wanted, as in [\"10.87.2.4:6443\"]"),
+        (
+            "['10.87.2.4:1', '[fd00::4]:1']",
+            ".1 = \"[fd00::4]:1\": 10.87.2.10 is IPv4 and needs IPv4 backends",
+        ),
+        ("['10.87.2.10:1']", ".0 = \"10.87.2.10:1\": that is the VIP itself; name the hosts' own addresses"),
+        ("['10.87.2.4:1', '10.87.2.4:1']", ".1 = \"10.87.2.4:1\": written twice"),
+    ] {
+        check_static("10.87.2.10", "1", backends, &format!("6: static.0.backends{error}"));
+    }
 }
 
 #[test]

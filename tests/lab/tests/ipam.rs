@@ -46,14 +46,24 @@ fn three_allocators_on_the_real_api() -> Result<()> {
     Ok(())
 }
 
+/// A claim with these labels, written by hand.
+fn claim(labels: &str) -> String {
+    format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: IPAddress, metadata: {{name: 10.87.2.99, labels: {labels}}}, \
+         spec: {{parentRef: {{resource: services, namespace: default, name: kubernetes}}}}}}"
+    )
+}
+
+/// A Lease of that name, labelled as kvip's.
+fn lease(name: &str) -> String {
+    format!(
+        "{{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {{name: {name}, namespace: kvip-system, \
+         labels: {{ipaddress.kubernetes.io/managed-by: kvip}}}}}}"
+    )
+}
+
 /// What the two roles may not do.
 fn identities(server: &ApiServer) -> Result<()> {
-    let claim = |labels: &str| {
-        format!(
-            "{{apiVersion: networking.k8s.io/v1, kind: IPAddress, metadata: {{name: 10.87.2.99, labels: {labels}}}, \
-             spec: {{parentRef: {{resource: services, namespace: default, name: kubernetes}}}}}}"
-        )
-    };
     let ours = claim("{ipaddress.kubernetes.io/managed-by: kvip}");
     let dry = ["apply", "--dry-run=server", "-f", "-"];
     let foreign = ["delete", "ipaddress", "10.96.0.1", "--dry-run=server"];
@@ -73,12 +83,6 @@ fn identities(server: &ApiServer) -> Result<()> {
     let relabel =
         ["label", "ipaddress", "10.96.0.1", "ipaddress.kubernetes.io/managed-by=kvip", "--overwrite"];
     let create = ["create", "--dry-run=server", "-f", "-"];
-    let lease = |name: &str| {
-        format!(
-            "{{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {{name: {name}, namespace: kvip-system, \
-             labels: {{ipaddress.kubernetes.io/managed-by: kvip}}}}}}"
-        )
-    };
     let patch = |what: &'static str, more: &'static str| {
         [
             "patch",

@@ -16,6 +16,8 @@ use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
 use kvip_lab::scenario::{SOON, Turn, bare, echo_pods, explained, package};
 
+#[path = "modes/affinity.rs"]
+mod affinity;
 #[path = "modes/classic.rs"]
 mod classic;
 #[path = "modes/host_network.rs"]
