@@ -10,6 +10,7 @@
 mod common;
 mod shield;
 mod sources;
+mod steering;
 mod watch;
 
 use std::env;
@@ -110,6 +111,7 @@ fn cases() -> Vec<(&'static str, Ruleset)> {
         ),
         ("source-ranges", limited()),
         ("shield", shielded()),
+        ("steering", steering::steered()),
     ]
 }
 

@@ -1,0 +1,49 @@
+//! The marks of mode dsr on a node's own packets, with real ones: on for IPVS, off behind it.
+
+use std::net::UdpSocket;
+
+use kvip::marks::Marks;
+use kvip::net::MacAddress;
+use kvip::nft::{Ruleset, Steering, client};
+
+use super::{frontend, in_namespace, nft, ruleset};
+
+const OWN: u32 = 0x0d29;
+/// Counts what IPVS would see, and what goes out of a device.
+const COUNTERS: &str = "table inet seen {
+    chain before { type filter hook output priority -99; ip daddr 10.87.2.50 meta mark 0x0d29 counter; }
+    chain behind { type filter hook postrouting priority 0; ip daddr 10.87.2.50 meta mark != 0 counter; }
+}";
+
+/// A frontend of mode dsr in each family, on a node with one peer and an overlay network.
+pub(super) fn steered() -> Ruleset {
+    let frontends = ["udp 10.87.2.50 53", "tcp fd00:87:2::50 80"];
+    let marks = [Marks { peers: 0x0d28, own: OWN }, Marks { peers: 0x0e28, own: 0x0e29 }];
+    let steering = Steering {
+        frontends: frontends.map(frontend).into_iter().zip(marks).collect(),
+        peers: [MacAddress([0x52, 0x54, 0, 0x87, 2, 6])].into(),
+        nodes: ["10.87.2.6".parse().unwrap()].into(),
+        tunnels: ["flannel.1".into()].into(),
+        host: ["10.87.2.4".parse().unwrap()].into(),
+        ..Steering::default()
+    };
+    Ruleset { steering, ..ruleset(&frontends, &["10.87.2.50"], &["10.2.4.0/24"]) }
+}
+
+#[test]
+fn a_mark_is_on_for_ipvs_and_off_behind_it() {
+    if !in_namespace("steering::a_mark_is_on_for_ipvs_and_off_behind_it") {
+        return;
+    }
+    for address in ["10.87.2.4/24", "10.87.2.50/32"] {
+        let output = std::process::Command::new("ip").args(["address", "add", address, "dev", "lo"]).status();
+        assert!(output.unwrap().success(), "{address}");
+    }
+    client::apply(&steered()).unwrap();
+    assert!(nft(&["-f", "-"], COUNTERS).0);
+    let socket = UdpSocket::bind("10.87.2.4:0").unwrap();
+    socket.send_to(b"x", "10.87.2.50:53").unwrap();
+    let counted = |chain| nft(&["list", "chain", "inet", "seen", chain], "").1;
+    assert!(counted("before").contains("counter packets 1 "), "{}", counted("before"));
+    assert!(counted("behind").contains("counter packets 0 "), "{}", counted("behind"));
+}
