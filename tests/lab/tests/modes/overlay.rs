@@ -97,6 +97,11 @@ fn number(address: &str) -> &str {
     address.rsplit('.').next().unwrap_or_default()
 }
 
+/// The device's link-layer address. It is given when the device is made: udev changes one that the kernel made up.
+fn card(node: &NodeSpec) -> String {
+    format!("0e:00:00:00:00:{:0>2}", number(node.v4))
+}
+
 /// Makes the device, and sends pods' packets over IPv4 through it.
 fn ipip(node: Node<'_>) -> String {
     let own = node.spec();
@@ -118,16 +123,16 @@ fn ipip(node: Node<'_>) -> String {
 fn vxlan(node: Node<'_>) -> String {
     let own = node.spec();
     let mut script = format!(
-        "set -e; ip link add flannel.1 type vxlan id 1 dev eth0 local {} dstport 8472 nolearning
-        ip link set flannel.1 address 0e:00:00:00:00:{:0>2} up
+        "set -e; ip link add flannel.1 address {} type vxlan id 1 dev eth0 local {} dstport 8472 nolearning
+        ip link set flannel.1 up
         ip addr add {}/32 dev flannel.1
         sysctl -q -w net.ipv4.conf.flannel/1.rp_filter=2\n",
+        card(own),
         own.v4,
-        number(own.v4),
         address(own)
     );
     for other in NODES.iter().filter(|other| other.name != own.name) {
-        let card = format!("0e:00:00:00:00:{:0>2}", number(other.v4));
+        let card = card(other);
         let _ = writeln!(script, "bridge fdb append {card} dev flannel.1 dst {}", other.v4);
         let link_local = format!("fe80::{}", number(other.v4));
         for (network, via) in [(other.pod4, address(other)), (other.pod6, &link_local)] {
