@@ -125,7 +125,7 @@ impl Random {
 fn state(lab: &Lab, node: &str) -> Result<String> {
     let script =
         "ipvsadm -Sn | sort; nft --stateless list table inet kvip; cat /etc/keepalived/keepalived.conf
-         for family in 4 6; do ip -$family rule; ip -$family route show table 5087; done 2>/dev/null";
+         for family in 4 6; do ip -$family rule; ip -$family route show table 5087 2>/dev/null || true; done";
     let kernel = lab.node(node).must(script)?;
     let mut status = lab.node(node).kvip_status()?;
     ensure!(status["as_planned"] == true, "{node} is not as planned");
