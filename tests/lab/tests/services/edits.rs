@@ -154,6 +154,8 @@ fn said(lab: &Lab) -> Result<String> {
     for claim in items(lab, "ipaddresses -l ipaddress.kubernetes.io/managed-by=kvip")? {
         let (name, annotations) = (&claim["metadata"]["name"], &claim["metadata"]["annotations"]);
         if annotations["kvip.io/released-at"].is_null() {
+            let is_said = text.contains(&format!("\"ip\":{name}"));
+            ensure!(is_said, "{name} is claimed, and no status says so: it is to be given back yet");
             writeln!(text, "{name} {}", annotations["kvip.io/services"])?;
         }
     }
