@@ -56,7 +56,7 @@ pub trait Host: Send {
     /// Takes an address off its interface.
     fn remove_address(&mut self, address: &Address) -> impl Future<Output = Result<(), Finding>> + Send;
 
-    /// Adds a policy rule or route.
+    /// Adds a policy rule or route; `false` when it was there.
     fn add_policy_route(&mut self, route: &PolicyRoute)
     -> impl Future<Output = Result<bool, Finding>> + Send;
 

@@ -120,6 +120,8 @@ pub(super) fn chains(steering: &Steering) -> String {
             "\t\t{ip} saddr @here{number} {ip} daddr . meta l4proto . th dport @dsr{number} goto here{number}\n"
         )
     });
+    let unsteer =
+        format!("\t\tmeta mark & {steer:#010x} == {steer:#010x} meta mark set meta mark & {rest:#010x}\n");
     let steers = each(&|words| family_chains(words, steering));
     format!(
         "
@@ -130,8 +132,7 @@ pub(super) fn chains(steering: &Steering) -> String {
 
 \tchain steered {{
 \t\ttype filter hook input priority mangle; policy accept;
-\t\tmeta mark & {steer:#010x} == {steer:#010x} meta mark set meta mark & {rest:#010x}
-\t}}
+{unsteer}\t}}
 
 \tchain here {{
 \t\ttype route hook output priority mangle; policy accept;
@@ -139,8 +140,7 @@ pub(super) fn chains(steering: &Steering) -> String {
 
 \tchain steeredhere {{
 \t\ttype filter hook output priority mangle + 1; policy accept;
-\t\tmeta mark & {steer:#010x} == {steer:#010x} meta mark set meta mark & {rest:#010x}
-\t}}
+{unsteer}\t}}
 
 \tchain translated {{
 \t\ttype filter hook postrouting priority mangle; policy accept;

@@ -83,7 +83,7 @@ fn nodad(address: &str) -> &'static str {
     if address.contains(':') { "nodad" } else { "scope global" }
 }
 
-fn ip(arguments: &str) {
+pub(super) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
     assert!(status.success(), "ip {arguments}: {status}");
 }

@@ -6,6 +6,7 @@ use kvip::marks::Marks;
 use kvip::net::MacAddress;
 use kvip::nft::{Ruleset, Steering, client};
 
+use super::sources::ip;
 use super::{frontend, in_namespace, nft, ruleset};
 
 const OWN: u32 = 0x0d29;
@@ -36,8 +37,7 @@ fn a_mark_is_on_for_ipvs_and_off_behind_it() {
         return;
     }
     for address in ["10.87.2.4/24", "10.87.2.50/32"] {
-        let output = std::process::Command::new("ip").args(["address", "add", address, "dev", "lo"]).status();
-        assert!(output.unwrap().success(), "{address}");
+        ip(&format!("address add {address} dev lo"));
     }
     client::apply(&steered()).unwrap();
     assert!(nft(&["-f", "-"], COUNTERS).0);

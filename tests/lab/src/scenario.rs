@@ -223,10 +223,15 @@ const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// Runs `act`, by which the VIPs move, while a client asks the VIP ten times a second; it is never long without an answer.
 pub fn with_a_soft_hand_over<T>(lab: &Lab, act: impl FnOnce() -> Result<T>) -> Result<T> {
-    let probe = lab.probe(VIP, 80, Duration::from_millis(100))?;
+    with_a_soft_hand_over_at(lab, VIP, act)
+}
+
+/// As [`with_a_soft_hand_over`], at another VIP.
+pub fn with_a_soft_hand_over_at<T>(lab: &Lab, vip: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let probe = lab.probe(vip, 80, Duration::from_millis(100))?;
     lab.wait_for("the first answers", SOON, || (probe.so_far().len() > 5).then_some(()))?;
     let acted = act();
-    let served = lab.wait_for("the VIP to answer", SOON, || lab.curl(VIP));
+    let served = lab.wait_for("the VIP to answer", SOON, || lab.curl(vip));
     let report = probe.stop()?;
     let done = explained(lab, acted)?;
     explained(lab, served)?;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::asking::object;
+use kvip_lab::asking::{in_url, object};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{self, CLIENT_V4, CLIENT_V6, NODES};
@@ -181,8 +181,7 @@ fn an_sctp_client_with_one_port_finds_another_pod_at_once() -> Result<()> {
         let pod = address_of(&lab, &first, vip.contains(':'))?;
         lab.kubectl(&["annotate", "pod", &first, "lab.kvip/pre-stop-seconds=60"])?;
         lab.kubectl(&["delete", "pod", &first, "--wait=false", "--grace-period=70"])?;
-        let server =
-            if vip.contains(':') { format!("[{pod}]:{DIAMETER}") } else { format!("{pod}:{DIAMETER}") };
+        let server = format!("{}:{DIAMETER}", in_url(&pod));
         let what = format!("all nodes to be without the server {server}");
         let gone = lab.wait_for(&what, SOON, || {
             lab.nodes().all(|node| node.ipvs().is_ok_and(|table| !table.contains(&server))).then_some(())

@@ -1,19 +1,15 @@
 //! Mode proxy: HAProxy in front of real nginx, which is told who the client is.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::asking::Asking;
+use kvip_lab::asking::{Asking, in_url};
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{CLIENT_V4, CLIENT_V6};
-use kvip_lab::scenario::{SOON, diagnosis, serving, without_a_lost_request_at};
+use kvip_lab::scenario::{SOON, diagnosis, serving, with_a_soft_hand_over_at, without_a_lost_request_at};
 
 const VIP: &str = "10.87.2.60";
 const VIP6: &str = "fd00:87:2::60";
-
-/// What a hand-over that is asked for may take here; on real machines it is well below a second.
-const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// Has every nginx take the PROXY protocol on its port, and tell whom it names.
 const EXPECT: &str = r#"for conf in /run/lab-pod/*.conf; do
@@ -36,7 +32,7 @@ fn service(protocol: &str) -> Asking {
 
 /// Waits until nginx answers at `address`, having seen `client`, if that is told.
 fn answered(lab: &Lab, address: &str, client: Option<&str>) -> Result<()> {
-    let url = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    let url = in_url(address);
     let done = lab.wait_for(&format!("{address} to be answered, with {client:?} seen"), SOON, || {
         let answer = lab.curl(&url)?;
         let seen = client.map_or_else(|| " saw ".into(), |client| format!(" saw {client}\n"));
@@ -142,15 +138,10 @@ fn pods_come_and_go_and_the_holder_changes_without_a_lost_request() -> Result<()
         Ok(())
     })?;
     let holder = lab.wait_for_holder()?;
-    let probe = lab.probe(VIP, 80, Duration::from_millis(100))?;
-    lab.node(holder).must("kvip drain --wait 40")?;
-    let moved = lab.wait_for("another holder", SOON, || lab.holder().filter(|now| *now != holder));
-    answered(&lab, VIP, None)?;
-    let report = probe.stop()?;
-    eprintln!("mode proxy, the holder drained: {report}");
-    moved.with_context(|| diagnosis(&lab))?;
-    let gap = report.longest_gap().context("a report has a longest gap")?.length();
-    ensure!(gap < HAND_OVER, "no answer for {gap:?} when handed over: {report}\n{}", diagnosis(&lab));
+    with_a_soft_hand_over_at(&lab, VIP, || {
+        lab.node(holder).must("kvip drain --wait 40")?;
+        lab.wait_for("another holder", SOON, || lab.holder().filter(|now| *now != holder))
+    })?;
     lab.node(holder).must("kvip undrain").map(drop)
 }
 

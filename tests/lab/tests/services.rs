@@ -329,7 +329,8 @@ fn pods_that_all_end_at_once_serve_until_others_do() -> Result<()> {
                 Some(servers.count())
             };
             let now = names(&lab).ok()?;
-            (now.is_disjoint(&before) && lab.nodes().all(|node| ready(node) == Some(3))).then_some(())
+            (now.len() == 3 && now.is_disjoint(&before) && lab.nodes().all(|node| ready(node) == Some(3)))
+                .then_some(())
         })
     })?;
     delete(&lab, "ended")?;
