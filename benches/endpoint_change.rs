@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use kvip::config::Settings;
 use kvip::daemon::core::Core;
 use kvip::daemon::pass::{self, Applied, Outcome};
@@ -198,8 +200,8 @@ impl Host for Memory {
         Ok(fingerprint)
     }
 
-    async fn firewall(&mut self) -> Result<Firewall, Finding> {
-        Ok(Firewall::default())
+    fn firewall(&mut self) -> BoxFuture<'static, Result<Firewall, Finding>> {
+        std::future::ready(Ok(Firewall::default())).boxed()
     }
 
     async fn remove_address(&mut self, _address: &Address) -> Result<(), Finding> {

@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
 use crate::ipvs::{self, Client, Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
 use crate::model::Finding;
 use crate::net::{self, Address, PolicyRoute};
@@ -50,8 +53,8 @@ pub trait Host: Send {
     /// Replaces the table `inet kvip`; returns its new fingerprint.
     fn set_ruleset(&mut self, ruleset: &Ruleset) -> impl Future<Output = Result<String, Finding>> + Send;
 
-    /// What other programs' rules let in.
-    fn firewall(&mut self) -> impl Future<Output = Result<Firewall, Finding>> + Send;
+    /// What other programs' rules let in. May take seconds, and nothing else of the host waits for it.
+    fn firewall(&mut self) -> BoxFuture<'static, Result<Firewall, Finding>>;
 
     /// Takes an address off its interface.
     fn remove_address(&mut self, address: &Address) -> impl Future<Output = Result<(), Finding>> + Send;
@@ -167,8 +170,8 @@ impl Host for Kernel {
         Ok(fingerprint)
     }
 
-    async fn firewall(&mut self) -> Result<Firewall, Finding> {
-        blocking(nft::client::firewall).await
+    fn firewall(&mut self) -> BoxFuture<'static, Result<Firewall, Finding>> {
+        blocking(nft::client::firewall).boxed()
     }
 
     async fn remove_address(&mut self, address: &Address) -> Result<(), Finding> {

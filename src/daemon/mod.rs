@@ -29,6 +29,7 @@ pub mod settings;
 pub mod status;
 mod tuning;
 mod turn;
+mod watchdog;
 mod weight_files;
 mod weights;
 pub mod writers;

@@ -19,7 +19,7 @@ use super::settings::Joined;
 use super::status::View;
 use super::turn::Daemon;
 use super::writers::{self, Answers, Orders, Writers};
-use super::{Ledger, probe};
+use super::{Ledger, probe, watchdog};
 use crate::config::{self, Settings, Sources};
 use crate::haproxy;
 use crate::health::{self, Targets, check, node_ports};
@@ -38,8 +38,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// READY waits no longer than this for the first pass.
 const READY_LIMIT: Duration = Duration::from_secs(20);
 
-/// A loop that has not turned for so long hangs: they turn each few seconds, with or without an API server.
-const STALLED: Duration = Duration::from_secs(15);
+/// A turn may run nft six times, of 10 s each at most, beside what is quick; one that takes longer hangs.
+const TURN_LIMIT: Duration = Duration::from_secs(90);
 
 /// The file of the saved snapshot in the state folder.
 const SNAPSHOT: &str = "snapshot.json";
@@ -82,11 +82,12 @@ async fn turn_until_stopped(
     let started = Instant::now();
     let mut ready = false;
     let mut told = String::new();
-    let mut watchdog = Watchdog::new(notifier);
+    watchdog::spawn(notifier.clone(), beats::late);
     loop {
+        beats::beat("turn", TURN_LIMIT);
         tokio::select! {
             changed = daemon.inputs.changed() => changed?,
-            _ = tick.tick() => watchdog.beat(notifier, feeds),
+            _ = tick.tick() => {}
             _ = probe.tick() => if !daemon.probe().await { continue },
             _ = hang_up.recv() => {
                 notifier.reloading();
@@ -133,39 +134,12 @@ fn reload(sources: &Sources, daemon: &mut Daemon<Kernel, Ledger>) {
     }
 }
 
-/// Pings systemd's watchdog while every loop lives.
-struct Watchdog {
-    interval: Option<Duration>,
-    last: Instant,
-    /// The loop that was said not to turn.
-    told: Option<&'static str>,
-}
-
-impl Watchdog {
-    fn new(notifier: &Notifier) -> Self {
-        Self { interval: notifier.watchdog_interval(), last: Instant::now(), told: None }
-    }
-
-    /// An unreachable API is no reason to stop pinging; a loop that does not turn is.
-    fn beat(&mut self, notifier: &Notifier, feeds: &Feeds) {
-        if self.interval.is_none_or(|interval| self.last.elapsed() < interval) {
-            return;
-        }
-        match feeds.stalled() {
-            None => {
-                notifier.alive();
-                self.last = Instant::now();
-                self.told = None;
-            }
-            Some(name) if self.told == Some(name) => {}
-            Some(name) => {
-                self.told = Some(name);
-                warn!(
-                    loop_name = name,
-                    "a loop does not turn; systemd will restart kvip unless it does soon"
-                );
-            }
-        }
+/// Beats for the tasks that follow the cluster, as long as these do.
+async fn beat_for_cluster(mut alive: watch::Receiver<Instant>) {
+    let promise = beats::Promise::new("cluster", beats::PROMPT);
+    promise.beat();
+    while alive.changed().await.is_ok() {
+        promise.beat();
     }
 }
 
@@ -204,6 +178,7 @@ impl Feeds {
         let (checked, to_check) = watch::channel(check::Targets::new());
         let own = facts.borrow().hostname.clone();
         let cluster = feed::spawn(settings.cluster.clone());
+        tokio::spawn(beat_for_cluster(cluster.alive.clone()));
         let (orders, answers, writers) = writers::spawn(&cluster.link, settings.cluster.settings_map.clone());
         let feeds = Self {
             checked,
@@ -295,6 +270,7 @@ impl Feeds {
         let before = std::mem::replace(&mut self.settings, after.clone());
         if before.cluster != after.cluster {
             self.cluster = feed::spawn(after.cluster.clone());
+            tokio::spawn(beat_for_cluster(self.cluster.alive.clone()));
             let (orders, answers, writers) =
                 writers::spawn(&self.cluster.link, after.cluster.settings_map.clone());
             (self.answers, self.writers) = (answers, writers);
@@ -306,11 +282,6 @@ impl Feeds {
             self.dead = health::spawn(&own, self.targets.subscribe(), after.balancing.probe_port);
         }
         daemon.inputs = self.inputs();
-    }
-
-    /// The name of a loop that has not turned for too long.
-    fn stalled(&self) -> Option<&'static str> {
-        (self.cluster.alive.borrow().elapsed() > STALLED).then_some("cluster").or_else(beats::late)
     }
 }
 

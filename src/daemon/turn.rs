@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tracing::debug;
 
 use super::admission::Admitted;
@@ -28,6 +30,7 @@ use crate::health::node_ports::Local;
 use crate::host::Host;
 use crate::keepalived::{Paths, hold};
 use crate::model::{Finding, Vrid};
+use crate::nft::firewall::Firewall;
 use crate::report::status::Cluster;
 use crate::snapshot::Snapshot;
 use crate::snapshot::admit;
@@ -39,7 +42,6 @@ const AUDIT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
 
 /// The one owner of state.
-#[derive(Debug)]
 pub struct Daemon<H, L> {
     /// What is known.
     pub core: Core,
@@ -72,6 +74,7 @@ pub struct Daemon<H, L> {
     audited: Option<Instant>,
     /// Since the last audit.
     firewall_read: bool,
+    firewall: Option<BoxFuture<'static, Result<Firewall, Finding>>>,
     tried: Option<Instant>,
 }
 
@@ -113,6 +116,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             started: None,
             audited: None,
             firewall_read: false,
+            firewall: None,
             tried: None,
         }
     }
@@ -135,6 +139,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         if self.due() && !self.resting(now) {
             self.pass(now).await;
         }
+        self.read_firewall();
         let drained = hold::drained(&self.paths);
         let weights = self.weigh(now);
         self.saving.save_when_due(self.admitted.snapshot(), now).await;
@@ -288,18 +293,23 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.outputs.peers.send_if_modified(|last| replace(last, (*outcome.desired.peers).clone()));
         self.outputs.checked.send_if_modified(|last| follow(last, outcome.desired.checked.counts()));
         self.outputs.ways.send_if_modified(|last| follow(last, outcome.desired.ways.counts()));
-        self.read_firewall(!outcome.desired.ruleset.steering.frontends.is_empty()).await;
         self.outcome = Some(outcome);
     }
 
-    /// Reads once after each audit what other programs let in, where mode dsr is served; what is new counts from the next
-    /// turn on.
-    async fn read_firewall(&mut self, by_dsr: bool) {
-        if !by_dsr || self.firewall_read {
-            return;
+    /// Reads once after each audit what other programs let in, where mode dsr is served. No turn waits for that, as their rules
+    /// may be many; what is new counts from the next turn on.
+    fn read_firewall(&mut self) {
+        let by_dsr = self
+            .outcome
+            .as_ref()
+            .is_some_and(|outcome| !outcome.desired.ruleset.steering.frontends.is_empty());
+        if by_dsr && !self.firewall_read {
+            self.firewall_read = true;
+            self.firewall = Some(self.host.firewall());
         }
-        self.firewall_read = true;
-        match self.host.firewall().await {
+        let Some(read) = self.firewall.as_mut().and_then(FutureExt::now_or_never) else { return };
+        self.firewall = None;
+        match read {
             Ok(firewall) => self.news |= update_from(&mut self.core.reach.firewall, &firewall),
             // The table of kvip's own is read and written by the same means, which says what is wrong with them.
             Err(finding) => debug!("other programs' rules are not known: {finding}"),

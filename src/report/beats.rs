@@ -41,6 +41,10 @@ impl Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
+        // One that died of a bug has not ended: it is to be missed, so that kvip is started anew.
+        if std::thread::panicking() {
+            return;
+        }
         // One that has taken its place already beats again before it is late.
         with(|register| {
             register.loops.remove(self.name);
@@ -89,6 +93,19 @@ mod tests {
         assert!(is_known());
         drop(promise);
         assert!(!is_known());
+    }
+
+    #[test]
+    fn a_loop_that_panics_is_missed() {
+        let name = "a loop of this test that panics";
+        let promise = Promise::new(name, PATIENT);
+        promise.beat();
+        let died = std::thread::spawn(move || {
+            let _promise = promise;
+            panic!("as a bug does");
+        });
+        assert!(died.join().is_err());
+        assert!(with(|register| register.loops.remove(name)).is_some(), "it was forgotten");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use kvip::host::{Failure, Host};
 use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
 use kvip::keepalived::Config;
@@ -170,10 +172,10 @@ impl Host for Simulated {
         known.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
-    async fn firewall(&mut self) -> Result<Firewall, Finding> {
+    fn firewall(&mut self) -> BoxFuture<'static, Result<Firewall, Finding>> {
         let mut firewall = Firewall::default();
         firewall.add(&self.kernel().rules);
-        Ok(firewall)
+        std::future::ready(Ok(firewall)).boxed()
     }
 
     async fn change_table(&mut self, commands: &[Command]) -> Vec<Failure> {
