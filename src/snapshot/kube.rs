@@ -226,8 +226,8 @@ impl Keeper {
                 self.alive.send_replace(now);
                 return;
             }
-            Event::Started { uid, server } => {
-                self.store.begin(uid, server);
+            Event::Started { uid, servers } => {
+                self.store.begin(uid, servers);
                 self.voices.problems.remove(&None);
             }
             Event::Listed(part, contents) => {

@@ -2,16 +2,19 @@
 //!
 //! Reads files and runs the kubeconfig's credential plugin; speaks to no server.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kube::config::{ExecInteractiveMode, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tokio::net::lookup_host;
+use tracing::debug;
 
 use super::problem::{self, Problem, Request};
 
@@ -32,11 +35,17 @@ pub struct Link {
 }
 
 impl Link {
-    /// The server's address, where it is no name.
-    pub(super) fn address(&self) -> Option<IpAddr> {
-        let authority = self.server.split("://").nth(1)?.split('/').next()?;
-        let with_port = || authority.parse::<SocketAddr>().ok().map(|address| address.ip());
-        with_port().or_else(|| authority.trim_matches(['[', ']']).parse().ok())
+    /// The server's addresses: of a name those that it stands for now, none where that cannot be told.
+    pub(super) async fn addresses(&self) -> BTreeSet<IpAddr> {
+        let server = self.server.parse::<hyper::Uri>().ok();
+        let Some(host) = server.as_ref().and_then(hyper::Uri::host) else { return BTreeSet::new() };
+        match lookup_host((host.trim_matches(['[', ']']), 0)).await {
+            Ok(found) => found.map(|address| address.ip()).collect(),
+            Err(error) => {
+                debug!("{host} stands for no address: {error}");
+                BTreeSet::new()
+            }
+        }
     }
 
     /// The connection of `client` to the API server at the address `server`, made from the kubeconfig at `path`.
@@ -179,15 +188,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_is_an_address_or_a_name() {
-        let address = |server: &str| {
+        for (server, address) in [
+            ("https://10.87.2.9:6443", "10.87.2.9"),
+            ("https://10.87.2.9/prefix", "10.87.2.9"),
+            ("https://[fd00:87:2::9]:6443", "fd00:87:2::9"),
+            ("https://[fd00:87:2::9]", "fd00:87:2::9"),
+            ("https://localhost:6443", "127.0.0.1"),
+        ] {
             let client = Client::try_from(Config::new("https://localhost".parse().unwrap()));
-            Link::new(client.unwrap(), server, "kubeconfig").address().map(|address| address.to_string())
-        };
-        assert_eq!(address("https://10.87.2.9:6443").as_deref(), Some("10.87.2.9"));
-        assert_eq!(address("https://10.87.2.9/prefix").as_deref(), Some("10.87.2.9"));
-        assert_eq!(address("https://[fd00:87:2::9]:6443").as_deref(), Some("fd00:87:2::9"));
-        assert_eq!(address("https://[fd00:87:2::9]").as_deref(), Some("fd00:87:2::9"));
-        assert_eq!(address("https://api.example.com:6443"), None);
+            let addresses = Link::new(client.unwrap(), server, "kubeconfig").addresses().await;
+            assert!(addresses.contains(&address.parse().unwrap()), "{server}: {addresses:?}");
+        }
     }
 
     #[tokio::test]

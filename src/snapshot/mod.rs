@@ -2,7 +2,7 @@
 //!
 //! The submodules fill a [`Snapshot`] from an API server, from a folder of manifests or from the copy on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,9 +45,9 @@ pub type Labels = BTreeMap<String, String>;
 pub struct Snapshot {
     /// The UID of the namespace kube-system, which tells one cluster from another.
     pub cluster: Option<String>,
-    /// The API server's address, where this host's kubeconfig names one and no name: nobody's to ask for.
+    /// The addresses of the server that this host's kubeconfig names: nobody's to ask for.
     #[serde(default)]
-    pub server: Option<IpAddr>,
+    pub servers: BTreeSet<IpAddr>,
     /// All Services.
     pub services: Map<ObjectKey, Service>,
     /// All EndpointSlices that name their Service, by their own key.
@@ -75,12 +75,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The API servers' addresses, as far as known: the one in the kubeconfig, and those that they say themselves in the
+    /// The API servers' addresses, as far as known: those of the kubeconfig, and those that they say themselves in the
     /// EndpointSlice default/kubernetes.
     pub fn api_servers(&self) -> impl Iterator<Item = IpAddr> {
         let slice = self.slices.get(&ObjectKey::new("default", "kubernetes"));
         let own = slice.into_iter().flat_map(|slice| slice.endpoints.iter().map(|endpoint| endpoint.address));
-        self.server.into_iter().chain(own)
+        self.servers.iter().copied().chain(own)
     }
 
     /// What the cluster's settings are, as far as known: the text of the ConfigMap, `Ok(None)` when there is none.

@@ -204,11 +204,11 @@ pub(super) struct Store {
 impl Store {
     /// Begins anew, with the cluster whose kube-system has this UID; what was published stays so until all is complete.
     /// What is known of the same cluster stays too, until it is listed: a list changes what differs.
-    pub(super) fn begin(&mut self, cluster: String, server: Option<IpAddr>) {
+    pub(super) fn begin(&mut self, cluster: String, servers: BTreeSet<IpAddr>) {
         if self.snapshot.cluster.as_ref() != Some(&cluster) {
             self.snapshot = Snapshot { cluster: Some(cluster), ..Snapshot::default() };
         }
-        self.snapshot.server = server;
+        self.snapshot.servers = servers;
         self.complete.clear();
         self.changed = false;
     }

@@ -31,7 +31,7 @@ fn complete() -> (Store, Instant) {
 }
 
 fn fill(store: &mut Store, cluster: &str, services: Vec<Change>) {
-    store.begin(cluster.into(), None);
+    store.begin(cluster.into(), BTreeSet::new());
     for part in Part::ALL.into_iter().filter(|part| *part != Part::Services) {
         store.list(part, vec![]);
     }
@@ -49,7 +49,7 @@ fn published(store: &mut Store, now: Instant) -> Option<(u64, Vec<String>)> {
 fn nothing_before_all_parts_are_complete() {
     let now = Instant::now();
     let mut store = Store::default();
-    store.begin("a".into(), None);
+    store.begin("a".into(), BTreeSet::new());
     let (last, others) = Part::ALL.split_last().unwrap();
     for &part in others {
         store.list(part, vec![]);
@@ -113,7 +113,7 @@ fn a_new_session_publishes_nothing_until_complete_and_only_news() {
     let (mut store, now) = complete();
     assert!(published(&mut store, now).is_some());
     let mut next = now + BETWEEN;
-    store.begin("a".into(), None);
+    store.begin("a".into(), BTreeSet::new());
     store.list(Part::Services, vec![]);
     assert_eq!(store.due(next), None);
     fill(&mut store, "a", vec![service("web", "1")]);
@@ -143,7 +143,7 @@ fn findings_come_and_go_with_their_object() {
 fn what_cannot_be_had_counts_as_complete_with_what_is_known() {
     let now = Instant::now();
     let mut store = Store::default();
-    store.begin("a".into(), None);
+    store.begin("a".into(), BTreeSet::new());
     for part in Part::ALL.into_iter().filter(|part| *part != Part::Namespaces) {
         store.list(part, vec![]);
     }
@@ -158,12 +158,12 @@ fn what_cannot_be_had_counts_as_complete_with_what_is_known() {
     assert!(second.snapshot.skipped.is_empty(), "it is there after all");
     assert!(second.snapshot.namespaces.contains_key("shop"));
 
-    store.begin("a".into(), None);
+    store.begin("a".into(), BTreeSet::new());
     for part in Part::ALL {
         store.refuse(part, None);
     }
     assert_eq!(store.due(now), None, "the same is known");
-    store.begin("b".into(), None);
+    store.begin("b".into(), BTreeSet::new());
     for part in Part::ALL {
         store.refuse(part, None);
     }
@@ -247,7 +247,7 @@ fn a_change_leaves_all_other_parts_shared_with_what_was_published() {
     assert!(first.nodes.ptr_eq(&second.nodes), "listed anew, and the same");
     assert!(first.slices.ptr_eq(&second.slices));
     assert_eq!(first.services.diff(&second.services).count(), 1);
-    store.begin("a".into(), None);
+    store.begin("a".into(), BTreeSet::new());
     let again = vec![service("web", "1"), service("shop", "1"), service("new", "1")];
     for part in Part::ALL {
         let contents = if part == Part::Services { again.clone() } else { vec![] };

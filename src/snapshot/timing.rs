@@ -73,6 +73,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_idle_watch_outlives_the_time_between_bookmarks() {
+        let silence = Timing::default().silence;
+        // The API server's bookmarkFrequency is a minute, and an eighth of jitter (k8s.io/apiserver, storage/cacher).
+        assert!(silence > Duration::from_secs(68) && silence <= Duration::from_secs(90), "{silence:?}");
+    }
+
+    #[test]
     fn waits_double_up_to_the_longest() {
         let timing = Timing::default();
         let check = |failures, random, want_ms| {

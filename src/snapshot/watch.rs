@@ -4,6 +4,7 @@
 //! resumes at a version that a rebuilt or restored cluster has not reached yet, and then sees nothing. So the loop
 //! here is kvip's, over kube's list and watch calls. It tells events and keeps no state but the version it is at.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use futures::TryStreamExt;
@@ -36,8 +37,8 @@ pub(super) enum Event {
     Started {
         /// The UID of its kube-system.
         uid: String,
-        /// The API server's address, where the kubeconfig names one.
-        server: Option<IpAddr>,
+        /// The addresses of the server that the kubeconfig names.
+        servers: BTreeSet<IpAddr>,
     },
     /// The complete contents of a part.
     Listed(Part, Vec<Change>),
@@ -99,7 +100,8 @@ impl Session<'_> {
         loop {
             match self.cluster().await {
                 Ok(uid) => {
-                    self.tell(Event::Started { uid: uid.clone(), server: self.link.address() }).await;
+                    self.tell(Event::Started { uid: uid.clone(), servers: self.link.addresses().await })
+                        .await;
                     return Ok(uid);
                 }
                 Err(fault) => {
