@@ -99,6 +99,7 @@ fn tenant(tenant: &Tenant) -> Keys {
         ("namespace_labels", selector(&tenant.namespace_labels)),
         ("pools", patterns(&tenant.pools)),
         ("addresses", ranges(&tenant.addresses)),
+        ("annotations", tenant.annotations.as_ref().map_or(Value::Null, |names| patterns(names))),
     ]
 }
 

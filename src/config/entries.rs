@@ -10,7 +10,9 @@ use super::keys::{self, Table};
 use super::layer::Layer;
 use super::path::KeyPath;
 use super::raw::{self, Merged, Raw, Tables};
-use super::values_tables::{BACKENDS_WANTED, NAMESPACES_WANTED, POOLS_WANTED, RANGES_WANTED};
+use super::values_tables::{
+    ANNOTATIONS_WANTED, BACKENDS_WANTED, NAMESPACES_WANTED, POOLS_WANTED, RANGES_WANTED,
+};
 use super::{Group, Pool, Static, Tenant, Vrrp, values, values_tables};
 use crate::model::Protocol;
 
@@ -101,7 +103,11 @@ fn tenant(entry: &mut Entry) -> Option<Tenant> {
     let namespace_labels = entry.value("namespace_labels", values::selector);
     let pools = entry.list("pools", POOLS_WANTED, values_tables::name_pattern);
     let addresses = entry.list("addresses", RANGES_WANTED, values_tables::address_range);
-    Some(Tenant { namespaces, namespace_labels: namespace_labels?, pools, addresses })
+    let annotations = entry
+        .dict
+        .contains_key("annotations")
+        .then(|| entry.list("annotations", ANNOTATIONS_WANTED, values_tables::name_pattern));
+    Some(Tenant { namespaces, namespace_labels: namespace_labels?, pools, addresses, annotations })
 }
 
 fn group(entry: &mut Entry, base: &Vrrp) -> Option<Group> {

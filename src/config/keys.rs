@@ -100,7 +100,13 @@ pub const TABLES: [Table; 4] = [
     },
     Table {
         name: "tenants",
-        keys: &[key("namespaces", ""), key("namespace_labels", ""), key("pools", ""), key("addresses", "")],
+        keys: &[
+            key("namespaces", ""),
+            key("namespace_labels", ""),
+            key("pools", ""),
+            key("addresses", ""),
+            bare("annotations"),
+        ],
     },
     // Keys without a default here but `name`, `addresses`, `vrid` and `interface` have that of [vrrp].
     Table {

@@ -79,6 +79,8 @@ pub struct Tenant {
     /// Addresses that they may name themselves (`kvip.io/vips`, spec.externalIPs); none: no address. An address of one of
     /// their pools may always be named by a Service of type LoadBalancer.
     pub addresses: Vec<AddressRange>,
+    /// The annotations by which they may say how their Services are served, without `kvip.io/`; `None`: all.
+    pub annotations: Option<Vec<NamePattern>>,
 }
 
 impl Tenant {
@@ -91,6 +93,7 @@ impl Tenant {
             namespace_labels: BTreeMap::new(),
             pools: Vec::new(),
             addresses: Vec::new(),
+            annotations: Some(Vec::new()),
         }
     }
 }

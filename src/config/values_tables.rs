@@ -21,6 +21,10 @@ pub(super) const NAMESPACES_WANTED: &str = "a list of namespaces is wanted, as i
 /// What a list of pools looks like.
 pub(super) const POOLS_WANTED: &str = "a list of pools is wanted, as in [\"public\", \"test-*\"]";
 
+/// What a list of annotations looks like.
+pub(super) const ANNOTATIONS_WANTED: &str =
+    "a list of annotations without kvip.io/ is wanted, as in [\"scheduler\", \"check*\"]";
+
 /// What a list of backends looks like.
 pub(super) const BACKENDS_WANTED: &str = "a list of backends is wanted, as in [\"10.87.2.4:6443\"]";
 

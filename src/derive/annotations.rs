@@ -2,13 +2,52 @@
 //!
 //! Pure. The error of a parser is the rest of a sentence that begins "… is not": what is allowed.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use super::aliases::{POOL, SHARE_KEY, VIPS};
+use super::{Inputs, policy};
 use crate::config::{Mode, ProxyProtocol, Scheduler, SchedulerFlag};
 use crate::ipvs::model::{Thresholds, Tunnel};
 use crate::model::{Finding, ObjectKey};
 use crate::snapshot::{Service, WEIGHTS_WANTED};
+
+/// What the names of kvip's annotations begin with.
+const PREFIX: &str = "kvip.io/";
+/// The annotations that ask for an address.
+const ASKING: [&str; 3] = [VIPS, POOL, SHARE_KEY];
+
+/// `service` without the annotations that its tenants may not use, each of which is a finding. Those that ask for addresses are
+/// bound by the tenants' pools and addresses alone.
+pub fn permitted<'a>(
+    inputs: &Inputs,
+    key: &ObjectKey,
+    service: &'a Service,
+    findings: &mut Vec<Finding>,
+) -> Cow<'a, Service> {
+    let Some(allowed) = policy::annotations_of(inputs, &key.namespace) else { return Cow::Borrowed(service) };
+    let is_free = |name: &str| {
+        let known = name.strip_prefix(PREFIX).filter(|_| !ASKING.contains(&name));
+        known.is_none_or(|known| allowed.iter().any(|pattern| pattern.matches(known)))
+    };
+    let mut permitted = service.clone();
+    permitted.annotations.retain(|name, _| is_free(name));
+    for name in service.annotations.keys().filter(|name| !is_free(name)) {
+        let may_use = match allowed[..] {
+            [] => "none".to_owned(),
+            _ => {
+                allowed.iter().map(|name| format!("{PREFIX}{}", name.as_str())).collect::<Vec<_>>().join(", ")
+            }
+        };
+        let text = format!(
+            "annotation {name} ignored: of such annotations namespace {} may use {may_use}",
+            key.namespace
+        );
+        findings.push(finding(key, name, &text));
+    }
+    Cow::Owned(permitted)
+}
 
 /// Reads annotations, and notes those that say nothing sensible.
 pub struct Reader<'a> {

@@ -14,7 +14,10 @@ use super::grammar::Entry;
 use super::groups::MOST_VIPS;
 use super::options::{self, Options};
 use super::policy::Policy;
-use super::{GroupView, Inputs, Owner, Vip, groups, kube_proxy, load_balancer, mode, shield, source_ranges};
+use super::{
+    GroupView, Inputs, Owner, Vip, annotations, groups, kube_proxy, load_balancer, mode, shield,
+    source_ranges,
+};
 use crate::config::{Mode, Static};
 use crate::ipam::{Refusal, Request, Reserved, Step};
 use crate::keepalived;
@@ -299,8 +302,11 @@ impl Tasks<'_> {
 
     /// What the Service says of how it is served; read once, so that each mistake is one finding.
     fn options(&mut self, key: &ObjectKey, service: &Service) -> Arc<Options> {
-        let findings = &mut self.findings;
-        let read = || Arc::new(Options::of(key, service, self.inputs.settings, findings));
+        let (inputs, findings) = (&self.inputs, &mut self.findings);
+        let read = || {
+            let service = annotations::permitted(inputs, key, service, findings);
+            Arc::new(Options::of(key, &service, inputs.settings, findings))
+        };
         Arc::clone(self.options.entry(key.clone()).or_insert_with(read))
     }
 

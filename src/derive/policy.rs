@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Inputs;
-use crate::config::{AddressRange, Tenant};
+use crate::config::{AddressRange, NamePattern, Tenant};
 use crate::ipam::Reserved;
 use crate::snapshot::Labels;
 
@@ -127,6 +127,15 @@ fn ranges(inputs: &Inputs) -> Vec<(AddressRange, String)> {
 }
 
 /// Whether `tenant` is about `namespace`.
+/// The annotations, without `kvip.io/`, by which Services of `namespace` may say how they are served; `None`: all.
+pub fn annotations_of<'a>(inputs: &Inputs<'a>, namespace: &str) -> Option<Vec<&'a NamePattern>> {
+    let mut tenants =
+        inputs.settings.tenants.iter().filter(|tenant| names(tenant, inputs, namespace)).peekable();
+    tenants.peek()?;
+    let allowed: Option<Vec<&Vec<NamePattern>>> = tenants.map(|tenant| tenant.annotations.as_ref()).collect();
+    Some(allowed?.into_iter().flatten().collect())
+}
+
 fn names(tenant: &Tenant, inputs: &Inputs, namespace: &str) -> bool {
     let named = tenant.namespaces.is_empty() || tenant.namespaces.iter().any(|name| name.matches(namespace));
     named

@@ -129,6 +129,7 @@ fn a_tenant_gets_only_what_the_admin_lets_it_have() {
     let mut settings = settings();
     settings.tenants = vec![Tenant {
         addresses: vec!["10.87.2.80/32".parse::<ipnet::IpNet>().unwrap().into()],
+        annotations: None,
         ..Tenant::nobody()
     }];
     settings.tenants[0].namespaces = vec![kvip::config::NamePattern::new("default")];
@@ -238,7 +239,7 @@ fn a_host_with_other_vips_waits_for_the_cluster() {
 #[test]
 fn nobody_but_the_admin_gets_an_api_servers_address() {
     let mut by_kubeconfig = with_claim();
-    by_kubeconfig.server = Some(ip("10.87.2.60"));
+    by_kubeconfig.servers.insert(ip("10.87.2.60"));
     check_reserved(by_kubeconfig);
     let mut by_its_endpoints = with_claim();
     let key = ObjectKey::new("default", "kubernetes");

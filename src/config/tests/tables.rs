@@ -171,14 +171,16 @@ fn pools_that_stand_in_each_others_way() {
 
 #[test]
 fn tenants() {
-    let text = "[[tenants]]\nnamespaces = ['shop', '*']\nnamespace_labels = 'x=y'\npools = ['a', 'test-*']\naddresses = ['10.9.9.9']\n";
+    let text = "[[tenants]]\nnamespaces = ['shop', '*']\nnamespace_labels = 'x=y'\npools = ['a', 'test-*']\naddresses = ['10.9.9.9']\nannotations = ['mode', 'check*']\n";
     let tenant = Tenant {
         namespaces: vec![NamePattern::new("shop"), NamePattern::new("*")],
         namespace_labels: labels("x", "y"),
         pools: vec![NamePattern::new("a"), NamePattern::new("test-*")],
         addresses: vec![range("10.9.9.9", "10.9.9.9")],
+        annotations: Some(vec![NamePattern::new("mode"), NamePattern::new("check*")]),
     };
     assert_eq!(of(&format!("{POOL}{text}")).tenants, [tenant]);
+    assert_eq!(of("[[tenants]]\nnamespaces = ['a']").tenants[0].annotations, None, "all");
     check_after(
         POOL,
         "[[tenants]]\npools = ['a', 'b']",

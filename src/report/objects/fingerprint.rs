@@ -9,7 +9,8 @@ use std::fmt::Display;
 use serde::Serialize;
 
 use crate::config::{
-    AddressRange, Checks, Group, NamePattern, Pool, SchedulerFlag, Settings, Tenant, Vrrp, format_duration,
+    AddressRange, Checks, Group, NamePattern, Pool, SchedulerFlag, Settings, Static, Tenant, Vrrp,
+    format_duration,
 };
 use crate::rank;
 
@@ -82,6 +83,7 @@ fn all(settings: &Settings) -> Pairs {
         ("asking.takeover_after", format_duration(asking.takeover_after)),
         ("pools", list(&settings.pools, pool)),
         ("tenants", list(&settings.tenants, tenant)),
+        ("static", list(&settings.statics, fixed)),
         ("groups", list(&settings.groups, |item| group(item, &settings.vrrp))),
     ]);
     pairs
@@ -137,6 +139,20 @@ fn tenant(tenant: &Tenant) -> Pairs {
         ("namespace_labels", labels(&tenant.namespace_labels)),
         ("pools", patterns(&tenant.pools)),
         ("addresses", ranges(&tenant.addresses)),
+        (
+            "annotations",
+            tenant.annotations.as_ref().map(|names| format!("[{}]", patterns(names))).unwrap_or_default(),
+        ),
+    ])
+}
+
+/// A host that holds no VIPs of its group needs it too: so that nobody is given its address.
+fn fixed(fixed: &Static) -> Pairs {
+    Pairs::from([
+        ("vip", fixed.vip.to_string()),
+        ("protocol", fixed.protocol.to_string()),
+        ("port", fixed.port.to_string()),
+        ("backends", set(&fixed.backends)),
     ])
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::{AllUnhealthy, CheckKind, LoadBalancers, Scheduler, Transport, Unhealthy};
 use crate::ipvs::model::Tunnel;
-use crate::model::{ObjectKey, Vrid};
+use crate::model::{ObjectKey, Protocol, Vrid};
 
 fn settings() -> Settings {
     Settings::standard(vec!["10.87.2.0/24".parse().unwrap()])
@@ -19,12 +19,23 @@ fn pool_named(name: &str) -> Pool {
 fn tenant_of(pool: &str) -> Tenant {
     let namespaces = vec![NamePattern::new("shop-*")];
     let pools = vec![NamePattern::new(pool)];
-    Tenant { namespaces, namespace_labels: BTreeMap::new(), pools, addresses: Vec::new() }
+    Tenant { namespaces, namespace_labels: BTreeMap::new(), pools, addresses: Vec::new(), annotations: None }
 }
 
 fn group_of(vrid: i64, interface: Option<&str>) -> Group {
     let vrrp = Vrrp { vrid: Vrid::new(vrid).unwrap(), ..settings().vrrp };
     Group { name: "g".into(), addresses: Vec::new(), vrrp, interface: interface.map(Into::into) }
+}
+
+fn static_at(vip: &str, backend: &str) -> Static {
+    Static {
+        name: "any".into(),
+        vip: vip.parse().unwrap(),
+        protocol: Protocol::Tcp,
+        port: 6443,
+        backends: vec![backend.parse().unwrap()],
+        check: true,
+    }
 }
 
 fn changed(change: impl FnOnce(&mut Settings)) -> String {
@@ -87,7 +98,7 @@ fn what_must_agree_changes_it() {
 }
 
 #[test]
-fn pools_tenants_and_groups_count_in_full() {
+fn pools_tenants_groups_and_static_vips_count_in_full() {
     let lines = [
         changed(|s| s.pools = vec![pool_named("a")]),
         changed(|s| s.pools = vec![pool_named("b")]),
@@ -102,8 +113,12 @@ fn pools_tenants_and_groups_count_in_full() {
         changed(|s| s.pools = vec![Pool { avoid_0_255: true, ..pool_named("a") }]),
         changed(|s| s.tenants = vec![tenant_of("a")]),
         changed(|s| s.tenants = vec![tenant_of("b")]),
+        changed(|s| s.tenants = vec![Tenant { annotations: Some(Vec::new()), ..tenant_of("b") }]),
         changed(|s| s.groups = vec![group_of(60, None)]),
         changed(|s| s.groups = vec![group_of(61, None)]),
+        changed(|s| s.statics = vec![static_at("10.87.2.10", "10.87.2.4:6443")]),
+        changed(|s| s.statics = vec![static_at("10.87.2.11", "10.87.2.4:6443")]),
+        changed(|s| s.statics = vec![static_at("10.87.2.10", "10.87.2.5:6443")]),
     ];
     let different: std::collections::BTreeSet<_> = lines.iter().collect();
     assert_eq!(different.len(), lines.len(), "{lines:#?}");
