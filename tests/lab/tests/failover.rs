@@ -4,8 +4,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use kvip_lab::kvip::Settings;
-use kvip_lab::lab::Lab;
-use kvip_lab::scenario::{SOON, VIP, diagnosis, explained, serving, set_up, wait_until_settled};
+use kvip_lab::lab::{Lab, Node};
+use kvip_lab::scenario::{SOON, VIP, VIP6, diagnosis, explained, serving, set_up, wait_until_settled};
 
 /// Adverts are 1 s here: three of them and the skew are missed before a backup takes over; the rest is for a slow machine.
 const TAKE_OVER: Duration = Duration::from_secs(15);
@@ -20,17 +20,25 @@ fn a_backup_dies() -> Result<()> {
     let lab = serving()?;
     let holder = lab.wait_for_holder()?;
     let backup = lab.node(lab.other_than(holder));
-    let prefix = backup.spec().pod4.trim_end_matches("0/24");
-    let real_servers = format!("-t {VIP}:80 -r {prefix}");
-    let listed = || lab.node(holder).ipvs().map(|table| table.contains(&real_servers));
-    ensure!(listed()?, "{holder} has no pod of {}\n{}", backup.spec().name, diagnosis(&lab));
+    let spec = backup.spec();
+    let real_servers = [
+        format!("-t {VIP}:80 -r {}", spec.pod4.trim_end_matches("0/24")),
+        format!("-t {VIP6}:80 -r [{}", spec.pod6.trim_end_matches("/64")),
+    ];
+    let living: Vec<Node<'_>> = lab.nodes().filter(|node| node.spec().name != spec.name).collect();
+    // Whether all of the living, or none of them, send to the pods of both families.
+    let all_list = |wanted: bool| {
+        living.iter().all(|node| {
+            node.ipvs().is_ok_and(|table| real_servers.iter().all(|line| table.contains(line) == wanted))
+        })
+    };
+    ensure!(all_list(true), "a pod of {} is missing\n{}", spec.name, diagnosis(&lab));
     // What a boot is to find again must not be in the dead machine's memory alone.
     backup.must("sync")?;
     backup.kill()?;
     let becomes = |wanted: bool, limit: Duration| {
-        let what = format!("{real_servers} on {holder}: {wanted}");
-        let done = lab.wait_for(&what, limit, || listed().is_ok_and(|now| now == wanted).then_some(()));
-        explained(&lab, done)
+        let what = format!("{real_servers:?} on both living nodes: {wanted}");
+        explained(&lab, lab.wait_for(&what, limit, || all_list(wanted).then_some(())))
     };
     becomes(false, DEAD_LIMIT + ROOM)?;
     ensure!(lab.wait_for_holder()? == holder, "a backup's death moved the VIPs\n{}", diagnosis(&lab));

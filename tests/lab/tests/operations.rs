@@ -107,6 +107,53 @@ fn take_settings(lab: &Lab, settings: &Settings, text: &str) -> Result<()> {
     wait_until_settled(lab)
 }
 
+/// Unicast: who comes and goes is made known in such an order that nobody becomes a second master.
+#[test]
+fn unicast_members_come_and_go() -> Result<()> {
+    let lab = serving()?;
+    let label = |node: &str, change: &str| lab.kubectl(&["label", "node", node, &format!("lab/vip{change}")]);
+    for node in lab.nodes() {
+        label(node.spec().name, "=")?;
+    }
+    let extra = "transport = \"unicast\"\nmembers = \"lab/vip\"".to_owned();
+    take_settings(&lab, &Settings { extra, ..Settings::default() }, "unicast_peer")?;
+    let holder = lab.wait_for_holder()?;
+    let backup = lab.other_than(holder);
+    let address = lab.node(backup).spec().v4;
+    let known = |wanted: bool| {
+        let known = lab.wait_for(&format!("{address} to be {holder}'s peer: {wanted}"), SOON * 2, || {
+            let conf = lab.node(holder).must("cat /etc/keepalived/keepalived.conf").ok()?;
+            (conf.lines().any(|line| line.trim() == address) == wanted).then_some(())
+        });
+        explained(&lab, known)
+    };
+    let before = masters(&lab)?;
+    without_a_lost_request(&lab, || {
+        label(backup, "-")?;
+        known(false)?;
+        label(backup, "=")?;
+        known(true)?;
+        wait_until_settled(&lab)
+    })?;
+    let after = masters(&lab)?;
+    ensure!(before == after, "elections: {before}, then {after}\n{}", diagnosis(&lab));
+    let successor = with_a_soft_hand_over(&lab, || {
+        label(holder, "-")?;
+        another_holder(&lab, holder)
+    })?;
+    label(holder, "=")?;
+    wait_until_settled(&lab)?;
+    ensure!(lab.wait_for_holder()? == successor, "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    take_settings(&lab, &Settings::default(), "virtual_ipaddress")?;
+    lab.nodes().try_for_each(|node| label(node.spec().name, "-").map(drop))
+}
+
+/// How often keepalived became master, on all nodes.
+fn masters(lab: &Lab) -> Result<usize> {
+    let journals = lab.on_all_nodes(|node| node.must("journalctl -u keepalived --boot --no-pager"));
+    journals.into_iter().map(|journal| Ok(journal?.matches("Entering MASTER STATE").count())).sum()
+}
+
 fn another_holder(lab: &Lab, than: &str) -> Result<&'static str> {
     lab.wait_for("another holder", SOON, || lab.holder().filter(|other| *other != than))
 }

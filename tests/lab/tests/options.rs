@@ -1,13 +1,16 @@
-//! How Services are balanced, as the kernel has it: kvip makes it of a folder of manifests, ipvsadm reads it back.
+//! How Services are balanced, as the kernel has it: kvip makes it of a folder of manifests or of what the API server tells
+//! it, ipvsadm reads it back.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kvip_lab::kvip::Settings;
-use kvip_lab::lab::{Lab, Options};
+use kvip_lab::lab::{Lab, Node, Options};
 use kvip_lab::scenario::package;
 
+/// What kvip may take for all of it on a slow machine.
+const LIMIT: Duration = Duration::from_secs(60);
 const SCHEDULERS: [&str; 13] =
     ["rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq", "lblc", "lblcr", "fo", "ovf"];
 /// The scheduler that Debian's kernel is built without.
@@ -46,7 +49,7 @@ const OF_SLICES: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: of-slices, annotations: {kvip.io/persistence-netmask-v6: "64"}}
-spec: {sessionAffinity: ClientIP, ports: [{name: web, port: 80}]}
+spec: {ipFamilies: [IPv6], sessionAffinity: ClientIP, ports: [{name: web, port: 80}]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -59,13 +62,13 @@ ports: [{name: web, port: 8080}]
 endpoints: [{addresses: ["fd00:2:6::10"], nodeName: node-b}, {addresses: ["fd00:2:6::11"], nodeName: node-b}]
 "#;
 
-/// The manifests, and the lines that the kernel's table must begin with.
+/// What a folder of manifests needs beside the Services: this node.
+const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node-a}\n\
+                    status: {addresses: [{type: InternalIP, address: 10.87.2.4}]}\n";
+
+/// The objects, and the lines that the kernel's table must begin with.
 fn manifests() -> (String, Vec<String>) {
-    let mut text = String::from(
-        "apiVersion: v1\nkind: Node\nmetadata: {name: node-a}\n\
-         status: {addresses: [{type: InternalIP, address: 10.87.2.4}]}\n",
-    );
-    let (mut wanted, mut vips) = (Vec::new(), String::new());
+    let (mut text, mut wanted, mut vips) = (String::new(), Vec::new(), String::new());
     let mut add = |name: &str, annotations: &str, spec: &str, lines: &[&str]| {
         let vip = format!("10.87.2.{}", 100 + wanted.len());
         wanted.push(lines.iter().map(|line| line.replace('V', &vip)).collect::<Vec<_>>());
@@ -108,18 +111,9 @@ fn manifests() -> (String, Vec<String>) {
     (text, wanted.concat())
 }
 
-#[test]
-fn the_kernel_balances_as_annotated() -> Result<()> {
-    let lab = Lab::start(Options { control_plane: false })?;
-    let node = lab.node("node-a");
-    let (text, wanted) = manifests();
-    node.install_deb(&package()?)?;
-    node.must("mkdir -p /etc/kvip/manifests")?;
-    node.write("/etc/kvip/manifests/all.yaml", text.as_bytes())?;
-    let extra = "[cluster]\nsource = \"files\"\nmanifests = \"/etc/kvip/manifests\"".to_owned();
-    node.write("/etc/kvip/config.toml", Settings { extra, ..Settings::default() }.toml().as_bytes())?;
-    // Those that are not loaded at boot are the kernel's to load when it is asked for them.
-    node.must("modprobe -r ip_vs_dh ip_vs_mh; systemctl enable --now kvip")?;
+/// Waits until the node's kernel has what is wanted, and kvip has told of the one scheduler that there is not.
+fn wait_until_balanced(node: &Node<'_>, wanted: &[String]) -> Result<()> {
+    let lab = node.lab();
     // What ipvsadm saves has no thresholds.
     let table = || node.must("ipvsadm -Sn; ipvsadm -Ln --thresholds | awk '{ $1 = $1; print }'");
     let missing = || -> Result<Vec<&String>> {
@@ -127,11 +121,10 @@ fn the_kernel_balances_as_annotated() -> Result<()> {
         let is_there = |line: &str| table.lines().any(|there| there.starts_with(line));
         Ok(wanted.iter().filter(|line| !is_there(line)).collect())
     };
-    let done =
-        lab.wait_for("the table", Duration::from_secs(60), || missing().ok()?.is_empty().then_some(()));
+    let done = lab.wait_for("the table", LIMIT, || missing().ok()?.is_empty().then_some(()));
     ensure!(done.is_ok(), "missing: {:#?}\nof {}\n{}", missing()?, table()?, node.journal());
     // Where the kernel has not got a scheduler, that Service alone is not served.
-    let refused = lab.wait_for("the finding", Duration::from_secs(60), || {
+    let refused = lab.wait_for("the finding", LIMIT, || {
         let findings = node.kvip_status().ok()?["findings"].to_string();
         findings.contains(&format!("modprobe ip_vs_{LACKED}")).then_some(())
     });
@@ -139,4 +132,29 @@ fn the_kernel_balances_as_annotated() -> Result<()> {
     let status = node.kvip_status()?;
     ensure!(status["faults"] == 0, "what was read is what was written: {status}");
     Ok(())
+}
+
+#[test]
+fn the_kernel_balances_as_annotated() -> Result<()> {
+    let lab = Lab::start(Options { control_plane: false })?;
+    let node = lab.node("node-a");
+    let (text, wanted) = manifests();
+    node.install_deb(&package()?)?;
+    node.must("mkdir -p /etc/kvip/manifests")?;
+    node.write("/etc/kvip/manifests/all.yaml", [NODE, &text].concat().as_bytes())?;
+    let extra = "[cluster]\nsource = \"files\"\nmanifests = \"/etc/kvip/manifests\"".to_owned();
+    node.write("/etc/kvip/config.toml", Settings { extra, ..Settings::default() }.toml().as_bytes())?;
+    // Those that are not loaded at boot are the kernel's to load when it is asked for them.
+    node.must("modprobe -r ip_vs_dh ip_vs_mh; systemctl enable --now kvip")?;
+    wait_until_balanced(&node, &wanted)
+}
+
+/// The same objects, told by the API server.
+#[test]
+fn every_node_balances_as_annotated_in_the_api() -> Result<()> {
+    let lab = Lab::start(Options::default())?;
+    let (text, wanted) = manifests();
+    lab.install_kvip(&package()?, &Settings::default())?;
+    lab.kubectl_with(&["apply", "-f", "-"], &text)?;
+    lab.nodes().try_for_each(|node| wait_until_balanced(&node, &wanted))
 }

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kvip_lab::lab::Lab;
-use kvip_lab::scenario::{SOON, VIP, VIP6, ask_for, explained, finding, serving, wait_until_settled};
+use kvip_lab::lab::{Lab, Node};
+use kvip_lab::scenario::{
+    SOON, VIP, VIP6, ask_for, explained, finding, serving, wait_until_settled, without_a_lost_request,
+};
 
 const MINUTES: Duration = Duration::from_secs(180);
+/// kvip waits 20 s for its first pass; systemd would wait 60 s for kvip.
+const READY: Duration = Duration::from_secs(40);
 
 /// Waits for a finding of `node` that says all of `words`.
 fn told(lab: &Lab, node: &str, words: &[&str]) -> Result<()> {
@@ -130,6 +134,15 @@ fn a_foreign_keepalived_configuration_is_not_overwritten() -> Result<()> {
         lab.node(node).must("cat /etc/keepalived/keepalived.conf")? == foreign,
         "a foreign file was changed"
     );
+    // What kvip said to do: keepalived then runs both, and the node takes part again.
+    let both = [foreign, "include /etc/keepalived/conf.d/kvip.conf\n"].concat();
+    lab.node(node).write("/etc/keepalived/keepalived.conf", both.as_bytes())?;
+    lab.node(node).must_within(MINUTES, "keepalived -t && systemctl restart keepalived")?;
+    wait_until_settled(&lab)?;
+    let theirs = lab.wait_for("the foreign instance to hold its address", SOON, || {
+        lab.node(node).must("ip -br addr show eth0").ok()?.contains("10.87.2.77").then_some(())
+    });
+    explained(&lab, theirs)?;
     lab.node(node).must_within(MINUTES, "cp -p /root/ours /etc/keepalived/keepalived.conf; rm -f /etc/keepalived/conf.d/kvip.conf; systemctl restart keepalived kvip")?;
     wait_until_settled(&lab)
 }
@@ -170,6 +183,59 @@ fn keepalived_that_is_not_installed() -> Result<()> {
     )
 }
 
+/// The file that keepalived's own test refuses is not put in place, and what runs goes on.
+#[test]
+fn a_configuration_that_keepalived_refuses() -> Result<()> {
+    let lab = serving()?;
+    let node = backup(&lab)?;
+    let refusing = "#!/bin/sh\n\
+                    case \"$*\" in *-t*) echo \"(Line 1) no such thing in this version\" >&2; exit 4;; esac\n\
+                    exec /root/keepalived \"$@\"\n";
+    lab.node(node).must("cp -p /usr/sbin/keepalived /root/keepalived; rm /usr/sbin/keepalived")?;
+    lab.node(node).write("/usr/sbin/keepalived", refusing.as_bytes())?;
+    lab.node(node).must("chmod 0755 /usr/sbin/keepalived")?;
+    let conf =
+        || lab.node(node).must("cat /etc/keepalived/keepalived.conf; systemctl show -P MainPID keepalived");
+    let before = conf()?;
+    ask_for(&lab, "10.87.2.63", Some(""))?;
+    told(&lab, node, &["no such thing in this version"])?;
+    ensure!(conf()? == before, "what keepalived refuses is in place\n{}", conf()?);
+    ensure!(lab.curl(VIP).is_some(), "a backup's trouble took the VIP away");
+    lab.node(node).must("rm /usr/sbin/keepalived; mv /root/keepalived /usr/sbin/keepalived")?;
+    let taken = lab.wait_for("the VIP in keepalived.conf", MINUTES, || {
+        conf().ok()?.contains("10.87.2.63/32").then_some(())
+    });
+    explained(&lab, taken)?;
+    ask_for(&lab, "10.87.2.63", None)?;
+    wait_until_settled(&lab)
+}
+
+/// A server that takes connections and says nothing any more: what is idle for longer than bookmarks are apart is dead. Nobody's
+/// request is lost meanwhile.
+#[test]
+fn an_api_server_that_is_frozen() -> Result<()> {
+    let lab = serving()?;
+    without_a_lost_request(&lab, || {
+        lab.control("freeze", "kube-apiserver")?;
+        let noticed = lab.wait_for("all nodes to miss the API server", MINUTES, || {
+            let missed = |node: Node<'_>| {
+                node.kvip_status().is_ok_and(|status| status["cluster"]["problem"].is_string())
+            };
+            lab.nodes().all(missed).then_some(())
+        });
+        lab.control("thaw", "kube-apiserver")?;
+        explained(&lab, noticed)
+    })?;
+    // Leases were not renewed for a while, so the cluster may take pods for dead before it hears of their nodes again.
+    let heard = lab.wait_for("all nodes to hear the API server", MINUTES, || {
+        let hears =
+            |node: Node<'_>| node.kvip_status().is_ok_and(|status| status["cluster"]["problem"].is_null());
+        lab.nodes().all(hears).then_some(())
+    });
+    explained(&lab, heard)?;
+    wait_until_settled(&lab)
+}
+
 /// Nothing is known of any cluster, and none is heard of: kvip is ready within its limit all the same, and says how it is.
 #[test]
 fn a_start_without_any_cluster() -> Result<()> {
@@ -177,7 +243,7 @@ fn a_start_without_any_cluster() -> Result<()> {
     let name = backup(&lab)?;
     let node = lab.node(name);
     node.must("systemctl stop kvip; mkdir /root/kept; mv /var/lib/kvip/snapshot.json /etc/kvip/kubeconfig /root/kept/")?;
-    node.must_within(MINUTES, "systemctl start kvip")?;
+    node.must_within(READY, "systemctl start kvip")?;
     let said = node.must("systemctl show -P StatusText kvip")?;
     ensure!(said.starts_with("degraded"), "kvip on {name} is ready and says {said}");
     told(&lab, name, &["/etc/kvip/kubeconfig"])?;

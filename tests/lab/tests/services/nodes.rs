@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{Asking, POOLS, events, explain, must, settings, wait_for_answer, wait_until_gone};
-use kvip_lab::layout::NODES;
+use kvip_lab::kvip::Settings;
+use kvip_lab::lab::Lab;
+use kvip_lab::layout::{API_PORT, BRIDGE_V4, NODES};
 use kvip_lab::scenario::{SOON, VIP, ask_for, finding, wait_until_settled};
 
 use super::{asking, delete};
@@ -76,12 +78,37 @@ fn a_cluster_of_excluded_nodes_says_so_and_serves_when_told_to() -> Result<()> {
     said.with_context(|| explain(&lab, ""))?;
     let unheld = lab.wait_for("nobody to hold the VIPs", SOON, || lab.curl(VIP).is_none().then_some(()));
     unheld.with_context(|| explain(&lab, ""))?;
+    // The control plane's own address is on such nodes or nowhere; the VIPs of its group go with it.
+    let api = format!(
+        "[[static]]\nname = \"control-plane\"\nvip = \"10.87.2.60\"\nport = 6443\nbackends = [\"{BRIDGE_V4}:{API_PORT}\"]\n"
+    );
+    on_hosts(&lab, &api)?;
+    let said = wait_for_answer(&lab, "10.87.2.60:6443")?;
+    must(&lab, said.contains("HTTPS server"), &format!("the API server answers, not {said}"))?;
+    wait_for_answer(&lab, VIP)?;
+    let told = lab.wait_for("all nodes to say why excluded ones hold VIPs", SOON, || {
+        let words = "its static VIP 10.87.2.60 ignores the label";
+        NODES.iter().all(|node| finding(&lab, node.name, words).is_some()).then_some(())
+    });
+    told.with_context(|| explain(&lab, ""))?;
+    on_hosts(&lab, "")?;
+    wait_until_gone(&lab, "10.87.2.60")?;
     settings(&lab, &[POOLS, "[vrrp]\nexcluded_too = true\n"].concat())?;
     wait_for_answer(&lab, VIP)?;
     wait_until_settled(&lab)?;
     all("-")?;
     settings(&lab, POOLS)?;
     wait_until_settled(&lab)
+}
+
+/// Has every host's own settings end with `extra`, and kvip read them.
+fn on_hosts(lab: &Lab, extra: &str) -> Result<()> {
+    let toml = Settings { extra: extra.into(), ..Settings::default() }.toml();
+    let written = lab.on_all_nodes(|node| {
+        node.write("/etc/kvip/config.toml", toml.as_bytes())?;
+        node.must("systemctl reload kvip").map(drop)
+    });
+    written.into_iter().collect()
 }
 
 /// `kubectl cordon` is about where pods may go.
