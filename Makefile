@@ -9,13 +9,17 @@ LAB := $(SUDO) target/debug/lab
 # The upgrade test begins with a lower version, built from this very tree. Building it takes the other away, so that comes last.
 OLD_VERSION := 0.0.9-1
 
-.PHONY: help demo test lab-more lab-long lab lab-down lab-old-api deb lint unit lab-parts packages lab-tool
+# What is compiled for showing and not for keeping (packaging/deb/build --demo).
+DEMO := target/debian-demo
+
+.PHONY: help demo test lab-more lab-long lab lab-down lab-old-api deb lint unit lab-parts demo-parts packages lab-tool \
+	control-plane image demo-image
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: packages deb lab-tool ## three virtual machines, the tutorial, the holder's death: everything at once (25 minutes from nothing, then 2)
-	@$(LAB) demo
+demo: demo-parts ## three virtual machines, the tutorial, the holder's death: everything at once (15 minutes from nothing, then 2)
+	@$(SUDO) $(DEMO)/lab demo $(DEMO)
 
 test: packages lint unit lab-parts ## lint, unit, golden and property tests, and in the lab what every change must keep (45 minutes from nothing, then 15)
 	@echo "== the lab"
@@ -28,14 +32,15 @@ lab-more: lab-parts ## more of the lab's tests: the package's life, bad input, d
 		--test options --test package --test protocols --test trouble -- --test-threads=1
 
 lab-long: lab-parts ## the longest: Service fields, forwarding modes, HAProxy, repairs, kube-proxy (an hour)
+	@$(SUDO) tests/lab/controlplane/build $(CACHE)/controlplane --with-kube-proxy
 	@$(SUDO) cargo test --locked --package kvip-lab --features long \
 		--test services --test modes --test proxy --test repair --test kube_proxy -- --test-threads=1 --nocapture
 
-lab: packages deb lab-tool ## raises the lab with kvip and the tutorial and leaves it up to play with
-	@$(LAB) play
+lab: demo-parts ## raises the lab with kvip and the tutorial and leaves it up to play with
+	@$(SUDO) $(DEMO)/lab play $(DEMO)
 
 lab-down: ## ends the lab
-	@$(LAB) down
+	@$(SUDO) $(DEMO)/lab down
 
 lab-old-api: ## allocation against an API server without IPAddresses, Kubernetes 1.30 (10 minutes from nothing; not in `test`)
 	@tests/lab/controlplane/old/build $(CACHE)/controlplane
@@ -54,9 +59,23 @@ unit: packages
 	@echo "== the program's own tests"
 	@$(SUDO) cargo test --locked --package kvip
 
-# What a lab is made of: the package, the control plane, the nodes' disk.
-lab-parts: packages deb lab-tool
+# What a lab is made of: the package, the control plane, the nodes' disk. Two at a time, as each waits for the network or
+# uses one processor now and then.
+lab-parts: packages
+	@$(MAKE) --no-print-directory -j 2 control-plane image
+
+demo-parts: packages
+	@CARGO_TERM_PROGRESS_WHEN=never $(MAKE) --no-print-directory -j 2 control-plane demo-image
+
+control-plane:
+	@$(SUDO) tests/lab/controlplane/build $(CACHE)/controlplane
+
+image: deb lab-tool
 	@$(LAB) image
+
+demo-image:
+	@packaging/deb/build --demo
+	@$(SUDO) $(DEMO)/lab image
 
 packages:
 	@tests/lab/image/host-packages

@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 
-use crate::kvip::{self, Settings};
+use crate::kvip::Settings;
 use crate::lab::{Lab, Node, Options};
-use crate::layout::{API_URL, Layout};
+use crate::layout::API_URL;
 use crate::probe::{Probe, Report};
 use crate::prober::{Outcome, Sample};
 use crate::progress::patiently;
@@ -29,15 +29,14 @@ const CALM: usize = 16;
 /// What the cluster, kvip or VRRP may take under emulation on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Tells the whole story on a lab of its own, which ends with it. Fails at the first thing that did not happen.
-pub fn run(layout: &Layout) -> anyhow::Result<()> {
+/// Tells the whole story of that package on a lab of its own, which ends with it. Fails at the first thing that did not happen.
+pub fn run(deb: &Path) -> anyhow::Result<()> {
     let stage = Stage::from_environment();
-    let deb = kvip::deb(layout)?;
     stage.act(1, "Three nodes, and kvip on each");
     stage.tell("Three Debian machines, a cluster and a client are started; they end with this demo.");
     let lab = Lab::start(Options::default())?;
     let story = Story { stage, lab };
-    story.install(&deb)?;
+    story.install(deb)?;
     story.apply()?;
     story.answer()?;
     let holder = story.look()?;

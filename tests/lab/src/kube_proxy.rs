@@ -63,7 +63,9 @@ impl Lab {
     pub fn start_kube_proxy(&self, mode: &Mode) -> Result<()> {
         let kubeconfig = self.certificate_kubeconfig(USER, &[], 1)?;
         let path = self.layout().control_plane_cache().join("kube-proxy.gz");
-        let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let program = fs::read(&path).with_context(|| {
+            format!("cannot read {}: tests/lab/controlplane/build --with-kube-proxy makes it", path.display())
+        })?;
         on_all(self, |node| {
             if !node.run("test -x /usr/sbin/kube-proxy")?.ok() {
                 let unpacked = node.run_within(LIMIT, UNPACK, &program)?;

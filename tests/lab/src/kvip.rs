@@ -40,9 +40,12 @@ impl Settings {
     }
 }
 
-/// The newest package under `target/debian`.
+/// Where `packaging/deb/build` puts the package, seen from the source tree.
+pub const PACKAGES: &str = "target/debian";
+
+/// The newest package of [`PACKAGES`].
 pub fn deb(layout: &Layout) -> anyhow::Result<PathBuf> {
-    newest_deb(&layout.repo.join("target/debian"))
+    newest_deb(&layout.repo.join(PACKAGES))
 }
 
 /// The package with a lower version, made from the same tree, that upgrades begin with.
@@ -50,7 +53,8 @@ pub fn old_deb(layout: &Layout) -> anyhow::Result<PathBuf> {
     newest_deb(&layout.repo.join("target/debian-0.0.9-1"))
 }
 
-fn newest_deb(folder: &Path) -> anyhow::Result<PathBuf> {
+/// The newest package in that folder.
+pub fn newest_deb(folder: &Path) -> anyhow::Result<PathBuf> {
     let changed =
         |path: &Path| path.metadata().and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let files =

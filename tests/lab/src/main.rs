@@ -4,6 +4,7 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -43,11 +44,19 @@ enum Verb {
         no_control_plane: bool,
     },
     /// Raise the lab with kvip on all nodes and the tutorial applied, and leave it up.
-    Play,
+    Play {
+        /// The folder of the package to install.
+        #[arg(default_value = kvip::PACKAGES)]
+        packages: PathBuf,
+    },
     /// End the lab and everything in it.
     Down,
     /// Tell kvip's story on a lab of its own: install, serve, scale, and outlive the holder.
-    Demo,
+    Demo {
+        /// The folder of the package to install.
+        #[arg(default_value = kvip::PACKAGES)]
+        packages: PathBuf,
+    },
     /// Say whether a lab is up and how its nodes are.
     Status,
     /// A shell on a node, or a command run there.
@@ -148,9 +157,9 @@ fn run(verb: Verb) -> anyhow::Result<i32> {
     match verb {
         Verb::Image => image(&layout),
         Verb::Up { detach, no_control_plane } => up(&layout, detach, no_control_plane),
-        Verb::Play => play(&layout),
+        Verb::Play { packages } => play(&layout, &packages),
         Verb::Down => down(&layout),
-        Verb::Demo => demo::run(&layout).map(|()| 0),
+        Verb::Demo { packages } => demo::run(&kvip::newest_deb(&packages)?).map(|()| 0),
         Verb::Status => status(&layout),
         Verb::Ssh { node, command } => inside(&layout, &ssh_argv(&layout, &node, &command)?),
         Verb::Client { command } => inside(&layout, &client_argv(&command)),
@@ -174,10 +183,10 @@ fn run(verb: Verb) -> anyhow::Result<i32> {
 }
 
 fn image(layout: &Layout) -> anyhow::Result<i32> {
-    control::build(layout)?;
     let image = Image::ensure(layout)?;
     let accelerator = Accelerator::find(layout, &image);
     let snapshot = image.snapshot(layout, accelerator)?;
+    control::build(layout)?;
     let name = accelerator.name();
     say(&format!("image {}, snapshot ({name}) {}", image.base().display(), snapshot.state.display()));
     Ok(0)
@@ -206,8 +215,8 @@ fn up(layout: &Layout, detach: bool, no_control_plane: bool) -> anyhow::Result<i
     Ok(0)
 }
 
-fn play(layout: &Layout) -> anyhow::Result<i32> {
-    let package = kvip::deb(layout)?;
+fn play(layout: &Layout, packages: &Path) -> anyhow::Result<i32> {
+    let package = kvip::newest_deb(packages)?;
     let (running, _child) =
         Running::start(layout, ServeOptions { watch_stdin: false, no_control_plane: false })?;
     let lab = Lab::attach()?;
@@ -329,5 +338,5 @@ fn tell(line: &str) {
 
 /// Whether this process is in a lab's namespaces: only there is the supervisor's own /run.
 fn is_inside() -> bool {
-    std::path::Path::new(ssh::RUN_DIR).is_dir()
+    Path::new(ssh::RUN_DIR).is_dir()
 }
