@@ -29,6 +29,8 @@ mod edits;
 mod endings;
 #[path = "services/fields.rs"]
 mod fields;
+#[path = "services/grammar.rs"]
+mod grammar;
 #[path = "services/manifests.rs"]
 mod manifests;
 #[path = "services/nodes.rs"]
