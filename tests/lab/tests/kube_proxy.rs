@@ -157,8 +157,8 @@ fn check_external(lab: &Lab) -> Result<()> {
     wait_until_gone(lab, EXTERNAL)
 }
 
-/// In mode announce kvip holds the VIP, kube-proxy balances, and IPVS knows nothing of it.
-fn check_announced(lab: &Lab) -> Result<()> {
+/// In mode announce kvip holds the VIP and kube-proxy balances: of virtual servers there are at most its own.
+fn check_announced(lab: &Lab, by_ipvs: bool) -> Result<()> {
     lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
     Asking::echo("announced").load_balancer().annotation("kvip.io/mode", "announce").apply(lab)?;
     let given = wait_for_addresses(lab, "announced", 2)?;
@@ -168,7 +168,8 @@ fn check_announced(lab: &Lab) -> Result<()> {
     for vip in &given {
         all_are_answered(lab, vip.parse()?, false)?;
         for node in lab.nodes() {
-            must(lab, !node.ipvs()?.contains(vip), &format!("{vip} is in the IPVS of {}", node.spec().name))?;
+            let expected = node.ipvs()?.contains(vip) == by_ipvs;
+            must(lab, expected, &format!("{vip} in the IPVS of {}: {}", node.spec().name, !by_ipvs))?;
         }
     }
     lab.kubectl(&["delete", "service", "announced"])?;
@@ -226,7 +227,7 @@ fn iptables() -> Result<()> {
     check_foreign(&lab)?;
     check_external(&lab)?;
     check_dsr(&lab)?;
-    check_announced(&lab)
+    check_announced(&lab, false)
 }
 
 /// At each of its starts kube-proxy flushes all of IPVS, and when it cleans up.
@@ -237,7 +238,7 @@ fn nftables() -> Result<()> {
     check_foreign(&lab)?;
     check_external(&lab)?;
     check_dsr(&lab)?;
-    check_announced(&lab)?;
+    check_announced(&lab, false)?;
     let gap = gap_of_restart(&lab)?;
     must(&lab, gap < REPAIRED, &format!("{gap:?} without an answer"))?;
     check_both(&lab, &given)?;
@@ -261,6 +262,8 @@ fn ipvs() -> Result<()> {
         said.with_context(|| explain(&lab, ""))?;
     }
     must(&lab, lab.curl(VIP).is_none(), "a VIP is held although kube-proxy would delete what serves it")?;
+    // Before it is told to leave these addresses alone, which keeps it from cleaning up after itself too.
+    check_announced(&lab, true)?;
 
     let exclude_cidrs = ["10.87.2.0/24", "fd00:87:2::/64"].map(str::to_owned).into();
     lab.start_kube_proxy(&Mode::Ipvs { exclude_cidrs })?;
