@@ -83,7 +83,7 @@ pub fn of(
 /// Why packets for pods of policy Local would not get through, if so: on nodes without such pods kube-proxy drops what
 /// comes for an address that it balances itself, before IPVS has seen it.
 fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Option<Dropped> {
-    if source == Source::ExternalIp {
+    if source == Source::ExternalIp || service.external_ips.contains(&vip) {
         return Some(Dropped::ExternalIp);
     }
     let ingress = service.load_balancer.iter().flat_map(|balancer| &balancer.ingress);
@@ -146,8 +146,15 @@ mod tests {
     }
 
     #[test]
-    fn of_external_ips_kube_proxy_drops_all() {
-        let why = dropped_by_kube_proxy(VIP.parse().unwrap(), Source::ExternalIp, &Service::default());
-        assert_eq!(why, Some(Dropped::ExternalIp));
+    fn of_external_ips_kube_proxy_drops_all_however_they_are_asked_for() {
+        let vip = VIP.parse().unwrap();
+        let dropped = |source, external_ips: &[IpAddr]| {
+            let service = Service { external_ips: external_ips.to_vec(), ..Service::default() };
+            dropped_by_kube_proxy(vip, source, &service)
+        };
+        for source in [Source::ExternalIp, Source::ConfigMap, Source::LoadBalancer, Source::Annotation] {
+            assert_eq!(dropped(source, &[vip]), Some(Dropped::ExternalIp), "{source}");
+        }
+        assert_eq!(dropped(Source::ConfigMap, &["10.87.2.71".parse().unwrap()]), None);
     }
 }
