@@ -284,6 +284,8 @@ impl Tasks<'_> {
         match mode::of(&self.inputs, vip, want, service, &options) {
             Ok(mode) => {
                 self.findings.extend(options::without_effect(key, service, &options, mode));
+                let announced = mode == Mode::Announce;
+                self.findings.extend(announced.then(|| mode::unbalanced(vip, want, service)).flatten());
                 for port in ports.into_iter().filter(|port| want.means(port)) {
                     self.port(vip, key, service, &options, (port, want.source, mode));
                 }

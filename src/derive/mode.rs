@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::asks::{Source, Want};
 use super::grammar::Method;
 use super::options::{MODE, Options};
-use super::{Inputs, annotations};
+use super::{Inputs, annotations, shield};
 use crate::config::{Mode, ProxyProtocol};
 use crate::model::{Finding, ObjectKey, Protocol};
 use crate::snapshot::{Service, ServicePort};
@@ -97,6 +97,26 @@ fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Opti
     shown.any(|entry| lacks(entry.mode.as_deref())).then_some(Dropped::WithoutIpMode)
 }
 
+/// The finding of a VIP that is only announced, and that kube-proxy and its like have never heard of: they balance what stands
+/// in externalIPs and in the status, where kvip writes the addresses of pools alone.
+pub fn unbalanced(vip: IpAddr, want: &Want, service: &Service) -> Option<Finding> {
+    if want.source == Source::LoadBalancer || shield::addresses(service).any(|known| known == vip) {
+        return None;
+    }
+    let ObjectKey { namespace, name } = &want.entry.service;
+    let known = service.external_ips.iter().chain([&vip]).map(|ip| format!("\"{ip}\"")).collect::<Vec<_>>();
+    let text = format!(
+        "{vip} is held but nobody balances it: in mode announce others do, and the Service has it neither in externalIPs nor \
+         in its status"
+    );
+    let mend = format!(
+        "kubectl -n {namespace} patch service {name} -p '{{\"spec\":{{\"externalIPs\":[{}]}}}}', or let it ask by type \
+         LoadBalancer",
+        known.join(",")
+    );
+    Some(Finding::new(&want.entry.service, text).mend(mend))
+}
+
 /// Why `port` cannot be served in `mode`, if so.
 pub fn unfit(vip: IpAddr, key: &ObjectKey, port: &ServicePort, mode: Mode) -> Option<Finding> {
     if mode != Mode::Proxy || port.protocol == Protocol::Tcp {
@@ -121,6 +141,7 @@ fn policy_cluster(key: &ObjectKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::derive::grammar::Entry;
     use crate::snapshot::{Ingress, LoadBalancer};
 
     const VIP: &str = "10.87.2.70";
@@ -143,6 +164,35 @@ mod tests {
         check(Source::Annotation, Some("Proxy"), false);
         check(Source::Annotation, Some("VIP"), true);
         check(Source::Annotation, None, true);
+    }
+
+    #[test]
+    fn what_is_announced_must_be_known_to_those_who_balance() {
+        let entry = |mode: Option<&str>| Ingress {
+            ip: VIP.into(),
+            mode: mode.map(str::to_owned),
+            ..Ingress::default()
+        };
+        let of = |ips: &[&str], ingress: &[Ingress]| Service {
+            external_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            load_balancer: Some(LoadBalancer { ingress: ingress.to_vec(), ..LoadBalancer::default() }),
+            ..Service::default()
+        };
+        let finding = |source, service: &Service| {
+            let entry = Entry { service: ObjectKey::new("default", "web"), port: None, method: None };
+            unbalanced(VIP.parse().unwrap(), &Want { entry, source, only: None }, service)
+        };
+        let lacks = |source, service: &Service| finding(source, service).is_some();
+        for source in [Source::ConfigMap, Source::Annotation] {
+            assert!(lacks(source, &of(&[], &[])));
+            assert!(lacks(source, &of(&["10.87.2.71"], &[entry(Some("Proxy"))])));
+            assert!(!lacks(source, &of(&[VIP], &[])));
+            assert!(!lacks(source, &of(&[], &[entry(None)])));
+            assert!(!lacks(source, &of(&[], &[entry(Some("VIP"))])));
+        }
+        assert!(!lacks(Source::LoadBalancer, &of(&[], &[])));
+        let mend = finding(Source::ConfigMap, &of(&["10.87.2.71"], &[])).unwrap().mend.unwrap();
+        assert!(mend.contains(r#"-p '{"spec":{"externalIPs":["10.87.2.71","10.87.2.70"]}}'"#), "{mend}");
     }
 
     #[test]

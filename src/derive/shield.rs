@@ -30,7 +30,7 @@ fn known_to_kube_proxy(inputs: &Inputs) -> BTreeSet<IpAddr> {
 }
 
 /// The addresses for which kube-proxy has rules because of this Service, beside its ClusterIPs.
-fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
+pub fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     let balancer = service.load_balancer.iter().flat_map(|balancer| &balancer.ingress);
     let foreign = balancer.filter(|entry| entry.mode.as_deref() != Some("Proxy"));
     service.external_ips.iter().copied().chain(foreign.filter_map(|entry| entry.ip.parse().ok()))
