@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use super::asks::{Source, Want};
-use super::grammar::Method;
+use super::grammar::{self, Entry, Method};
 use super::options::{MODE, Options};
 use super::{Inputs, annotations, shield};
 use crate::config::{Mode, ProxyProtocol};
@@ -20,6 +20,32 @@ pub struct Refused {
     pub finding: Finding,
     /// It is what its status has there, which must therefore stay.
     pub by_its_status: bool,
+}
+
+/// The entry of the ConfigMap that names the mode of a Service at a VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    config_map: ObjectKey,
+    key: String,
+    entry: Entry,
+}
+
+impl Named {
+    /// That of `want`, where it names a mode.
+    pub fn of(inputs: &Inputs, vip: IpAddr, want: &Want) -> Option<Self> {
+        want.entry.method?;
+        let config_map = inputs.settings.cluster.config_map.clone();
+        Some(Self { config_map, key: grammar::key_of(vip), entry: want.entry.clone() })
+    }
+}
+
+/// What to do to have the Service `key` served in `mode`, where `named` says that the ConfigMap names another.
+pub fn use_mode(key: &ObjectKey, named: Option<&Named>, mode: Mode) -> String {
+    let Some(Named { config_map: ObjectKey { namespace, name }, key, entry }) = named else {
+        return annotations::annotate(key, &format!("{MODE}={}", mode.name()));
+    };
+    let entry = entry.written_with(mode);
+    format!("kubectl -n {namespace} edit configmap {name}, and in key \"{key}\" write {entry}")
 }
 
 /// Why kube-proxy would drop packets for pods of policy Local.
@@ -43,33 +69,34 @@ impl Dropped {
     }
 }
 
-/// The mode of what `want` asks for.
+/// The mode of what `want` asks for, where `named` is the entry of the ConfigMap that names it.
 pub fn of(
     inputs: &Inputs,
     vip: IpAddr,
     want: &Want,
+    named: Option<&Named>,
     service: &Service,
     options: &Options,
 ) -> Result<Mode, Refused> {
     let key = &want.entry.service;
-    let named = want.entry.method.map(Method::mode).or(options.mode);
+    let by_name = want.entry.method.map(Method::mode).or(options.mode);
     let because = |why: &str, mend: String, by_its_status| {
         let finding = Finding::new(key, format!("not served at {vip}: {why}")).mend(mend);
         Err(Refused { finding, by_its_status })
     };
     let refused = |why: &str, mend: String| because(why, mend, false);
-    match named.unwrap_or(inputs.settings.balancing.mode) {
+    match by_name.unwrap_or(inputs.settings.balancing.mode) {
         Mode::Proxy if service.local_policy && options.proxy_protocol == ProxyProtocol::Off => refused(
             "externalTrafficPolicy Local keeps the client's address, which mode proxy cannot without the PROXY protocol",
-            use_mode(key, Mode::Dsr),
+            use_mode(key, named, Mode::Dsr),
         ),
-        Mode::Nat if service.local_policy && named.is_some() => refused(
+        Mode::Nat if service.local_policy && by_name.is_some() => refused(
             "externalTrafficPolicy Local keeps the client's address, which mode nat cannot",
-            use_mode(key, Mode::Dsr),
+            use_mode(key, named, Mode::Dsr),
         ),
         Mode::Announce if service.local_policy => refused(
             "in mode announce others drop packets of externalTrafficPolicy Local on a holder without a pod of it",
-            use_mode(key, Mode::Dsr),
+            use_mode(key, named, Mode::Dsr),
         ),
         mode if service.local_policy => match dropped_by_kube_proxy(vip, want.source, service) {
             Some(why) => because(why.words(), policy_cluster(key), why == Dropped::WithoutIpMode),
@@ -118,17 +145,19 @@ pub fn unbalanced(vip: IpAddr, want: &Want, service: &Service) -> Option<Finding
 }
 
 /// Why `port` cannot be served in `mode`, if so.
-pub fn unfit(vip: IpAddr, key: &ObjectKey, port: &ServicePort, mode: Mode) -> Option<Finding> {
+pub fn unfit(
+    vip: IpAddr,
+    key: &ObjectKey,
+    named: Option<&Named>,
+    port: &ServicePort,
+    mode: Mode,
+) -> Option<Finding> {
     if mode != Mode::Proxy || port.protocol == Protocol::Tcp {
         return None;
     }
     let text = format!("not served at {vip} {} {}: mode proxy is for TCP alone", port.protocol, port.port);
-    let mend = format!("{}, or a Service of its own for the port", use_mode(key, Mode::Nat));
+    let mend = format!("{}, or a Service of its own for the port", use_mode(key, named, Mode::Nat));
     Some(Finding::new(key, text).mend(mend))
-}
-
-fn use_mode(key: &ObjectKey, mode: Mode) -> String {
-    annotations::annotate(key, &format!("{MODE}={}", mode.name()))
 }
 
 fn policy_cluster(key: &ObjectKey) -> String {
@@ -141,7 +170,6 @@ fn policy_cluster(key: &ObjectKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::derive::grammar::Entry;
     use crate::snapshot::{Ingress, LoadBalancer};
 
     const VIP: &str = "10.87.2.70";
