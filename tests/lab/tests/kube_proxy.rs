@@ -149,12 +149,21 @@ fn check_foreign(lab: &Lab) -> Result<()> {
     wait_until_gone(lab, FOREIGN)
 }
 
-/// spec.externalIPs, which kube-proxy always has rules for.
+/// spec.externalIPs, which kube-proxy always has rules for: in mode nat, and in mode dsr, where pods see the client only if
+/// kube-proxy has not had its packets.
 fn check_external(lab: &Lab) -> Result<()> {
+    let gone = || {
+        lab.kubectl(&["delete", "service", "external"])?;
+        wait_until_gone(lab, EXTERNAL)
+    };
     Asking::new("external").spec("externalIPs", json!([EXTERNAL])).apply(lab)?;
     check_shield(lab, EXTERNAL)?;
-    lab.kubectl(&["delete", "service", "external"])?;
-    wait_until_gone(lab, EXTERNAL)
+    gone()?;
+    lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
+    let external = Asking::echo("external").spec("externalIPs", json!([EXTERNAL]));
+    external.annotation("kvip.io/mode", "dsr").apply(lab)?;
+    all_are_answered(lab, EXTERNAL.parse()?, true)?;
+    gone()
 }
 
 /// In mode announce kvip holds the VIP and kube-proxy balances: of virtual servers there are at most its own.
