@@ -4,12 +4,13 @@
 //! [`read`] does IO.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 
 use crate::config::Mode;
 use crate::derive::Desired;
 use crate::model::{Family, Finding};
-use crate::net::HostFacts;
+use crate::net::{HostFacts, KUBE_PROXY_DEVICE};
 
 /// Where the package puts those of IPVS.
 const OURS: &str = "/usr/lib/sysctl.d/50-kvip.conf";
@@ -126,9 +127,49 @@ pub fn strict(links: &BTreeSet<String>, have: &BTreeMap<String, String>, facts: 
     links.iter().filter_map(finding).collect()
 }
 
-/// A dot in a link's name is written as a slash (sysctl(8)).
+/// The links on which this host may hold IPv4 VIPs that kube-proxy in ipvs mode balances: their addresses are on a device of
+/// its own on all nodes.
+pub fn announcing(desired: &Desired, facts: &HostFacts) -> BTreeSet<String> {
+    let announced = |vip: &IpAddr| vip.is_ipv4() && desired.vips.get(vip).is_some_and(|vip| vip.announced);
+    let instances = desired.keepalived.instances.iter().filter(|_| facts.kube_proxy_has_ipvs_mode());
+    let announcing = instances.filter(|instance| instance.vips.iter().any(announced));
+    announcing.map(|instance| instance.interface.clone()).collect()
+}
+
+/// The settings by which the kernel answers ARP on `links` for addresses of other devices: the greater of a link's and that
+/// of all counts (ip-sysctl in the kernel's documentation).
+pub fn arp_ignores(links: &BTreeSet<String>) -> Vec<String> {
+    if links.is_empty() {
+        return Vec::new();
+    }
+    links.iter().map(|link| arp_ignore(link)).chain([arp_ignore("all")]).collect()
+}
+
+/// A finding for each of `links` on which nodes answer ARP for VIPs of mode announce that they do not hold.
+pub fn answers_everywhere(links: &BTreeSet<String>, have: &BTreeMap<String, String>) -> Vec<Finding> {
+    let answers = |link: &str| have.get(&arp_ignore(link)).is_some_and(|value| value == "0");
+    let finding = |link: &String| {
+        let text = format!(
+            "is 0 and must be 1: kube-proxy has VIPs of mode announce on {KUBE_PROXY_DEVICE}, so this node answers ARP for them \
+             on {link} whoever holds them"
+        );
+        let mend = "set ipvs.strictARP: true in kube-proxy's configuration and restart it";
+        Finding::new(arp_ignore("all"), text).mend(mend)
+    };
+    links.iter().filter(|link| answers(link) && answers("all")).map(finding).collect()
+}
+
 fn rp_filter(link: &str) -> String {
-    format!("net.ipv4.conf.{}.rp_filter", link.replace('.', "/"))
+    of_link(link, "rp_filter")
+}
+
+fn arp_ignore(link: &str) -> String {
+    of_link(link, "arp_ignore")
+}
+
+/// A dot in a link's name is written as a slash (sysctl(8)).
+fn of_link(link: &str, name: &str) -> String {
+    format!("net.ipv4.conf.{}.{name}", link.replace('.', "/"))
 }
 
 /// A name as a path: dots and slashes change places.
@@ -183,6 +224,19 @@ mod tests {
     fn values_are_read_where_there_are_any() {
         let read = read(&["kernel.ostype", "no.such.setting"].map(str::to_owned));
         assert_eq!(read, [("kernel.ostype".to_owned(), "Linux".to_owned())].into());
+    }
+
+    #[test]
+    fn only_the_holder_may_answer_for_what_kube_proxy_has_on_its_device() {
+        let links = ["eth0".to_owned()].into();
+        let [link, all] = ["net.ipv4.conf.eth0.arp_ignore", "net.ipv4.conf.all.arp_ignore"];
+        assert_eq!(arp_ignores(&links), [link, all]);
+        assert_eq!(arp_ignores(&BTreeSet::new()), [""; 0]);
+        for (own, of_all, expected) in [("0", "0", 1), ("1", "0", 0), ("0", "1", 0), ("2", "2", 0)] {
+            let have = [(link.to_owned(), own.to_owned()), (all.to_owned(), of_all.to_owned())].into();
+            assert_eq!(answers_everywhere(&links, &have).len(), expected, "{own} and {of_all}");
+        }
+        assert_eq!(answers_everywhere(&links, &BTreeMap::new()), []);
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
 
 fn read_facts(path: &Path) -> anyhow::Result<HostFacts> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let facts = Figment::from(Toml::string(&text)).extract();
+    let facts = Figment::from(Toml::string(&text)).extract().map(HostFacts::without_kube_proxys);
     facts.with_context(|| format!("understand {} as host facts", path.display()))
 }
 
@@ -184,19 +184,21 @@ fn view(
     settings: &Settings,
     snapshot: &Snapshot,
     host: Known,
-    table: Table,
+    mut table: Table,
     current: Option<&str>,
     build: keepalived::Build,
 ) -> View {
     let (desired, facts) = (desired(settings, snapshot, host), host.facts);
     let keepalived = current.map(keepalived::carried_in).unwrap_or_default();
     let (drained, proxied) = (BTreeSet::new(), desired.haproxy.frontends.keys().copied().collect());
+    let written = nft::Ruleset::default();
+    plan::leave_to_kube_proxy(&mut table, &desired, facts, &written);
     let have = Have {
         table: &table,
         haproxy: &proxied,
         facts,
         keepalived: &keepalived,
-        written: &nft::Ruleset::default(),
+        written: &written,
         drained: &drained,
     };
     let plan = plan::plan(&desired, &have);

@@ -139,7 +139,7 @@ async fn everything<H: Host, L: Ledger>(
         problems.extend(ledger.save(&core.owned).err());
         core.doubt();
     }
-    if let Err(finding) = read(core, applied, host).await {
+    if let Err(finding) = read(core, applied, host, &desired).await {
         problems.push(finding);
         return Outcome { desired, problems, ..Outcome::default() };
     }
@@ -180,11 +180,16 @@ fn check(again: &Decision, core: &Core, applied: &mut Applied) -> bool {
 }
 
 /// Reads what the core does not know: after start, after an audit forgot it, and the connections of what drains.
-async fn read<H: Host>(core: &mut Core, applied: &mut Applied, host: &mut H) -> Result<(), Finding> {
+async fn read<H: Host>(
+    core: &mut Core,
+    applied: &mut Applied,
+    host: &mut H,
+    desired: &Desired,
+) -> Result<(), Finding> {
     if core.table.is_some() {
         read_draining(core, host).await?;
     } else {
-        applied.drift.ipvs += core.know(host.table(&core.owned).await?);
+        applied.drift.ipvs += core.know(host.table(&core.owned).await?, desired);
         applied.ruleset_doubtful = true;
     }
     if applied.ruleset_doubtful {

@@ -22,10 +22,13 @@ pub async fn tune<H: Host, L: Ledger>(
 ) -> Vec<Finding> {
     let wanted = sysctl::wanted(desired);
     let overlays = core.reach.overlays(&core.facts);
+    let announcing = sysctl::announcing(desired, &core.facts);
     let names = wanted.iter().map(|one| one.name.to_owned()).chain(sysctl::rp_filters(&overlays));
+    let names = names.chain(sysctl::arp_ignores(&announcing));
     let have = host.sysctls(&names.collect::<Vec<_>>()).await;
     let mut findings = sysctl::findings(&wanted, &have);
     findings.extend(sysctl::strict(&overlays, &have, &core.facts));
+    findings.extend(sysctl::answers_everywhere(&announcing, &have));
     findings.extend(set_timeouts(core, host).await.err());
     findings.extend(follow_holder(core, host, ledger, desired).await.err());
     findings

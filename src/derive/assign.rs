@@ -12,6 +12,7 @@ use super::asks::{Asked, Asks, NOT_SERVED_AT, Source, Want};
 use super::checks::Checking;
 use super::grammar::Entry;
 use super::groups::MOST_VIPS;
+use super::mode::Named;
 use super::options::{self, Options};
 use super::policy::Policy;
 use super::{
@@ -102,6 +103,8 @@ pub struct Serving {
     pub source: Source,
     /// The forwarding mode.
     pub mode: Mode,
+    /// The entry of the ConfigMap that names the mode, if one does.
+    pub named: Option<Arc<Named>>,
     /// The nodes that may hold the VIP, where the mode needs all to serve alike.
     pub members: Arc<BTreeSet<String>>,
     /// The client's address is to be kept, or the client is not served (externalTrafficPolicy Local).
@@ -284,11 +287,14 @@ impl Tasks<'_> {
     fn ports(&mut self, vip: IpAddr, want: &Want, service: &Service, ports: Vec<&ServicePort>) {
         let key = &want.entry.service;
         let options = self.options(key, service);
-        match mode::of(&self.inputs, vip, want, service, &options) {
+        let named = Named::of(&self.inputs, vip, want).map(Arc::new);
+        match mode::of(&self.inputs, vip, want, named.as_deref(), service, &options) {
             Ok(mode) => {
                 self.findings.extend(options::without_effect(key, service, &options, mode));
+                let announced = mode == Mode::Announce;
+                self.findings.extend(announced.then(|| mode::unbalanced(vip, want, service)).flatten());
                 for port in ports.into_iter().filter(|port| want.means(port)) {
-                    self.port(vip, key, service, &options, (port, want.source, mode));
+                    self.port((vip, want), named.as_ref(), service, &options, port, mode);
                 }
             }
             Err(refused) => {
@@ -312,13 +318,15 @@ impl Tasks<'_> {
 
     fn port(
         &mut self,
-        vip: IpAddr,
-        key: &ObjectKey,
+        (vip, want): (IpAddr, &Want),
+        named: Option<&Arc<Named>>,
         service: &Service,
         options: &Arc<Options>,
-        (port, source, mode): (&ServicePort, Source, Mode),
+        port: &ServicePort,
+        mode: Mode,
     ) {
-        if let Some(finding) = mode::unfit(vip, key, port, mode) {
+        let (key, source) = (&want.entry.service, want.source);
+        if let Some(finding) = mode::unfit(vip, key, named.map(AsRef::as_ref), port, mode) {
             self.findings.push(finding);
             return;
         }
@@ -337,8 +345,9 @@ impl Tasks<'_> {
         if let Task::Service { frontends, .. } = self.by_owner.entry(owner).or_insert_with(fresh) {
             let keeps_client = service.local_policy;
             let synced = self.synced.contains(&vip);
+            let (port, named) = (port.clone(), named.cloned());
             let serving =
-                || Serving { port: port.clone(), source, mode, members, keeps_client, synced, marks: None };
+                || Serving { port, source, mode, named, members, keeps_client, synced, marks: None };
             frontends.entry(frontend).or_insert_with(serving);
         }
     }

@@ -5,15 +5,15 @@
 
 use super::Inputs;
 use super::asks::{Asks, Source, by_age};
-use super::kube_proxy::{self, DEVICE};
 use crate::model::Finding;
+use crate::net::KUBE_PROXY_DEVICE as DEVICE;
 
 /// Gathers what externalIPs ask for.
 pub fn ask(inputs: &Inputs, asks: &mut Asks) {
     if !inputs.settings.asking.external_ips {
         return;
     }
-    let beside_ipvs = kube_proxy::has_ipvs_mode(inputs);
+    let beside_ipvs = inputs.facts.kube_proxy_has_ipvs_mode();
     for (key, service) in by_age(inputs.snapshot, |service| !service.external_ips.is_empty()) {
         if beside_ipvs {
             let text =

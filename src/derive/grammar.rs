@@ -24,6 +24,14 @@ pub struct Entry {
     pub method: Option<Method>,
 }
 
+impl Entry {
+    /// The entry as it is written with the method of `mode`.
+    pub fn written_with(&self, mode: Mode) -> String {
+        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{}{port}:{}", self.service, mode.name().to_uppercase())
+    }
+}
+
 /// A forwarding method of the ConfigMap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Method(Mode);
@@ -58,6 +66,11 @@ pub fn key(text: &str) -> Result<IpAddr, String> {
         return Ok(address.into());
     }
     Err(format!("not an IP address{}", why_no_address(text)))
+}
+
+/// How the key for `vip` is written.
+pub fn key_of(vip: IpAddr) -> String {
+    vip.to_string().replace(':', "-")
 }
 
 /// The most likely reason why `text` is no address, in parentheses, or nothing.
@@ -152,6 +165,21 @@ mod tests {
         check_key("10.87.2.050", Err("not an IP address (octet 050 has a leading zero)"));
         check_key("10.87.2.0-24", Err("not an IP address"));
         check_key("nginx", Err("not an IP address"));
+    }
+
+    #[test]
+    fn what_is_written_anew_is_read_as_that() {
+        for text in ["10.87.2.50", "fd00:87:2::50"] {
+            let vip = text.parse().expect("an address");
+            assert_eq!(key(&key_of(vip)), Ok(vip));
+        }
+        for text in ["default/nginx", "default/nginx:80"] {
+            let entry = |text: &str| value(text).remove(0).expect("an entry");
+            for mode in [Mode::Nat, Mode::Dsr] {
+                let expected = Entry { method: Some(Method(mode)), ..entry(text) };
+                assert_eq!(entry(&entry(text).written_with(mode)), expected);
+            }
+        }
     }
 
     type Wanted = Result<(&'static str, Option<u16>, Option<Method>), &'static str>;

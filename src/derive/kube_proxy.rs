@@ -14,19 +14,12 @@ use super::assign::Task;
 use super::{Inputs, Owner};
 use crate::keepalived;
 use crate::model::Finding;
+use crate::net::KUBE_PROXY_DEVICE as DEVICE;
 use crate::report::words::count;
-
-/// The device that kube-proxy makes in its ipvs mode (pkg/proxy/ipvs in Kubernetes).
-pub const DEVICE: &str = "kube-ipvs0";
-
-/// Whether kube-proxy runs in ipvs mode on this host, or did before.
-pub fn has_ipvs_mode(inputs: &Inputs) -> bool {
-    inputs.facts.links.contains_key(DEVICE)
-}
 
 /// The VIPs that this host must leave to others.
 pub fn yielded(inputs: &Inputs, tasks: &BTreeMap<Owner, Arc<Task>>) -> BTreeSet<IpAddr> {
-    if !has_ipvs_mode(inputs) || inputs.settings.balancing.beside_kube_proxy_ipvs {
+    if !inputs.facts.kube_proxy_has_ipvs_mode() || inputs.settings.balancing.beside_kube_proxy_ipvs {
         return BTreeSet::new();
     }
     tasks.values().flat_map(|task| task.balanced_by_ipvs()).map(|frontend| frontend.vip).collect()

@@ -6,9 +6,9 @@
 use std::net::IpAddr;
 
 use super::asks::{Source, Want};
-use super::grammar::Method;
+use super::grammar::{self, Entry, Method};
 use super::options::{MODE, Options};
-use super::{Inputs, annotations};
+use super::{Inputs, annotations, shield};
 use crate::config::{Mode, ProxyProtocol};
 use crate::model::{Finding, ObjectKey, Protocol};
 use crate::snapshot::{Service, ServicePort};
@@ -20,6 +20,32 @@ pub struct Refused {
     pub finding: Finding,
     /// It is what its status has there, which must therefore stay.
     pub by_its_status: bool,
+}
+
+/// The entry of the ConfigMap that names the mode of a Service at a VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    config_map: ObjectKey,
+    key: String,
+    entry: Entry,
+}
+
+impl Named {
+    /// That of `want`, where it names a mode.
+    pub fn of(inputs: &Inputs, vip: IpAddr, want: &Want) -> Option<Self> {
+        want.entry.method?;
+        let config_map = inputs.settings.cluster.config_map.clone();
+        Some(Self { config_map, key: grammar::key_of(vip), entry: want.entry.clone() })
+    }
+}
+
+/// What to do to have the Service `key` served in `mode`, where `named` says that the ConfigMap names another.
+pub fn use_mode(key: &ObjectKey, named: Option<&Named>, mode: Mode) -> String {
+    let Some(Named { config_map: ObjectKey { namespace, name }, key, entry }) = named else {
+        return annotations::annotate(key, &format!("{MODE}={}", mode.name()));
+    };
+    let entry = entry.written_with(mode);
+    format!("kubectl -n {namespace} edit configmap {name}, and in key \"{key}\" write {entry}")
 }
 
 /// Why kube-proxy would drop packets for pods of policy Local.
@@ -43,33 +69,34 @@ impl Dropped {
     }
 }
 
-/// The mode of what `want` asks for.
+/// The mode of what `want` asks for, where `named` is the entry of the ConfigMap that names it.
 pub fn of(
     inputs: &Inputs,
     vip: IpAddr,
     want: &Want,
+    named: Option<&Named>,
     service: &Service,
     options: &Options,
 ) -> Result<Mode, Refused> {
     let key = &want.entry.service;
-    let named = want.entry.method.map(Method::mode).or(options.mode);
+    let by_name = want.entry.method.map(Method::mode).or(options.mode);
     let because = |why: &str, mend: String, by_its_status| {
         let finding = Finding::new(key, format!("not served at {vip}: {why}")).mend(mend);
         Err(Refused { finding, by_its_status })
     };
     let refused = |why: &str, mend: String| because(why, mend, false);
-    match named.unwrap_or(inputs.settings.balancing.mode) {
+    match by_name.unwrap_or(inputs.settings.balancing.mode) {
         Mode::Proxy if service.local_policy && options.proxy_protocol == ProxyProtocol::Off => refused(
             "externalTrafficPolicy Local keeps the client's address, which mode proxy cannot without the PROXY protocol",
-            use_mode(key, Mode::Dsr),
+            use_mode(key, named, Mode::Dsr),
         ),
-        Mode::Nat if service.local_policy && named.is_some() => refused(
+        Mode::Nat if service.local_policy && by_name.is_some() => refused(
             "externalTrafficPolicy Local keeps the client's address, which mode nat cannot",
-            use_mode(key, Mode::Dsr),
+            use_mode(key, named, Mode::Dsr),
         ),
         Mode::Announce if service.local_policy => refused(
             "in mode announce others drop packets of externalTrafficPolicy Local on a holder without a pod of it",
-            use_mode(key, Mode::Dsr),
+            use_mode(key, named, Mode::Dsr),
         ),
         mode if service.local_policy => match dropped_by_kube_proxy(vip, want.source, service) {
             Some(why) => because(why.words(), policy_cluster(key), why == Dropped::WithoutIpMode),
@@ -83,7 +110,7 @@ pub fn of(
 /// Why packets for pods of policy Local would not get through, if so: on nodes without such pods kube-proxy drops what
 /// comes for an address that it balances itself, before IPVS has seen it.
 fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Option<Dropped> {
-    if source == Source::ExternalIp {
+    if source == Source::ExternalIp || service.external_ips.contains(&vip) {
         return Some(Dropped::ExternalIp);
     }
     let ingress = service.load_balancer.iter().flat_map(|balancer| &balancer.ingress);
@@ -97,18 +124,40 @@ fn dropped_by_kube_proxy(vip: IpAddr, source: Source, service: &Service) -> Opti
     shown.any(|entry| lacks(entry.mode.as_deref())).then_some(Dropped::WithoutIpMode)
 }
 
+/// The finding of a VIP that is only announced, and that kube-proxy and its like have never heard of: they balance what stands
+/// in externalIPs and in the status, where kvip writes the addresses of pools alone.
+pub fn unbalanced(vip: IpAddr, want: &Want, service: &Service) -> Option<Finding> {
+    if want.source == Source::LoadBalancer || shield::addresses(service).any(|known| known == vip) {
+        return None;
+    }
+    let ObjectKey { namespace, name } = &want.entry.service;
+    let known = service.external_ips.iter().chain([&vip]).map(|ip| format!("\"{ip}\"")).collect::<Vec<_>>();
+    let text = format!(
+        "{vip} is held but nobody balances it: in mode announce others do, and the Service has it neither in externalIPs nor \
+         in its status"
+    );
+    let mend = format!(
+        "kubectl -n {namespace} patch service {name} -p '{{\"spec\":{{\"externalIPs\":[{}]}}}}', or let it ask by type \
+         LoadBalancer",
+        known.join(",")
+    );
+    Some(Finding::new(&want.entry.service, text).mend(mend))
+}
+
 /// Why `port` cannot be served in `mode`, if so.
-pub fn unfit(vip: IpAddr, key: &ObjectKey, port: &ServicePort, mode: Mode) -> Option<Finding> {
+pub fn unfit(
+    vip: IpAddr,
+    key: &ObjectKey,
+    named: Option<&Named>,
+    port: &ServicePort,
+    mode: Mode,
+) -> Option<Finding> {
     if mode != Mode::Proxy || port.protocol == Protocol::Tcp {
         return None;
     }
     let text = format!("not served at {vip} {} {}: mode proxy is for TCP alone", port.protocol, port.port);
-    let mend = format!("{}, or a Service of its own for the port", use_mode(key, Mode::Nat));
+    let mend = format!("{}, or a Service of its own for the port", use_mode(key, named, Mode::Nat));
     Some(Finding::new(key, text).mend(mend))
-}
-
-fn use_mode(key: &ObjectKey, mode: Mode) -> String {
-    annotations::annotate(key, &format!("{MODE}={}", mode.name()))
 }
 
 fn policy_cluster(key: &ObjectKey) -> String {
@@ -146,8 +195,44 @@ mod tests {
     }
 
     #[test]
-    fn of_external_ips_kube_proxy_drops_all() {
-        let why = dropped_by_kube_proxy(VIP.parse().unwrap(), Source::ExternalIp, &Service::default());
-        assert_eq!(why, Some(Dropped::ExternalIp));
+    fn what_is_announced_must_be_known_to_those_who_balance() {
+        let entry = |mode: Option<&str>| Ingress {
+            ip: VIP.into(),
+            mode: mode.map(str::to_owned),
+            ..Ingress::default()
+        };
+        let of = |ips: &[&str], ingress: &[Ingress]| Service {
+            external_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            load_balancer: Some(LoadBalancer { ingress: ingress.to_vec(), ..LoadBalancer::default() }),
+            ..Service::default()
+        };
+        let finding = |source, service: &Service| {
+            let entry = Entry { service: ObjectKey::new("default", "web"), port: None, method: None };
+            unbalanced(VIP.parse().unwrap(), &Want { entry, source, only: None }, service)
+        };
+        let lacks = |source, service: &Service| finding(source, service).is_some();
+        for source in [Source::ConfigMap, Source::Annotation] {
+            assert!(lacks(source, &of(&[], &[])));
+            assert!(lacks(source, &of(&["10.87.2.71"], &[entry(Some("Proxy"))])));
+            assert!(!lacks(source, &of(&[VIP], &[])));
+            assert!(!lacks(source, &of(&[], &[entry(None)])));
+            assert!(!lacks(source, &of(&[], &[entry(Some("VIP"))])));
+        }
+        assert!(!lacks(Source::LoadBalancer, &of(&[], &[])));
+        let mend = finding(Source::ConfigMap, &of(&["10.87.2.71"], &[])).unwrap().mend.unwrap();
+        assert!(mend.contains(r#"-p '{"spec":{"externalIPs":["10.87.2.71","10.87.2.70"]}}'"#), "{mend}");
+    }
+
+    #[test]
+    fn of_external_ips_kube_proxy_drops_all_however_they_are_asked_for() {
+        let vip = VIP.parse().unwrap();
+        let dropped = |source, external_ips: &[IpAddr]| {
+            let service = Service { external_ips: external_ips.to_vec(), ..Service::default() };
+            dropped_by_kube_proxy(vip, source, &service)
+        };
+        for source in [Source::ExternalIp, Source::ConfigMap, Source::LoadBalancer, Source::Annotation] {
+            assert_eq!(dropped(source, &[vip]), Some(Dropped::ExternalIp), "{source}");
+        }
+        assert_eq!(dropped(Source::ConfigMap, &["10.87.2.71".parse().unwrap()]), None);
     }
 }

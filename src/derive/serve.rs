@@ -10,7 +10,7 @@ use super::checks::{self, Checking, Judged};
 use super::endpoints::{self, Behind, Handing, Scope, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
-use super::{Balanced, Forwarding, Owner, Place, Proxying, Served, Server, WantedServer, annotations};
+use super::{Balanced, Forwarding, Owner, Place, Proxying, Served, Server, WantedServer, mode};
 use crate::config::Mode;
 use crate::haproxy;
 use crate::health::check::{Down, Target};
@@ -238,7 +238,7 @@ fn beyond(
         None if serving.keeps_client => {
             "give the group these nodes (vrrp.members), or their pods a direct route or a tunnel; see Forwarding modes in docs/services.md".into()
         }
-        None => annotations::annotate(key, "kvip.io/mode=nat"),
+        None => mode::use_mode(key, serving.named.as_deref(), Mode::Nat),
     };
     Some(Finding::new(key, format!("{vip} {protocol} {port} in mode dsr: {why} {then}")).mend(mend))
 }

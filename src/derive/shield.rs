@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::assign::Task;
-use super::{Inputs, Owner, kube_proxy};
+use super::{Inputs, Owner};
 use crate::config::Shield;
 use crate::model::Frontend;
 use crate::snapshot::Service;
@@ -17,7 +17,7 @@ pub fn shielded(inputs: &Inputs, tasks: &BTreeMap<Owner, Task>) -> BTreeSet<Fron
     let known = match inputs.settings.balancing.shield {
         Shield::Off => return BTreeSet::new(),
         // There it has the addresses on a device of its own, and its virtual servers stand in the way of kvip's.
-        Shield::Auto if kube_proxy::has_ipvs_mode(inputs) => return BTreeSet::new(),
+        Shield::Auto if inputs.facts.kube_proxy_has_ipvs_mode() => return BTreeSet::new(),
         Shield::Auto => Some(known_to_kube_proxy(inputs)),
         Shield::On => None,
     };
@@ -30,7 +30,7 @@ fn known_to_kube_proxy(inputs: &Inputs) -> BTreeSet<IpAddr> {
 }
 
 /// The addresses for which kube-proxy has rules because of this Service, beside its ClusterIPs.
-fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
+pub fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     let balancer = service.load_balancer.iter().flat_map(|balancer| &balancer.ingress);
     let foreign = balancer.filter(|entry| entry.mode.as_deref() != Some("Proxy"));
     service.external_ips.iter().copied().chain(foreign.filter_map(|entry| entry.ip.parse().ok()))

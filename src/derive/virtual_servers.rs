@@ -71,6 +71,7 @@ mod tests {
             port: ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 },
             source: Source::ConfigMap,
             mode: Mode::Dsr,
+            named: None,
             members: Arc::new(BTreeSet::new()),
             keeps_client: false,
             synced,

@@ -30,6 +30,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Family;
 
+/// The device that kube-proxy makes in its ipvs mode (pkg/proxy/ipvs in Kubernetes). It puts each address on it that it
+/// balances.
+pub const KUBE_PROXY_DEVICE: &str = "kube-ipvs0";
+
 /// What kvip knows of its host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,7 +43,7 @@ pub struct HostFacts {
     /// Links by their names.
     #[serde(default)]
     pub links: BTreeMap<String, Link>,
-    /// Addresses on the links.
+    /// Addresses on the links, but those of [`KUBE_PROXY_DEVICE`].
     #[serde(default)]
     pub addresses: BTreeSet<Address>,
     /// Next hops of default routes.
@@ -134,6 +138,19 @@ pub struct Address {
 }
 
 impl HostFacts {
+    /// Whether kube-proxy runs in ipvs mode on this host, or did before.
+    pub fn kube_proxy_has_ipvs_mode(&self) -> bool {
+        self.links.contains_key(KUBE_PROXY_DEVICE)
+    }
+
+    /// The same without the addresses on kube-proxy's device. They are not this host's own: on every node a VIP that kube-proxy
+    /// balances is among them.
+    #[must_use]
+    pub fn without_kube_proxys(mut self) -> Self {
+        self.addresses.retain(|address| address.link != KUBE_PROXY_DEVICE);
+        self
+    }
+
     /// The name of the link that holds `ip`.
     pub fn link_of(&self, ip: IpAddr) -> Option<&str> {
         self.addresses.iter().find(|a| a.ip == ip).map(|a| a.link.as_str())

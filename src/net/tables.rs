@@ -3,7 +3,8 @@
 //! Pure: no IO. Dumps and events are the same messages, so one function reads both.
 //!
 //! All links and all their addresses are kept, veths of pods too: a VIP must never equal any local address, and
-//! inside a container the node's own interface is a veth. What changes nothing here is not published.
+//! inside a container the node's own interface is a veth. Only kube-proxy's addresses are left out of the facts. What
+//! changes nothing here is not published.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -103,7 +104,8 @@ impl Tables {
         if here { self.policy_routes.insert(own) } else { self.policy_routes.remove(&own) }
     }
 
-    /// The tables in the words of the rest of kvip. Addresses whose link is not known yet are left out.
+    /// The tables in the words of the rest of kvip. Addresses whose link is not known yet are left out, and those that
+    /// kube-proxy balances.
     pub(super) fn facts(&self, hostname: &str) -> HostFacts {
         let link = |(index, link): (&u32, &NamedLink)| {
             let NamedLink { name, up, loopback, wraps } = link.clone();
@@ -121,6 +123,7 @@ impl Tables {
             gateways: self.gateways.hops.clone(),
             policy_routes: self.policy_routes.clone(),
         }
+        .without_kube_proxys()
     }
 
     fn set_link(&mut self, message: &LinkMessage) -> Effect {
@@ -281,6 +284,7 @@ fn has_noprefixroute(message: &AddressMessage) -> bool {
 mod tests {
     use netlink_packet_route::route::RouteNextHop;
 
+    use super::super::KUBE_PROXY_DEVICE;
     use super::*;
 
     const CHANGED: Effect = Effect { changed: true, routes_doubtful: false };
@@ -400,6 +404,19 @@ mod tests {
             assert_eq!(tables.facts("").link_of(IpAddr::from([10, 9, 0, 50])), Some(name));
             assert_eq!(tables.facts("").links.len(), 1);
         }
+    }
+
+    #[test]
+    fn what_kube_proxy_balances_is_no_address_of_the_host() {
+        let mut tables = tables();
+        tables.apply(&up(3, KUBE_PROXY_DEVICE));
+        let ip = IpAddr::from([10, 9, 0, 50]);
+        let balanced = address(3, vec![AddressAttribute::Local(ip)]);
+        tables.apply(&RouteNetlinkMessage::NewAddress(balanced));
+        assert!(tables.facts("").kube_proxy_has_ipvs_mode());
+        assert_eq!(tables.facts("").addresses, BTreeSet::new());
+        tables.apply(&RouteNetlinkMessage::NewAddress(vip()));
+        assert_eq!(tables.facts("").link_of(ip), Some("eth0"));
     }
 
     #[test]

@@ -80,6 +80,21 @@ pub fn plan(desired: &Desired, have: &Have) -> Plan {
     plan
 }
 
+/// Leaves out of `table`, as it was read, what kube-proxy in ipvs mode has on VIPs of mode announce. There kvip's own are those
+/// that it is to have, and those of the ruleset that was `written` last.
+pub fn leave_to_kube_proxy(table: &mut Table, desired: &Desired, facts: &HostFacts, written: &Ruleset) {
+    if !facts.kube_proxy_has_ipvs_mode() {
+        return;
+    }
+    let announced = |vip: &IpAddr| desired.vips.get(vip).is_some_and(|vip| vip.announced);
+    let is_ours = |frontend: &Frontend| {
+        let wanted = desired.frontends.get(frontend);
+        wanted.is_some_and(|served| !served.virtual_servers.is_empty())
+            || written.frontends.contains(frontend)
+    };
+    table.retain(|key, _| key.frontend().is_none_or(|it| !announced(&it.vip) || is_ours(it)));
+}
+
 /// Keeps the rules of a frontend that goes when its VIP has gone. Whom it was closed to it stays closed to.
 fn keep_open(frontend: Frontend, have: &Have, ruleset: &mut Ruleset) {
     ruleset.frontends.insert(frontend);

@@ -1,13 +1,16 @@
 //! What other programs do to what is kvip's is noticed, put right and counted; what is theirs is left alone. And what is
 //! the whole host's: the kernel's settings, IPVS's timeouts, its sync daemon.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use kvip::config::Settings;
 use kvip::ipvs::sync::Role;
 use kvip::ipvs::{Key, SyncDaemon, Table, Timeouts, VirtualServer};
-use kvip::model::{Frontend, Protocol};
-use kvip::net::Link;
+use kvip::model::{Frontend, ObjectKey, Protocol};
+use kvip::net::{KUBE_PROXY_DEVICE, Link};
 use kvip::report::status::Repairs;
+use kvip::snapshot::Snapshot;
 
 use crate::host::Kernel;
 use crate::world::{World, backend, dns, ip, nginx, settings, snapshot, vrid};
@@ -145,6 +148,82 @@ fn a_fight_is_a_finding_while_it_lasts() {
     world.tick(60);
     assert_eq!(world.findings(), [""; 0]);
     assert_eq!(world.status().repairs.ipvs, 11);
+}
+
+/// Settings with the word that kube-proxy in ipvs mode leaves alone what is kvip's.
+fn beside_ipvs() -> Settings {
+    let mut settings = settings();
+    settings.balancing.beside_kube_proxy_ipvs = true;
+    settings
+}
+
+/// A host on which kube-proxy runs in ipvs mode.
+fn beside_kube_proxy_ipvs() -> World {
+    let world = World::new(beside_ipvs());
+    let device = Link { index: 3, ..Link::default() };
+    world.kernel().facts.send_modify(|facts| _ = facts.links.insert(KUBE_PROXY_DEVICE.into(), device));
+    world
+}
+
+/// The tutorial, whose nginx others balance at an address that kube-proxy knows too.
+fn announced() -> Snapshot {
+    let mut snapshot = snapshot();
+    let service = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    let service = Arc::make_mut(service);
+    service.annotations.insert("kvip.io/mode".into(), "announce".into());
+    service.external_ips = vec![nginx().vip];
+    snapshot
+}
+
+#[test]
+fn what_kube_proxy_has_in_ipvs_mode_at_a_vip_that_it_balances_is_left_to_it() {
+    let mut world = beside_kube_proxy_ipvs();
+    let (_, mut server) = foreign();
+    world.kernel().table.insert(nginx().into(), server.clone());
+    world.list(announced());
+    world.turn();
+    let at_nginx = |world: &World| world.kernel().table.get(&nginx().into()).cloned();
+    assert_eq!(at_nginx(&world), Some(server.clone()));
+    server.service.scheduler = "lc".into();
+    world.kernel().table.insert(nginx().into(), server.clone());
+    world.tick(120);
+    let mut world = world.restart(beside_ipvs());
+    world.list(announced());
+    world.tick(60);
+    assert_eq!(at_nginx(&world), Some(server));
+    assert_eq!((world.status().repairs, world.findings()), (Repairs::default(), Vec::new()));
+}
+
+#[test]
+fn what_kvip_had_there_goes_when_kube_proxy_is_to_balance() {
+    let mut world = beside_kube_proxy_ipvs();
+    world.list(snapshot());
+    world.turn();
+    assert!(world.kernel().table.contains_key(&nginx().into()));
+    world.event(announced());
+    world.after(61);
+    assert!(!world.kernel().table.contains_key(&nginx().into()));
+    assert_eq!(world.status().repairs, Repairs::default());
+}
+
+#[test]
+fn all_nodes_answering_for_what_kube_proxy_balances_is_a_finding() {
+    let mut world = beside_kube_proxy_ipvs();
+    let names = ["eth0", "all"].map(|link| format!("net.ipv4.conf.{link}.arp_ignore"));
+    world.kernel().sysctls.extend(names.clone().map(|name| (name, "0".into())));
+    world.list(snapshot());
+    world.turn();
+    assert_eq!(world.findings(), [""; 0]);
+    world.list(announced());
+    world.turn();
+    let expected = format!(
+        "{}: is 0 and must be 1: kube-proxy has VIPs of mode announce on kube-ipvs0, so this node answers ARP for them on eth0 whoever holds them",
+        names[1]
+    );
+    assert_eq!(world.findings(), [expected]);
+    world.kernel().sysctls.insert(names[1].clone(), "1".into());
+    world.tick(60);
+    assert_eq!(world.findings(), [""; 0]);
 }
 
 #[test]

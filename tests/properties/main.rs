@@ -186,7 +186,8 @@ proptest! {
         let mut host = settle(&before, &Table::new());
         host.extend(others.clone());
         // The daemon reads no more than what it owns.
-        core.know(host.iter().filter(|(key, _)| core.owned.has(key)).map(|(key, server)| (*key, server.clone())).collect());
+        let read = host.iter().filter(|(key, _)| core.owned.has(key)).map(|(key, server)| (*key, server.clone()));
+        core.know(read.collect(), &after);
         let plan = core.decide(&after, Instant::now()).plan;
         let host = applied(&host, plan.prepare.iter().chain(&plan.retire));
         for (key, server) in &others {

@@ -1,7 +1,7 @@
 //! kvip beside the real kube-proxy, in each of its modes: who is asked, and who answers.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
@@ -15,6 +15,7 @@ use kvip_lab::layout::{CLIENT_V4, CLIENT_V6, NODES};
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
+use kvip_lab::probe::{Probe, Report};
 use kvip_lab::scenario::{SOON, Turn, VIP, VIP6, ask_for, bare, echo_pods, finding, set_up};
 use serde_json::json;
 
@@ -22,6 +23,11 @@ use serde_json::json;
 const AUDIT: Duration = Duration::from_secs(120);
 /// What is flushed is put back within a second; clients try again after one, and these machines are slow.
 const REPAIRED: Duration = Duration::from_secs(10);
+/// How many connections are held open, the time between two questions on each, and how long they are watched when another
+/// node has taken over.
+const CONNECTIONS: u16 = 4;
+const EVERY: Duration = Duration::from_millis(300);
+const WATCHED: Duration = Duration::from_secs(10);
 /// A VIP that a Service asks for by annotation, one of spec.externalIPs, and one that somebody else announces.
 const ANNOTATED: &str = "10.87.2.57";
 const EXTERNAL: &str = "10.87.2.58";
@@ -149,16 +155,25 @@ fn check_foreign(lab: &Lab) -> Result<()> {
     wait_until_gone(lab, FOREIGN)
 }
 
-/// spec.externalIPs, which kube-proxy always has rules for.
+/// spec.externalIPs, which kube-proxy always has rules for: in mode nat, and in mode dsr, where pods see the client only if
+/// kube-proxy has not had its packets.
 fn check_external(lab: &Lab) -> Result<()> {
+    let gone = || {
+        lab.kubectl(&["delete", "service", "external"])?;
+        wait_until_gone(lab, EXTERNAL)
+    };
     Asking::new("external").spec("externalIPs", json!([EXTERNAL])).apply(lab)?;
     check_shield(lab, EXTERNAL)?;
-    lab.kubectl(&["delete", "service", "external"])?;
-    wait_until_gone(lab, EXTERNAL)
+    gone()?;
+    lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
+    let external = Asking::echo("external").spec("externalIPs", json!([EXTERNAL]));
+    external.annotation("kvip.io/mode", "dsr").apply(lab)?;
+    all_are_answered(lab, EXTERNAL.parse()?, true)?;
+    gone()
 }
 
-/// In mode announce kvip holds the VIP, kube-proxy balances, and IPVS knows nothing of it.
-fn check_announced(lab: &Lab) -> Result<()> {
+/// In mode announce kvip holds the VIP and kube-proxy balances: of virtual servers there are at most its own.
+fn check_announced(lab: &Lab, by_ipvs: bool) -> Result<()> {
     lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
     Asking::echo("announced").load_balancer().annotation("kvip.io/mode", "announce").apply(lab)?;
     let given = wait_for_addresses(lab, "announced", 2)?;
@@ -168,11 +183,57 @@ fn check_announced(lab: &Lab) -> Result<()> {
     for vip in &given {
         all_are_answered(lab, vip.parse()?, false)?;
         for node in lab.nodes() {
-            must(lab, !node.ipvs()?.contains(vip), &format!("{vip} is in the IPVS of {}", node.spec().name))?;
+            let expected = node.ipvs()?.contains(vip) == by_ipvs;
+            must(lab, expected, &format!("{vip} in the IPVS of {}: {}", node.spec().name, !by_ipvs))?;
         }
     }
+    check_open_connections(lab, given[0].parse()?)?;
     lab.kubectl(&["delete", "service", "announced"])?;
     given.iter().try_for_each(|vip| wait_until_gone(lab, vip))
+}
+
+/// What docs/services.md says of open connections in mode announce: when the holder is drained those over TCP end, as another
+/// node's kube-proxy knows nothing of them, and those over UDP go on.
+fn check_open_connections(lab: &Lab, vip: IpAddr) -> Result<()> {
+    let holder = lab.wait_for_holder()?;
+    let held = hold(lab, vip)?;
+    let drained = lab.node(holder).run_within(SOON, "kvip drain --wait 40", b"")?;
+    let taken = lab.wait_for("another holder", SOON, || lab.holder().filter(|node| *node != holder));
+    let until = Instant::now() + WATCHED;
+    lab.wait_for("what becomes of connections", WATCHED * 2, || (Instant::now() >= until).then_some(()))?;
+    let reports = held.into_iter().map(|(transport, probe)| Ok((transport, probe.stop()?)));
+    let reports = reports.collect::<Result<Vec<_>>>()?;
+    must(lab, drained.ok(), &drained.to_string())?;
+    taken.with_context(|| explain(lab, "announced"))?;
+    lab.node(holder).must_within(SOON, "kvip undrain")?;
+    for (transport, report) in reports {
+        for view in report.connections().values() {
+            println!("{transport:?} to {vip} while {holder} is drained: {view}");
+            let ends = transport == Transport::Tcp;
+            must(lab, view.end().is_some() == ends, &format!("{transport:?} must end: {ends}, and {view}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Holds connections of each transport to `vip`, once all of them were answered.
+fn hold(lab: &Lab, vip: IpAddr) -> Result<Vec<(Transport, Probe)>> {
+    let ask = |transport| {
+        let question =
+            Question::new(transport, SocketAddr::new(vip, ECHO)).connections(CONNECTIONS).every(EVERY);
+        Ok((transport, lab.asking(Asker::Client, &question)?))
+    };
+    let held = [Transport::Tcp, Transport::Udp].into_iter().map(ask).collect::<Result<Vec<_>>>()?;
+    let answered = lab.wait_for("answers on all connections", SOON, || {
+        let open = |probe: &Probe| {
+            let connections = Report::new(probe.so_far()).connections();
+            connections.len() == usize::from(CONNECTIONS)
+                && connections.values().all(|view| view.answered() > 0)
+        };
+        held.iter().all(|(_, probe)| open(probe)).then_some(())
+    });
+    answered.with_context(|| explain(lab, "announced"))?;
+    Ok(held)
 }
 
 /// Mode dsr, by annotation and by policy Local: kube-proxy is in nobody's way, and pods see the client.
@@ -226,7 +287,7 @@ fn iptables() -> Result<()> {
     check_foreign(&lab)?;
     check_external(&lab)?;
     check_dsr(&lab)?;
-    check_announced(&lab)
+    check_announced(&lab, false)
 }
 
 /// At each of its starts kube-proxy flushes all of IPVS, and when it cleans up.
@@ -237,7 +298,7 @@ fn nftables() -> Result<()> {
     check_foreign(&lab)?;
     check_external(&lab)?;
     check_dsr(&lab)?;
-    check_announced(&lab)?;
+    check_announced(&lab, false)?;
     let gap = gap_of_restart(&lab)?;
     must(&lab, gap < REPAIRED, &format!("{gap:?} without an answer"))?;
     check_both(&lab, &given)?;
@@ -261,6 +322,8 @@ fn ipvs() -> Result<()> {
         said.with_context(|| explain(&lab, ""))?;
     }
     must(&lab, lab.curl(VIP).is_none(), "a VIP is held although kube-proxy would delete what serves it")?;
+    // Before it is told to leave these addresses alone, which keeps it from cleaning up after itself too.
+    check_announced(&lab, true)?;
 
     let exclude_cidrs = ["10.87.2.0/24", "fd00:87:2::/64"].map(str::to_owned).into();
     lab.start_kube_proxy(&Mode::Ipvs { exclude_cidrs })?;
