@@ -67,6 +67,8 @@ pub struct Daemon<H, L> {
     findings: Arc<Vec<Finding>>,
     /// Why weight files are not as they should be.
     unwritten: BTreeSet<Finding>,
+    /// A configuration waits for weight files that cannot be written: keepalived would take a missing one for 0.
+    held_back: bool,
     saving: Saving,
     started: Option<Instant>,
     audited: Option<Instant>,
@@ -109,6 +111,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             outcome: None,
             findings: Arc::default(),
             unwritten: BTreeSet::new(),
+            held_back: false,
             saving: Saving::to(snapshot),
             started: None,
             audited: None,
@@ -126,13 +129,17 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     pub async fn turn(&mut self, now: Instant) {
         self.started.get_or_insert(now);
         self.take_in(now);
-        self.unwritten = weight_files::prepare(&self.paths, self.vrids()).err().into_iter().collect();
+        let prepared = weight_files::prepare(&self.paths, self.vrids());
+        let closed = prepared.is_ok();
+        self.unwritten = prepared.err().into_iter().collect();
+        self.news |= closed && self.held_back;
         if !self.weights.programmed() {
             let elsewhere = self.vrids().into_iter().filter(|vrid| !self.core.holds_anchor(*vrid));
             self.unwritten
                 .extend(elsewhere.filter_map(|vrid| weight_files::step_back(&self.paths, vrid).err()));
         }
         if self.due() && !self.resting(now) {
+            self.held_back = !closed;
             self.pass(now).await;
         }
         let drained = hold::drained(&self.paths);
@@ -265,14 +272,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     async fn pass(&mut self, now: Instant) {
         self.tried = Some(now);
         self.news = false;
-        let wants = &self.outputs.keepalived;
+        let (wants, held_back) = (&self.outputs.keepalived, self.held_back);
         // While the pass changes the core, the answer is that of before: keep what is held until another has it.
         let holding = self.weights.holding(&self.core, now);
         let (haproxy, served) = (&self.outputs.haproxy, self.core.proxied.clone());
         let switch = |desired: &Desired| {
             haproxy.send_if_modified(|last| replace(last, Some(Arc::clone(&desired.haproxy))));
             // Before a VIP comes HAProxy listens at it, or cannot.
-            if !desired.haproxy.frontends.keys().all(|frontend| served.contains(frontend)) {
+            if held_back || !desired.haproxy.frontends.keys().all(|frontend| served.contains(frontend)) {
                 return;
             }
             let config = weights::switch(desired, &holding, wants.borrow().as_ref());
