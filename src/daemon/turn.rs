@@ -227,12 +227,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         }
     }
 
-    /// Asks the kernel for some of the virtual servers that it should have; true when it has not, which the next turn puts
-    /// right. What cannot be asked shows when the table is read.
+    /// Asks the kernel for some of what it should have; true when it has not, which the next turn puts right. What cannot be
+    /// asked shows when the table is read.
     pub async fn probe(&mut self) -> bool {
         let Some(table) = &self.core.table else { return false };
-        let expected = self.rounds.next(table);
-        let intact = expected.is_empty() || self.host.has(&expected).await.unwrap_or(false);
+        let (expected, inside) = (self.rounds.next(table), self.rounds.look_into(table));
+        let intact = table.is_empty()
+            || self.host.has(&expected).await.unwrap_or(false)
+                && self.host.has_real_servers(&inside).await.unwrap_or(false);
         if !intact {
             self.core.doubt();
         }

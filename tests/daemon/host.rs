@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvip::host::{Failure, Host};
-use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
+use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts, VirtualServer};
 use kvip::keepalived::Config;
 use kvip::model::Finding;
 use kvip::net::{Address, HostFacts, PolicyRoute};
@@ -132,6 +132,17 @@ impl Host for Simulated {
         }
         let here = |key, want: &Service| kernel.table.get(key).is_some_and(|server| server.service == *want);
         Ok(expected.iter().all(|(key, want)| here(key, want)))
+    }
+
+    async fn has_real_servers(&mut self, expected: &[(Key, &VirtualServer)]) -> Result<bool, Finding> {
+        let kernel = self.kernel();
+        if kernel.ipvs_is_gone {
+            return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
+        }
+        let here = |(key, want): &(Key, &VirtualServer)| {
+            kernel.table.get(key).is_some_and(|server| server.same_as(want))
+        };
+        Ok(expected.iter().all(here))
     }
 
     async fn timeouts(&mut self) -> Result<Timeouts, Finding> {
