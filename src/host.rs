@@ -6,7 +6,9 @@ use std::future::Future;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use crate::ipvs::{self, Client, Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
+use crate::ipvs::{
+    self, Client, Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts, VirtualServer,
+};
 use crate::model::Finding;
 use crate::net::{self, Address, PolicyRoute};
 use crate::nft::firewall::Firewall;
@@ -28,6 +30,12 @@ pub trait Host: Send {
 
     /// Whether these virtual servers are there as they are expected; real servers are not looked at.
     fn has(&mut self, expected: &[(Key, &Service)]) -> impl Future<Output = Result<bool, Finding>> + Send;
+
+    /// Whether these virtual servers have the real servers that they are expected to have.
+    fn has_real_servers(
+        &mut self,
+        expected: &[(Key, &VirtualServer)],
+    ) -> impl Future<Output = Result<bool, Finding>> + Send;
 
     /// Changes IPVS; returns what failed, in the order of the commands.
     fn change_table(&mut self, commands: &[Command]) -> impl Future<Output = Vec<Failure>> + Send;
@@ -117,6 +125,10 @@ impl Host for Kernel {
 
     async fn has(&mut self, expected: &[(Key, &Service)]) -> Result<bool, Finding> {
         self.ask_ipvs(|client| client.has(expected))
+    }
+
+    async fn has_real_servers(&mut self, expected: &[(Key, &VirtualServer)]) -> Result<bool, Finding> {
+        self.ask_ipvs(|client| client.has_real_servers(expected))
     }
 
     async fn timeouts(&mut self) -> Result<Timeouts, Finding> {

@@ -9,6 +9,7 @@ use super::{Exit, Global, daemon, waiting};
 use crate::daemon::Ledger;
 use crate::haproxy;
 use crate::ipvs::{Client, Command, sync};
+use crate::keepalived::handover::vips_here;
 use crate::keepalived::{self, Paths};
 use crate::net;
 use crate::nft;
@@ -26,9 +27,10 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
         done.fail("kvip is running and would put everything back\n  systemctl disable --now kvip");
         return done.print(global);
     }
-    let owned = Ledger::new(&paths.state).load().unwrap_or_default();
+    let Remembered { owned, all } = remembered(&paths, &mut done);
+    let nothing = if all { "nothing of kvip's" } else { "nothing that is known to be kvip's" };
     let mut report = |what: &str, result: anyhow::Result<usize>| match result {
-        Ok(0) => done.say(format!("{what}: nothing of kvip's")),
+        Ok(0) => done.say(format!("{what}: {nothing}")),
         Ok(count) => done.say(format!("{what}: removed {count}")),
         Err(error) => done.fail(format!("{what}: {error:#}")),
     };
@@ -46,8 +48,30 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     report("IPVS sync daemons", sync_daemons(&owned));
     report("nftables table inet kvip", table());
     report("policy rules and routes", policy_routes().await);
-    report("state files", files(&paths));
+    report("state files", files(&paths, all));
     done.print(global)
+}
+
+/// What kvip made on this host.
+struct Remembered {
+    owned: Owned,
+    /// Whether that is all: the list could be read.
+    all: bool,
+}
+
+/// Reads the list of what kvip made; where it cannot be read that is a failure, and the VIPs in keepalived's file stand in.
+fn remembered(paths: &Paths, done: &mut Done) -> Remembered {
+    let error = match Ledger::new(&paths.state).load() {
+        Ok(owned) => return Remembered { owned, all: true },
+        Err(error) => error,
+    };
+    done.fail(format!(
+        "{error:#}: virtual servers, addresses and sync daemons of kvip's may be left, and the file is kept\n  look with \
+         ipvsadm -Ln, ipvsadm -L --daemon and ip address, remove what is kvip's and the file, and run kvip cleanup again"
+    ));
+    // What else is wrong with that file is said when it is removed.
+    let vips = vips_here(paths).unwrap_or_default();
+    Remembered { owned: Owned { vips, ..Owned::default() }, all: false }
 }
 
 /// Whether systemd runs kvip.service, or is about to. Without systemd nobody does.
@@ -112,10 +136,12 @@ fn table() -> anyhow::Result<usize> {
     Ok(usize::from(there))
 }
 
-/// Removes what kvip remembers: without VIPs there is nothing left to remember.
-fn files(paths: &Paths) -> anyhow::Result<usize> {
+/// Removes what kvip remembers: without VIPs there is nothing left to remember. A list that could not be read stays, for
+/// who looks for what it names.
+fn files(paths: &Paths, with_list: bool) -> anyhow::Result<usize> {
     let mut count = 0;
-    for name in ["owned.json", "snapshot.json", "cluster-settings.toml", "accept", "drained"] {
+    let list = with_list.then_some("owned.json");
+    for name in ["snapshot.json", "cluster-settings.toml", "accept", "drained"].into_iter().chain(list) {
         match std::fs::remove_file(paths.state.join(name)) {
             Ok(()) => count += 1,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -125,4 +151,39 @@ fn files(paths: &Paths) -> anyhow::Result<usize> {
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::keepalived::MARKER;
+
+    #[test]
+    fn a_damaged_list_is_a_failure_and_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::under(root.path());
+        fs::create_dir_all(&paths.state).unwrap();
+        fs::create_dir_all(paths.keepalived_folder()).unwrap();
+        let list = paths.state.join("owned.json");
+        fs::write(&list, r#"{"vips":["10.87"#).unwrap();
+        fs::write(paths.state.join("snapshot.json"), "").unwrap();
+        let block = "vrrp_instance a {\nvirtual_ipaddress_excluded {\n10.87.2.50/32 dev eth0\n}\n}\n";
+        fs::write(&paths.keepalived_conf, format!("{MARKER}\n{block}")).unwrap();
+
+        let mut done = Done::new("cleanup");
+        let Remembered { owned, all } = remembered(&paths, &mut done);
+        let vip: IpAddr = "10.87.2.50".parse().unwrap();
+        assert_eq!((owned.vips, all), ([vip].into(), false), "those of keepalived's file");
+        let said = serde_json::to_value(&done).unwrap();
+        assert_eq!(said["complete"], false);
+        let problem = said["problems"][0].as_str().unwrap();
+        assert!(problem.contains(list.to_str().unwrap()) && problem.contains("ipvsadm -Ln"), "{problem}");
+        assert_eq!(files(&paths, all).unwrap(), 1);
+        assert!(list.exists());
+        assert_eq!(files(&paths, true).unwrap(), 1);
+        assert!(!list.exists());
+    }
 }

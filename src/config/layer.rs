@@ -77,22 +77,22 @@ impl Layer {
         Ok(Self { origin: Origin::File { path: path.to_owned(), located: Box::new(located), cluster }, dict })
     }
 
-    /// Environment variables; those without our prefix, and `KVIP_LOG`, are not ours to judge.
+    /// Environment variables; those without our prefix, and those that are no settings though they have it, are not ours to
+    /// judge.
     pub(super) fn environment(variables: &[(String, String)]) -> (Self, Vec<Problem>) {
         let mut names = BTreeMap::new();
         let mut values = BTreeMap::new();
         let mut problems = Vec::new();
         for (name, value) in variables {
-            let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+            let Some(rest) = name.strip_prefix(PREFIX).map(str::to_lowercase) else { continue };
             if rest.contains("__") {
-                let key = rest.to_lowercase().replace("__", ".");
+                let key = rest.replace("__", ".");
                 names.insert(key.clone(), name.clone());
                 values.insert(key, value.as_str());
-            } else if keys::table(&rest.to_lowercase()).is_some() {
-                problems.push(table_in_text(name.clone(), &rest.to_lowercase()));
-            } else if let Some(meant) = meant_variable(rest) {
-                let text = format!("unknown variable; did you mean `{meant}`?");
-                problems.push(Problem { subject: Some(name.clone()), text, ..Problem::default() });
+            } else if keys::table(&rest).is_some() {
+                problems.push(table_in_text(name.clone(), &rest));
+            } else if names_a_key(&rest) || !is_no_setting(&rest) {
+                problems.push(unknown_variable(name, &rest));
             }
         }
         let pairs = values.iter().map(|(key, value)| (key.as_str(), *value));
@@ -238,13 +238,32 @@ fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
 }
 
-/// The variable that one with a single underscore after its section was meant to be.
-fn meant_variable(rest: &str) -> Option<String> {
-    let known = KEYS.iter().map(|key| key.path);
-    known
-        .map(|path| (path, path.replace('.', "_")))
-        .find(|(_, one)| *one == rest.to_lowercase())
-        .map(|(path, _)| variable(path))
+/// Whether `rest` is a key, with one underscore after its section or without a section.
+fn names_a_key(rest: &str) -> bool {
+    KEYS.iter().any(|key| {
+        key.path.replace('.', "_") == rest || key.path.split_once('.').is_some_and(|(_, name)| name == rest)
+    })
+}
+
+/// What else begins as variables of settings do: what is logged, what the lab's own are, and what a pod finds of a Service
+/// called kvip or kvip-… (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
+fn is_no_setting(rest: &str) -> bool {
+    let link = format!("_{rest}");
+    rest == "log"
+        || rest.starts_with("lab_")
+        || ["_service_host", "_port"].iter().any(|end| link.ends_with(end))
+        || link.contains("_port_")
+}
+
+/// The problem with a variable that has no two underscores after its section, and which key was probably meant.
+fn unknown_variable(name: &str, rest: &str) -> Problem {
+    let dotted = rest.replacen('_', ".", 1);
+    let hint = [dotted.as_str(), rest].into_iter().filter_map(keys::nearest).find(|hint| keys::is_key(hint));
+    let text = match hint {
+        Some(hint) => format!("unknown variable; did you mean `{}`?", variable(hint)),
+        None => format!("unknown variable; those of settings are called {PREFIX}SECTION__KEY"),
+    };
+    Problem { subject: Some(name.to_owned()), text, ..Problem::default() }
 }
 
 /// Sections of texts, from dotted keys.

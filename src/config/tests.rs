@@ -410,16 +410,42 @@ fn keys_that_are_not_there() {
     let case = Case::new(Some(ALLOWED))
         .env("KVIP_VRRP__VIRD", "1")
         .env("KVIP_VRRP_ADVERT", "1s")
-        .env("KVIP_SERVICE_HOST", "10.0.0.1")
+        .env("KVIP_VRRP_ADVERTS", "1s")
+        .env("KVIP_ALLOWED", "10.9.0.0/24")
+        .env("KVIP_PROBE_PORT", "1")
+        .env("KVIP_COLOUR", "red")
         .flag("vrid", "1");
     assert_eq!(
         case.problems(),
         [
             "--set vrid: unknown key `vrid`; did you mean `vrrp.vrid`?",
+            "KVIP_ALLOWED: unknown variable; did you mean `KVIP_VIPS__ALLOWED`?",
+            "KVIP_COLOUR: unknown variable; those of settings are called KVIP_SECTION__KEY",
+            "KVIP_PROBE_PORT: unknown variable; did you mean `KVIP_BALANCING__PROBE_PORT`?",
             "KVIP_VRRP_ADVERT: unknown variable; did you mean `KVIP_VRRP__ADVERT`?",
+            "KVIP_VRRP_ADVERTS: unknown variable; did you mean `KVIP_VRRP__ADVERT`?",
             "KVIP_VRRP__VIRD: unknown key `vrrp.vird`; did you mean `KVIP_VRRP__VRID`?",
         ]
     );
+}
+
+/// What a pod gets of a Service called kvip or kvip-…, and what is not a setting.
+#[test]
+fn variables_that_are_no_settings() {
+    let mut case = Case::new(Some(ALLOWED)).env("KVIP_LOG", "debug").env("KVIP_LAB_CACHE", "/tmp");
+    for service in ["", "WEB_"] {
+        for (end, value) in [
+            ("SERVICE_HOST", "10.0.0.1"),
+            ("SERVICE_PORT", "80"),
+            ("SERVICE_PORT_HTTP", "80"),
+            ("PORT", "tcp://10.0.0.1:80"),
+            ("PORT_80_TCP", "tcp://10.0.0.1:80"),
+            ("PORT_80_TCP_ADDR", "10.0.0.1"),
+        ] {
+            case = case.env(&format!("KVIP_{service}{end}"), value);
+        }
+    }
+    case.settings();
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub struct Core {
     real_servers: usize,
     members: Members,
     draining: BTreeMap<(Key, Backend), Drain>,
+    /// What an earlier run left has been looked at.
+    begun: bool,
     stray_since: BTreeMap<Address, Instant>,
 }
 
@@ -67,7 +69,8 @@ pub struct Core {
 struct Drain {
     /// The frontend whose it is.
     frontend: Frontend,
-    since: Instant,
+    /// `None`: an earlier run has let go of it.
+    since: Option<Instant>,
 }
 
 /// What follows from the state at one time.
@@ -100,6 +103,7 @@ impl Core {
             real_servers: 0,
             members: Members::default(),
             draining: BTreeMap::new(),
+            begun: false,
             stray_since: BTreeMap::new(),
         }
     }
@@ -210,6 +214,7 @@ impl Core {
     /// Decides what to change, given what should be.
     pub fn decide(&mut self, desired: &Desired, now: Instant) -> Decision {
         self.draining = self.note_drains(desired, desired.frontends.keys().copied(), now);
+        self.begun = true;
         let (drained, nothing) = (self.drained(now), Table::new());
         let have = self.have(&drained, &nothing);
         let plan = self.without_refused(plan::plan(desired, &have));
@@ -264,7 +269,7 @@ impl Core {
 
     /// Which real servers of `frontends` drain, and since when. The kernel's weight 0 is the memory of a drain; a restart of
     /// kvip starts its time anew. Where all nodes must have the same table a drain goes by time alone and is remembered for
-    /// as long as it is wanted.
+    /// as long as it is wanted; one that is missing from a virtual server that an earlier run left was over before.
     fn note_drains(
         &self,
         desired: &Desired,
@@ -277,13 +282,16 @@ impl Core {
             let Some(served) = desired.frontends.get(&frontend) else { continue };
             for balanced in &served.virtual_servers {
                 let here = |backend: Backend| table.get(&balanced.key)?.real_servers.get(&backend);
+                let before = table.get(&balanced.key).filter(|_| !self.begun);
+                let was_so = before.is_some_and(|before| before.service.goes_by_order());
                 let drains =
                     served.real_servers(balanced).filter(|(_, wanted, _)| *wanted == WantedServer::Draining);
                 for (backend, _, _) in drains {
                     if balanced.service.goes_by_order() || here(backend).is_some_and(|real| real.weight == 0)
                     {
                         let key = (balanced.key, backend);
-                        let fresh = Drain { frontend, since: now };
+                        let let_go = was_so && here(backend).is_none();
+                        let fresh = Drain { frontend, since: (!let_go).then_some(now) };
                         draining.insert(key, self.draining.get(&key).copied().unwrap_or(fresh));
                     }
                 }
@@ -295,8 +303,8 @@ impl Core {
     /// Real servers that have drained for as long as they may.
     fn drained(&self, now: Instant) -> BTreeSet<(Key, Backend)> {
         let limit = self.settings.balancing.drain_limit;
-        let expired = self.draining.iter().filter(|(_, drain)| now.duration_since(drain.since) >= limit);
-        expired.map(|(key, _)| *key).collect()
+        let over = |drain: &Drain| drain.since.is_none_or(|since| now.duration_since(since) >= limit);
+        self.draining.iter().filter(|(_, drain)| over(drain)).map(|(key, _)| *key).collect()
     }
 
     /// Whether addresses or members are waited for, so that everything is to be looked at again.

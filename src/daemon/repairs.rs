@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::ipvs::{RealServer, Table, VirtualServer};
+use crate::ipvs::Table;
 use crate::model::Finding;
 use crate::report::status;
 use crate::report::words::count;
@@ -57,17 +57,9 @@ impl IpvsDrift {
         let now = || known.iter().map(|(key, was)| (was, read.get(key)));
         Self {
             gone: now().filter(|(_, now)| now.is_none()).count(),
-            altered: now().filter(|(was, now)| now.is_some_and(|now| !same(was, now))).count(),
+            altered: now().filter(|(was, now)| now.is_some_and(|now| !was.same_as(now))).count(),
         }
     }
-}
-
-fn same(was: &VirtualServer, now: &VirtualServer) -> bool {
-    let real_servers = |of: &VirtualServer| {
-        let all = of.real_servers.iter();
-        all.map(|(at, real)| (*at, RealServer { connections: 0, ..*real })).collect::<Vec<_>>()
-    };
-    was.service == now.service && real_servers(was) == real_servers(now)
 }
 
 /// `3 virtual servers were removed and 1 was changed by another program (kube-proxy, ipvsadm?)`.

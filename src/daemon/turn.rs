@@ -69,6 +69,8 @@ pub struct Daemon<H, L> {
     findings: Arc<Vec<Finding>>,
     /// Why weight files are not as they should be.
     unwritten: BTreeSet<Finding>,
+    /// A configuration waits for weight files that cannot be written: keepalived would take a missing one for 0.
+    held_back: bool,
     saving: Saving,
     started: Option<Instant>,
     audited: Option<Instant>,
@@ -112,6 +114,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             outcome: None,
             findings: Arc::default(),
             unwritten: BTreeSet::new(),
+            held_back: false,
             saving: Saving::to(snapshot),
             started: None,
             audited: None,
@@ -130,13 +133,17 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     pub async fn turn(&mut self, now: Instant) {
         self.started.get_or_insert(now);
         self.take_in(now);
-        self.unwritten = weight_files::prepare(&self.paths, self.vrids()).err().into_iter().collect();
+        let prepared = weight_files::prepare(&self.paths, self.vrids());
+        let closed = prepared.is_ok();
+        self.unwritten = prepared.err().into_iter().collect();
+        self.news |= closed && self.held_back;
         if !self.weights.programmed() {
             let elsewhere = self.vrids().into_iter().filter(|vrid| !self.core.holds_anchor(*vrid));
             self.unwritten
                 .extend(elsewhere.filter_map(|vrid| weight_files::step_back(&self.paths, vrid).err()));
         }
         if self.due() && !self.resting(now) {
+            self.held_back = !closed;
             self.pass(now).await;
         }
         self.read_firewall();
@@ -225,12 +232,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         }
     }
 
-    /// Asks the kernel for some of the virtual servers that it should have; true when it has not, which the next turn puts
-    /// right. What cannot be asked shows when the table is read.
+    /// Asks the kernel for some of what it should have; true when it has not, which the next turn puts right. What cannot be
+    /// asked shows when the table is read.
     pub async fn probe(&mut self) -> bool {
         let Some(table) = &self.core.table else { return false };
-        let expected = self.rounds.next(table);
-        let intact = expected.is_empty() || self.host.has(&expected).await.unwrap_or(false);
+        let (expected, inside) = (self.rounds.next(table), self.rounds.look_into(table));
+        let intact = table.is_empty()
+            || self.host.has(&expected).await.unwrap_or(false)
+                && self.host.has_real_servers(&inside).await.unwrap_or(false);
         if !intact {
             self.core.doubt();
         }
@@ -270,14 +279,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     async fn pass(&mut self, now: Instant) {
         self.tried = Some(now);
         self.news = false;
-        let wants = &self.outputs.keepalived;
+        let (wants, held_back) = (&self.outputs.keepalived, self.held_back);
         // While the pass changes the core, the answer is that of before: keep what is held until another has it.
         let holding = self.weights.holding(&self.core, now);
         let (haproxy, served) = (&self.outputs.haproxy, self.core.proxied.clone());
         let switch = |desired: &Desired| {
             haproxy.send_if_modified(|last| replace(last, Some(Arc::clone(&desired.haproxy))));
             // Before a VIP comes HAProxy listens at it, or cannot.
-            if !desired.haproxy.frontends.keys().all(|frontend| served.contains(frontend)) {
+            if held_back || !desired.haproxy.frontends.keys().all(|frontend| served.contains(frontend)) {
                 return;
             }
             let config = weights::switch(desired, &holding, wants.borrow().as_ref());

@@ -42,6 +42,6 @@ pub fn bring(paths: &Paths, vrid: Vrid, wanted: Option<i16>) -> Result<Option<i1
 }
 
 fn finding(error: &FileError) -> Finding {
-    let text = format!("{error}; keepalived goes on with the weight that it read last");
+    let text = format!("{error}; keepalived goes on with the weights and the configuration that it has");
     Finding::new("keepalived", text).mend("df /run; systemctl restart kvip makes /run/kvip anew")
 }

@@ -260,6 +260,43 @@ fn a_probe_sees_what_is_gone_or_changed() {
     check_has([there(80), (Vec::new(), 1)], Err(Error::NotPermitted));
 }
 
+/// Many are listed, and what the list lacks is asked for: others may have disturbed it.
+#[test]
+fn of_many_only_those_that_are_not_listed_are_asked_for() {
+    let ports = 1..=u16::try_from(MANY).unwrap();
+    let wlc = service("wlc");
+    let expected: Vec<_> = ports.clone().map(|port| (frontend(port), &wlc)).collect();
+    for (there, answer) in [(true, 0), (false, Errno::SRCH.raw_os_error())] {
+        let listed: Vec<_> = ports.clone().skip(1).map(service_object).collect();
+        let (mut client, log) = client(move |request| {
+            let asked = (if there { vec![service_object(1)] } else { Vec::new() }, answer);
+            Some(if request.number == 0 { (listed.clone(), 0) } else { asked })
+        });
+        assert_eq!(client.has(&expected), Ok(there));
+        assert_eq!(*log.lock().unwrap(), [[GET_SERVICE], [GET_SERVICE]]);
+    }
+}
+
+#[test]
+fn a_probe_sees_real_servers_that_are_gone_or_changed() {
+    let check = |listed: &'static [u8], wanted: &[(u8, u32)], expected: bool| {
+        let (mut client, _) = client(|_| Some((listed.iter().map(|last| dest_object(*last)).collect(), 0)));
+        let real_servers = wanted.iter().map(|(last, weight)| (backend(*last), real(*weight))).collect();
+        let server = VirtualServer { real_servers, ..VirtualServer::new(service("wlc")) };
+        assert_eq!(
+            client.has_real_servers(&[(frontend(80), &server)]),
+            Ok(expected),
+            "{listed:?} {wanted:?}"
+        );
+    };
+    check(&[2, 1], &[(1, 1), (2, 1)], true);
+    check(&[], &[], true);
+    check(&[2], &[(1, 1), (2, 1)], false);
+    check(&[3, 1], &[(1, 1), (2, 1)], false);
+    check(&[2, 1], &[(1, 1)], false);
+    check(&[2, 1], &[(1, 1), (2, 0)], false);
+}
+
 #[test]
 fn sync_daemons_that_do_not_run_were_stopped() {
     let daemon = SyncDaemon { role: sync::Role::Master, interface: "eth9".into(), sync_id: 50 };

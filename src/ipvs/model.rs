@@ -78,6 +78,14 @@ impl VirtualServer {
     pub fn new(service: Service) -> Self {
         Self { service, real_servers: BTreeMap::new(), added: Vec::new() }
     }
+
+    /// Whether `other` is set up alike, whatever connections its real servers have and when they were added.
+    pub fn same_as(&self, other: &Self) -> bool {
+        let pairs = || self.real_servers.iter().zip(&other.real_servers);
+        self.service == other.service
+            && self.real_servers.len() == other.real_servers.len()
+            && pairs().all(|((at, real), (other_at, other))| at == other_at && real.same_as(other))
+    }
 }
 
 /// IP_VS_SVC_F_ONEPACKET: each datagram is scheduled by itself.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::parse::{advert_in, vrids_in};
+use super::parse::{advert_in, vips_in, vrids_in};
 use super::{Paths, anchor, hold, weight};
 use crate::files::{self, FileError};
 use crate::model::{Family, Vrid};
@@ -88,6 +88,11 @@ pub fn vrids_here(paths: &Paths) -> Result<BTreeSet<Vrid>, FileError> {
         Vrid::new(name.to_str()?.strip_prefix("weight-")?.parse().ok()?)
     }));
     Ok(vrids)
+}
+
+/// The VIPs in kvip's file for keepalived.
+pub fn vips_here(paths: &Paths) -> Result<BTreeSet<IpAddr>, FileError> {
+    Ok(vips_in(&our_text(paths)?))
 }
 
 /// keepalived's ExecStartPre: nothing fails open, and the daemon may set the weights again. `wanted` are the groups of the

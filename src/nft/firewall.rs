@@ -1,10 +1,13 @@
 //! Another program's firewall, as far as it stands in the way of mode dsr: rules that drop what is invalid to conntrack.
 //!
-//! The holder sees one way of such a connection, as replies do not pass it. After the first packet conntrack finds the
-//! client's out of place (nf_conntrack_proto_tcp.c), and `ct state invalid drop` on the way in drops them before IPVS
-//! looks (LOCAL_IN at 99, ip_vs_core.c). FORWARD has no such trouble: what is handed on never passes there.
+//! The holder sees one way of such a connection, as replies do not pass it. After the first packet, which is new,
+//! conntrack finds the client's out of place (nf_conntrack_proto_tcp.c), and `ct state invalid drop` on the way in drops
+//! them before IPVS looks (LOCAL_IN at 99, ip_vs_core.c). So does what drops the rest, be it the chain's policy, where
+//! only new and established ones are let in. FORWARD has no such trouble: what is handed on never passes there.
 //!
 //! Pure: [`super::client::firewall`] reads. A rule with a condition that is not understood is taken to mean other packets.
+
+mod rule;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,6 +15,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
+use self::rule::{Parsed, Verdict, parse};
 use crate::model::{Family, Frontend, Protocol};
 
 /// So deep are chains followed; real firewalls have three or four levels.
@@ -32,20 +36,47 @@ struct Chain {
     table: String,
     name: String,
     rules: Vec<Rule>,
+    /// Whether it drops what no rule decides over.
+    closed: bool,
 }
 
 /// A rule that decides over a connection that is seen one way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
     of: Selector,
+    states: States,
+    /// Nothing else decides whether it applies, such as the link.
+    sure: bool,
     act: Act,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Act {
     Accept,
-    /// Drops or rejects, in the words of nft.
+    /// Drops or rejects what is in some states, in the words of nft.
     Drop(String),
+    /// Drops or rejects whatever comes so far.
+    DropRest(String),
+}
+
+/// Which packets of a connection that is seen one way a rule means: the first is new, those after it are invalid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct States {
+    new: bool,
+    invalid: bool,
+}
+
+impl States {
+    const ALL: Self = Self { new: true, invalid: true };
+
+    /// Those that `has` tells of by name.
+    fn named(has: impl Fn(&str) -> bool) -> Self {
+        Self { new: has("new"), invalid: has("invalid") }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { new: self.new && other.new, invalid: self.invalid && other.invalid }
+    }
 }
 
 /// Which packets a rule means; all where nothing is said.
@@ -102,8 +133,9 @@ impl Firewall {
             chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
         for chain in chains.iter().filter(|chain| chain.on_the_way_in()) {
             let mut rules = Vec::new();
-            flatten(chain, &by_name, Certainty::Sure, 0, &mut rules);
-            self.0.push(Chain { table: chain.table.clone(), name: chain.name.clone(), rules });
+            flatten(chain, &by_name, When { sure: true, states: States::ALL }, 0, &mut rules);
+            let closed = chain.lines.iter().any(|line| line.ends_with("policy drop;"));
+            self.0.push(Chain { table: chain.table.clone(), name: chain.name.clone(), rules, closed });
         }
     }
 
@@ -114,13 +146,44 @@ impl Firewall {
             return None;
         }
         self.0.iter().find_map(|chain| {
-            let mut rules = chain.rules.iter();
-            let decides = |rule: &&Rule| rule.of.means(frontend, &chain.table);
-            match &rules.find(decides)?.act {
-                Act::Accept => None,
-                Act::Drop(rule) => Some(Dropping { chain, rule }),
-            }
+            let rule = chain.drops_invalid(frontend).or_else(|| chain.drops_rest(frontend))?;
+            Some(Dropping { chain, rule })
         })
+    }
+}
+
+impl Chain {
+    /// The rule that drops packets to `frontend` by their state. Of what is accepted from some link only that counts which
+    /// names the addresses.
+    fn drops_invalid(&self, frontend: &Frontend) -> Option<&str> {
+        let decides = |rule: &&Rule| {
+            let counts = rule.sure || rule.of.to.is_some();
+            counts && rule.states.invalid && !matches!(rule.act, Act::DropRest(_))
+        };
+        let mut rules = self.rules.iter().filter(|rule| rule.of.means(frontend, &self.table));
+        match &rules.find(decides)?.act {
+            Act::Drop(rule) => Some(rule),
+            Act::Accept | Act::DropRest(_) => None,
+        }
+    }
+
+    /// What drops packets to `frontend` as no rule has let them in, where one did so for the first of the connection. Where
+    /// none did, this host is closed to it in all modes alike.
+    fn drops_rest(&self, frontend: &Frontend) -> Option<&str> {
+        let counts = |rule: &&Rule| {
+            let named = rule.of.to.is_some() || rule.of.ports.is_some();
+            (rule.sure || named) && rule.of.means(frontend, &self.table)
+        };
+        let mut first = self.rules.iter().filter(counts).filter(|rule| rule.states.new);
+        if first.next()?.act != Act::Accept {
+            return None;
+        }
+        let mut later = self.rules.iter().filter(counts).filter(|rule| rule.states.invalid);
+        match later.next().map(|rule| &rule.act) {
+            Some(Act::Accept) => None,
+            Some(Act::Drop(rule) | Act::DropRest(rule)) => Some(rule),
+            None => self.closed.then_some("policy drop"),
+        }
     }
 }
 
@@ -179,298 +242,45 @@ fn chains_of(listing: &str) -> Vec<Listed<'_>> {
     chains
 }
 
-/// Whether a packet of mode dsr is certain to come to a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Certainty {
-    Sure,
-    Perhaps,
+/// Which packets of mode dsr come to a chain.
+#[derive(Debug, Clone, Copy)]
+struct When {
+    /// All of these states.
+    sure: bool,
+    states: States,
 }
 
 fn flatten(
     chain: &Listed<'_>,
     by_name: &BTreeMap<&str, &Listed<'_>>,
-    certainty: Certainty,
+    when: When,
     depth: usize,
     rules: &mut Vec<Rule>,
 ) {
+    // Some have gone back before the rest of the chain.
+    let mut all_stay = true;
     for line in &chain.lines {
-        let Some(Parsed { of, sure, verdict }) = parse(line) else { continue };
-        let certainty = if sure { certainty } else { Certainty::Perhaps };
-        match verdict {
-            // Of what is accepted from some link only that counts which names the addresses.
-            Verdict::Accept if certainty == Certainty::Sure || of.to.is_some() => {
-                rules.push(Rule { of, act: Act::Accept });
-            }
-            Verdict::DropInvalid if certainty == Certainty::Sure => {
-                rules.push(Rule { of, act: Act::Drop((*line).to_owned()) });
-            }
-            Verdict::Accept | Verdict::DropInvalid => {}
-            Verdict::Jump(name) => {
-                let target =
-                    by_name.get(name.as_str()).filter(|_| depth < DEEPEST && of == Selector::default());
-                if let Some(target) = target {
-                    flatten(target, by_name, certainty, depth + 1, rules);
+        all_stay &= !line.ends_with("return");
+        for Parsed { of, sure, states, by_state, verdict } in parse(line) {
+            let when = When { sure: when.sure && sure, states: when.states.and(states) };
+            let act = match verdict {
+                Verdict::Accept => Act::Accept,
+                Verdict::Drop if !when.sure => continue,
+                Verdict::Drop if by_state || !when.states.new && all_stay => Act::Drop((*line).to_owned()),
+                Verdict::Drop if all_stay => Act::DropRest((*line).to_owned()),
+                Verdict::Drop => continue,
+                Verdict::Jump(name) => {
+                    let target = by_name.get(name).filter(|_| depth < DEEPEST && of == Selector::default());
+                    if let Some(target) = target {
+                        flatten(target, by_name, when, depth + 1, rules);
+                    }
+                    continue;
                 }
-            }
+            };
+            rules.push(Rule { of, states: when.states, sure: when.sure, act });
         }
     }
-}
-
-/// A rule, as far as it is understood.
-struct Parsed {
-    of: Selector,
-    /// Nothing but the selector decides whether it applies.
-    sure: bool,
-    verdict: Verdict,
-}
-
-enum Verdict {
-    Accept,
-    DropInvalid,
-    Jump(String),
-}
-
-/// `line`, when it says something on packets of mode dsr that are invalid to conntrack.
-fn parse(line: &str) -> Option<Parsed> {
-    let line = line.split(" comment \"").next().unwrap_or(line);
-    let mut words = line.split_whitespace();
-    let mut of = Selector::default();
-    let (mut sure, mut invalid) = (true, false);
-    let verdict = loop {
-        match words.next()? {
-            "counter" | "packets" | "bytes" => {}
-            number if number.bytes().all(|byte| byte.is_ascii_digit()) => {}
-            "log" => sure &= skip_log(&mut words),
-            "ct" => match state(&mut words)? {
-                State::Invalid => invalid = true,
-                State::Verdict(verdict) => {
-                    invalid = true;
-                    break verdict;
-                }
-            },
-            "iif" | "iifname" => {
-                // What comes over any link but loopback is what is meant.
-                let value = words.next()?;
-                sure &= value == "!=" && matches!(words.next()?, "\"lo\"" | "lo");
-                skip_set(value, &mut words);
-            }
-            "meta" if words.clone().next() == Some("l4proto") => {
-                words.next();
-                of.protocols = Some(set(&mut words)?.iter().map(|word| (*word).to_owned()).collect());
-            }
-            "meta" if words.clone().next() == Some("nfproto") => {
-                words.next();
-                of.family = Some(if words.next()? == "ipv4" { Family::V4 } else { Family::V6 });
-            }
-            ip @ ("ip" | "ip6") => match words.next()? {
-                "daddr" => {
-                    of.family = Some(if ip == "ip" { Family::V4 } else { Family::V6 });
-                    of.to = Some(set(&mut words)?.into_iter().map(network).collect::<Option<_>>()?);
-                }
-                "protocol" | "nexthdr" => {
-                    of.protocols = Some(set(&mut words)?.iter().map(|word| (*word).to_owned()).collect());
-                }
-                _ => return None,
-            },
-            protocol @ ("tcp" | "udp" | "sctp" | "th") => {
-                if words.next()? != "dport" {
-                    return None;
-                }
-                of.ports = Some(set(&mut words)?.into_iter().map(ports).collect::<Option<_>>()?);
-                if protocol != "th" {
-                    of.protocols = Some(vec![protocol.to_owned()]);
-                }
-            }
-            "accept" => break Verdict::Accept,
-            "drop" | "reject" => break Verdict::DropInvalid,
-            "jump" | "goto" => break Verdict::Jump(words.next()?.to_owned()),
-            _ => return None,
-        }
-    };
-    // What drops or jumps whatever the state closes this host to the frontend in all modes alike, or is for new ones too.
-    let speaks = invalid || !matches!(verdict, Verdict::DropInvalid);
-    speaks.then_some(Parsed { of, sure, verdict })
-}
-
-enum State {
-    /// The rule is for what is invalid, among others.
-    Invalid,
-    /// What a map says of what is invalid.
-    Verdict(Verdict),
-}
-
-/// What follows `ct`; `None` for a rule that says nothing of what is invalid.
-fn state<'a>(words: &mut (impl Iterator<Item = &'a str> + Clone)) -> Option<State> {
-    if words.next()? != "state" {
-        return None;
-    }
-    match words.clone().next()? {
-        "vmap" => {
-            words.next();
-            let map = set(words)?.join(" ");
-            let verdict = map.split(" : ").zip(map.split(" : ").skip(1)).find_map(|(key, verdict)| {
-                key.ends_with("invalid").then(|| verdict.split(' ').next().unwrap_or_default())
-            })?;
-            match verdict {
-                "accept" => Some(State::Verdict(Verdict::Accept)),
-                "drop" => Some(State::Verdict(Verdict::DropInvalid)),
-                _ => None,
-            }
-        }
-        "!=" => {
-            words.next();
-            (!set(words)?.contains(&"invalid")).then_some(State::Invalid)
-        }
-        _ => set(words)?.contains(&"invalid").then_some(State::Invalid),
-    }
-}
-
-/// The values of one word with commas, or of braces.
-fn set<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Vec<&'a str>> {
-    let first = words.next()?;
-    if first != "{" {
-        let known = first != "!=" && !first.starts_with('@');
-        return known.then(|| first.split(',').collect());
-    }
-    Some(words.take_while(|word| *word != "}").map(|word| word.trim_end_matches(',')).collect())
-}
-
-/// Passes over the rest of a set that begins with `first`.
-fn skip_set<'a>(first: &str, words: &mut impl Iterator<Item = &'a str>) {
-    if first == "{" {
-        words.take_while(|word| *word != "}").for_each(drop);
-    }
-}
-
-/// Passes over what `log` says, up to what the rule does then; false when it cannot be followed.
-fn skip_log<'a>(words: &mut (impl Iterator<Item = &'a str> + Clone)) -> bool {
-    while let Some(word) = words.clone().next() {
-        if matches!(word, "accept" | "drop" | "reject" | "jump" | "goto") {
-            return true;
-        }
-        words.next();
-    }
-    false
-}
-
-fn network(word: &str) -> Option<IpNet> {
-    word.parse().ok().or_else(|| word.parse::<IpAddr>().ok().map(IpNet::from))
-}
-
-fn ports(word: &str) -> Option<RangeInclusive<u16>> {
-    let (first, last) = word.split_once('-').unwrap_or((word, word));
-    Some(first.parse().ok()?..=last.parse().ok()?)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FRONTEND: &str = "10.87.2.52";
-
-    fn frontend(protocol: Protocol, port: u16) -> Frontend {
-        Frontend { vip: FRONTEND.parse().unwrap(), protocol, port }
-    }
-
-    /// A table whose chain of the hook input has these rules.
-    fn listing(table: &str, rules: &[&str], others: &str) -> String {
-        let rules = rules.iter().map(|rule| ["\t\t", rule, "\n"].concat()).collect::<Vec<_>>().concat();
-        format!(
-            "table {table} {{\n\tchain input {{\n\t\ttype filter hook input priority filter; policy accept;\n{rules}\t}}\n{others}}}\n"
-        )
-    }
-
-    /// Whether the rules drop what mode dsr needs at port 80, and in which words.
-    #[track_caller]
-    fn check(rules: &[&str], others: &str, expected: Option<&str>) {
-        let mut firewall = Firewall::default();
-        firewall.add(&listing("inet filter", rules, others));
-        let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.rule);
-        assert_eq!(found, expected, "{rules:?}");
-        assert_eq!(firewall.dropping(&frontend(Protocol::Udp, 80)), None);
-    }
-
-    #[test]
-    fn rules_that_drop_what_is_invalid_are_found_however_they_are_written() {
-        for rule in [
-            "ct state invalid drop",
-            "ct state invalid counter packets 12 bytes 720 drop",
-            "ct state { invalid, untracked } drop",
-            "ct state invalid,new drop",
-            "ct state != { established, related, new } drop",
-            "ct state vmap { invalid : drop, established : accept, related : accept }",
-            "ct state invalid log prefix \"bad: \" level info drop comment \"strict\"",
-            "ip daddr 10.87.2.0/24 meta l4proto tcp ct state invalid reject with icmp port-unreachable",
-            "iifname != \"lo\" ct state invalid drop",
-        ] {
-            check(&["iifname \"lo\" accept", rule], "", Some(rule));
-        }
-    }
-
-    #[test]
-    fn rules_that_are_for_others_are_not() {
-        for rule in [
-            "ct state established,related accept",
-            "ct state vmap { established : accept, related : accept }",
-            "ip saddr 192.0.2.0/24 ct state invalid drop",
-            "iifname \"wan0\" ct state invalid drop",
-            "ip daddr 10.87.3.0/24 ct state invalid drop",
-            "udp dport 53 ct state invalid drop",
-            "tcp flags & (fin | syn) == fin | syn drop",
-            "meta nfproto ipv6 ct state invalid drop",
-            "drop",
-        ] {
-            check(&[rule], "", None);
-        }
-    }
-
-    #[test]
-    fn what_is_accepted_before_is_not_dropped() {
-        let invalid = "ct state invalid drop";
-        for rule in [
-            "ip daddr 10.87.2.52 accept",
-            "ip daddr { 10.87.2.0/24, 10.9.0.1 } tcp dport { 80, 8000-8080 } counter accept",
-            "tcp dport 80 accept",
-            "iifname { \"eth0\", \"eth1\" } ip daddr 10.87.2.52 accept",
-        ] {
-            check(&[rule, invalid], "", None);
-            check(&[invalid, rule], "", Some(invalid));
-        }
-        check(&["tcp dport 443 accept", invalid], "", Some(invalid));
-        check(&["ip daddr @trusted accept", invalid], "", Some(invalid));
-    }
-
-    #[test]
-    fn chains_are_followed() {
-        let others = "\n\tchain before {\n\t\tct state invalid drop\n\t}\n\n\tchain zone {\n\t\tip daddr 10.87.2.52 accept\n\t}\n";
-        check(&["counter jump before"], others, Some("ct state invalid drop"));
-        check(&["iifname \"eth0\" goto zone", "jump before"], others, None);
-        check(&["tcp dport 22 jump before"], others, None);
-        check(&["iifname \"wan0\" jump before"], others, None);
-        let endless = "\n\tchain before {\n\t\tjump before\n\t\tct state invalid drop\n\t}\n";
-        check(&["jump before"], endless, Some("ct state invalid drop"));
-    }
-
-    #[test]
-    fn only_tables_that_see_what_comes_in_are_read() {
-        let base = |table: &str| listing(table, &[], "");
-        let forward = "table inet other {\n\tchain forward {\n\t\ttype filter hook forward priority filter; policy accept;\n\t}\n}\n";
-        let all =
-            [base("ip filter"), forward.to_owned(), base("inet kvip"), base("ip kube-proxy"), base("inet a")];
-        assert_eq!(Firewall::tables(&all.concat()), ["ip filter", "inet a"]);
-    }
-
-    #[test]
-    fn the_mend_is_in_the_tools_own_words() {
-        let mend = |table: &str, chain: &str, vip: &str| {
-            let chain = Chain { table: table.into(), name: chain.into(), rules: Vec::new() };
-            Dropping { chain: &chain, rule: "" }.mend(vip.parse().unwrap())
-        };
-        assert_eq!(mend("ip filter", "INPUT", FRONTEND), "iptables -I INPUT -d 10.87.2.52 -j ACCEPT");
-        assert_eq!(mend("ip6 filter", "INPUT", "fd00::1"), "ip6tables -I INPUT -d fd00::1 -j ACCEPT");
-        assert_eq!(
-            mend("inet filter", "input", "fd00::1"),
-            "nft insert rule inet filter input ip6 daddr fd00::1 accept"
-        );
-    }
-}
+mod tests;

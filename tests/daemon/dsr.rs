@@ -133,6 +133,21 @@ fn an_ending_pod_drains_by_time_alone() {
     world.tick(60);
     assert_eq!(world.acts(), [""; 0], "it is not put back while it is still ending");
     assert_eq!(world.status().faults, 0);
+    let mut world = world.restart(settings());
+    world.tick(5);
+    assert_eq!(world.acts(), [""; 0], "nor by the next run");
+    assert_eq!(world.status().faults, 0);
+}
+
+/// Others have it still, for as long as it drains.
+#[test]
+fn a_node_that_begins_anew_adds_an_ending_pod() {
+    let mut world = World::new(settings());
+    let mut ending = dsr_snapshot();
+    end(&mut pods(&mut ending, "nginx")[1]);
+    world.list(ending);
+    world.turn();
+    assert_eq!(weights(&server(&world, nginx().into()))[&backend("10.2.6.10", 80)], 0);
 }
 
 #[test]

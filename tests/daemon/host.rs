@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use kvip::host::{Failure, Host};
-use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts};
+use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts, VirtualServer};
 use kvip::keepalived::Config;
 use kvip::model::Finding;
 use kvip::net::{Address, HostFacts, PolicyRoute};
@@ -134,6 +134,17 @@ impl Host for Simulated {
         }
         let here = |key, want: &Service| kernel.table.get(key).is_some_and(|server| server.service == *want);
         Ok(expected.iter().all(|(key, want)| here(key, want)))
+    }
+
+    async fn has_real_servers(&mut self, expected: &[(Key, &VirtualServer)]) -> Result<bool, Finding> {
+        let kernel = self.kernel();
+        if kernel.ipvs_is_gone {
+            return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
+        }
+        let here = |(key, want): &(Key, &VirtualServer)| {
+            kernel.table.get(key).is_some_and(|server| server.same_as(want))
+        };
+        Ok(expected.iter().all(here))
     }
 
     async fn timeouts(&mut self) -> Result<Timeouts, Finding> {

@@ -1,13 +1,14 @@
 //! What other programs do to what is kvip's is noticed, put right and counted; what is theirs is left alone. And what is
 //! the whole host's: the kernel's settings, IPVS's timeouts, its sync daemon.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kvip::config::Settings;
 use kvip::ipvs::sync::Role;
-use kvip::ipvs::{Key, SyncDaemon, Table, Timeouts, VirtualServer};
-use kvip::model::{Frontend, ObjectKey, Protocol};
+use kvip::ipvs::{Key, RealServer, SyncDaemon, Table, Timeouts, VirtualServer};
+use kvip::model::{Backend, Frontend, ObjectKey, Protocol};
 use kvip::net::{KUBE_PROXY_DEVICE, Link};
 use kvip::report::status::Repairs;
 use kvip::snapshot::Snapshot;
@@ -63,9 +64,9 @@ fn a_flush_of_ipvs_is_repaired_by_the_next_probe() {
 }
 
 #[test]
-fn each_virtual_server_is_looked_at_in_its_turn() {
+fn a_virtual_server_that_is_removed_is_put_back() {
     check(1, World::probe, IPVS_ONCE, |kernel| _ = kernel.table.remove(&nginx().into()));
-    check(2, World::probe, IPVS_ONCE, |kernel| _ = kernel.table.remove(&dns().into()));
+    check(1, World::probe, IPVS_ONCE, |kernel| _ = kernel.table.remove(&dns().into()));
 }
 
 #[test]
@@ -76,10 +77,32 @@ fn a_virtual_server_that_balances_otherwise_is_set_back() {
 }
 
 #[test]
-fn real_servers_are_looked_at_once_a_minute() {
-    check(60, SECOND, IPVS_ONCE, |kernel| {
-        kernel.table.get_mut(&nginx().into()).unwrap().real_servers.remove(&backend("10.2.4.10", 80));
+fn real_servers_that_are_removed_changed_or_added_are_set_back() {
+    let at = backend("10.2.4.10", 80);
+    let real_servers = |kernel: &mut Kernel, change: fn(&mut BTreeMap<Backend, RealServer>, Backend)| {
+        change(&mut kernel.table.get_mut(&nginx().into()).unwrap().real_servers, at);
+    };
+    check(1, World::probe, IPVS_ONCE, |kernel| real_servers(kernel, |all, at| _ = all.remove(&at)));
+    check(1, World::probe, IPVS_ONCE, |kernel| {
+        real_servers(kernel, |all, at| all.get_mut(&at).unwrap().weight = 7);
     });
+    check(1, World::probe, IPVS_ONCE, |kernel| {
+        real_servers(kernel, |all, at| _ = all.insert(backend("10.9.9.9", 80), all[&at]));
+    });
+}
+
+/// Connections come and go, and each probe sees other ones.
+#[test]
+fn connections_are_no_change() {
+    let mut world = World::serving();
+    let reads = world.kernel().reads;
+    for connections in 1..20 {
+        world.kernel().table.values_mut().flat_map(|one| one.real_servers.values_mut()).for_each(|real| {
+            real.connections = connections;
+        });
+        world.probe();
+    }
+    assert_eq!((world.kernel().reads, world.status().repairs), (reads, Repairs::default()));
 }
 
 #[test]

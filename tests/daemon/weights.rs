@@ -38,6 +38,23 @@ fn a_weight_file_that_cannot_be_read_is_a_finding_until_it_can() {
     assert_eq!(world.weight(), Some(0));
 }
 
+/// It would take a missing file for 0, with which a node that has prepared nothing could become holder.
+#[test]
+fn keepalived_is_told_of_no_group_whose_weight_file_cannot_be_written() {
+    let mut world = World::new(settings());
+    let file = world.paths.weight(vrid());
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    world.list(snapshot());
+    world.tick(3);
+    assert_eq!(world.wanted(), None);
+    assert!(world.findings()[0].contains("weight-50"), "{:?}", world.findings());
+    std::fs::remove_dir(&file).unwrap();
+    world.turn();
+    assert_eq!(world.wanted().unwrap().instances.len(), 1);
+    assert_eq!((world.weight(), world.findings().len()), (Some(0), 0));
+}
+
 #[test]
 fn without_the_api_a_backup_is_stale_before_the_holder() {
     let mut world = World::serving();

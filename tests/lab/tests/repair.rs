@@ -17,6 +17,9 @@ const AUDIT: Duration = Duration::from_secs(150);
 /// kvip's virtual servers and real servers, and its rules, as text that is the same whenever they are.
 const KVIPS: &str = "{ ipvsadm -Sn | grep -v 10.99.0.1 | sort; nft list table inet kvip | grep -v comment; }";
 
+const REMOVE_A_REAL_SERVER: &str =
+    "ipvsadm -d -t 10.87.2.50:80 -r $(ipvsadm -Sn | awk '/^-a -t 10.87.2.50:80 / { print $5; exit }')";
+
 /// Another program runs `act` on a node: how many milliseconds of the node's own time pass until all of kvip's is as before.
 fn repaired_after(node: &Node, act: &str) -> Result<u64> {
     let script = format!(
@@ -49,6 +52,7 @@ fn other_programs_are_repaired_within_a_second() -> Result<()> {
     for (act, of, left) in [
         ("ipvsadm -D -t 10.87.2.50:80", "ipvs", [true, true]),
         ("ipvsadm -E -t 10.87.2.50:80 -s rr", "ipvs", [true, true]),
+        (REMOVE_A_REAL_SERVER, "ipvs", [true, true]),
         ("nft delete table inet kvip", "nftables", [true, true]),
         ("nft add element inet kvip vips4 '{ 10.87.2.99 }'", "nftables", [true, true]),
         ("ipvsadm -C", "ipvs", [false, true]),
