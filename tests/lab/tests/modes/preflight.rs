@@ -42,6 +42,27 @@ fn a_firewall_that_drops_what_is_invalid_is_got_round_until_it_is_mended() -> Re
     Ok(())
 }
 
+/// The holder takes the first packet of a connection for new, and those after it for invalid.
+#[test]
+fn a_firewall_that_lets_in_new_connections_alone_is_got_round_until_it_is_mended() -> Result<()> {
+    const DROPS: &str = "policy drop (chain input of table ip strict)";
+    let lab = modes()?;
+    let holder = lab.wait_for_holder()?;
+    let (node, vip) = (lab.node(holder), DSR.v4);
+    node.must(&format!(
+        "nft 'table ip strict {{ chain input {{ type filter hook input priority filter; policy drop;
+            ip daddr != {vip} accept; ct state established,related accept; meta l4proto tcp ct state new accept; }}; }}'"
+    ))?;
+    said(&lab, holder, DROPS, true)?;
+    let by_nat = seen(&lab, vip)?;
+    ensure!(by_nat.len() == 2, "served by NAT meanwhile: {by_nat:?}\n{}", diagnosis(&lab));
+    node.must(&format!("nft insert rule ip strict input ip daddr {vip} accept"))?;
+    said(&lab, holder, DROPS, false)?;
+    let seen = seen(&lab, vip)?;
+    ensure!(seen == [CLIENT_V4], "what was mended is served as before: {seen:?}\n{}", diagnosis(&lab));
+    node.must("nft delete table ip strict").map(drop)
+}
+
 /// A card that is changed, say: the others hand packets on to the new one, and take them from it.
 #[test]
 fn a_peers_new_card_is_learnt() -> Result<()> {
