@@ -122,14 +122,17 @@ impl Deriver {
         let ranges = anew && self.surround(inputs, &mut dirty);
         let local = self.take_slices(inputs, anew, &mut dirty) || ranges;
         self.take_unhealthy(inputs, &mut dirty);
+        let no_ways = self.desired.ways.is_empty();
         let (touched, nodes) = self.remake(&dirty, inputs);
         self.proxy(&touched);
         let same_macs = self.before.as_ref().is_some_and(|before| before.reach.macs == inputs.reach.macs);
-        let rules = first || reassigned || local || (!same_macs && self.steers());
         if first || !same_assignment || nodes {
             self.desired.peers = Arc::new(self.peers(inputs));
             self.desired.probed = Arc::new(self.probed(inputs));
         }
+        let other_ways = self.desired.ways.is_empty() != no_ways;
+        let steered = || !same_macs || ((!same_context || other_ways) && self.is_handed_on_otherwise(inputs));
+        let rules = first || reassigned || local || (self.steers() && steered());
         if rules {
             self.desired.ruleset = Arc::new(self.ruleset(inputs));
             self.desired.policy_routes = Arc::new(self.policy_routes(inputs));
@@ -355,11 +358,17 @@ impl Deriver {
             shielded: self.assignment.shielded.clone(),
             local_pods: self.local_pods.networks(),
             steering: if self.steers() {
-                steering::of(&self.assignment, &self.desired.peers, inputs)
+                steering::of(&self.assignment, &self.desired, inputs)
             } else {
                 Steering::default()
             },
         }
+    }
+
+    /// Whether packets are handed on by other nodes, or through other links, than the rules say.
+    fn is_handed_on_otherwise(&self, inputs: &Inputs) -> bool {
+        let said = &self.desired.ruleset.steering;
+        said.nodes != *self.desired.peers || said.tunnels != steering::tunnels(&self.desired, inputs)
     }
 
     /// Whether a frontend of mode dsr is served.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvip::config::Mode;
 use kvip::ipvs::{Key, VirtualServer};
 use kvip::model::{Backend, Family, Finding, ObjectKey};
-use kvip::net::{Hop, Hops, MacAddress, PolicyRoute, Way};
+use kvip::net::{Hop, Hops, Link, MacAddress, PolicyRoute, Way, Wraps};
 use kvip::snapshot::Snapshot;
 
 use crate::world::{World, backend, end, endpoint, ip, nginx, pods, settings, snapshot};
@@ -243,6 +243,47 @@ fn pods_of_nodes_that_are_no_members_are_served_by_nat() {
 #[test]
 fn what_maglev_hashing_takes_is_counted() {
     assert_eq!(serving().status().hash_tables, 2);
+}
+
+/// A host with an overlay network, a VPN, and a VXLAN where the VIPs' clients are.
+fn with_tunnels(world: &World) {
+    let link = |index, wraps| Link { index, up: true, wraps, ..Link::default() };
+    let links = [
+        ("flannel.1", link(3, Wraps::ByRoute)),
+        ("gre1", link(4, Wraps::ByRoute)),
+        ("wg0", link(5, Wraps::ByDestination)),
+        ("eth0", link(2, Wraps::ByRoute)),
+    ];
+    let links = links.map(|(name, link)| (name.to_owned(), link));
+    world.kernel().facts.send_modify(|facts| facts.links.extend(links));
+}
+
+fn handed_on_through(world: &World) -> Vec<String> {
+    world.kernel().written.steering.tunnels.iter().cloned().collect()
+}
+
+#[test]
+fn who_comes_through_another_tunnel_than_the_pods_network_is_a_client() {
+    let mut world = serving();
+    with_tunnels(&world);
+    world.after(1);
+    assert_eq!(handed_on_through(&world), ["flannel.1", "gre1"], "while the ways are unknown");
+    let over = |link| {
+        let way = Way { to: ip("10.2.6.10"), hop: Some(Hop { link, via: Some(ip("10.2.6.0")) }) };
+        [(("node-b".to_owned(), Family::V4), way)].into()
+    };
+    for (link, expected) in [(3, Some("flannel.1")), (5, None), (2, None), (4, Some("gre1"))] {
+        world.hops(over(link));
+        world.after(1);
+        assert_eq!(handed_on_through(&world), Vec::from_iter(expected), "pods behind link {link}");
+    }
+    let mut all_here = dsr_snapshot();
+    pods(&mut all_here, "nginx").retain(|endpoint| endpoint.node.as_deref() == Some("node-a"));
+    world.event(all_here);
+    world.hops(Hops::new());
+    world.after(1);
+    assert_eq!(handed_on_through(&world), [""; 0], "without a pod elsewhere");
+    assert_eq!(world.status().faults, 0);
 }
 
 #[test]
