@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Inputs;
 use crate::model::Family;
 use crate::net::peers::Macs;
-use crate::net::{Hops, HostFacts, Way, Wraps};
+use crate::net::{Hops, HostFacts, Link, Way, Wraps};
 use crate::nft::firewall::Firewall;
 use crate::snapshot::Node;
 
@@ -26,11 +26,15 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// The names of the links that wrap IPv4 packets between this host and its peers.
-    pub fn overlays(&self, facts: &HostFacts) -> BTreeSet<String> {
+    /// The names of the links over which peers hand on IPv4 packets of clients that are behind another link: those of overlay
+    /// networks, and any where not all VIPs are; `vips` are the links of these.
+    pub fn detours(&self, facts: &HostFacts, vips: &BTreeSet<String>) -> BTreeSet<String> {
         let ways = self.hops.iter().filter(|((_, family), _)| *family == Family::V4);
         let hops = ways.filter_map(|(_, way)| facts.link_at(way.hop?.link));
-        hops.filter(|(_, link)| link.wraps == Wraps::ByRoute).map(|(name, _)| name.to_owned()).collect()
+        let detour = |(name, link): &(&str, &Link)| {
+            link.wraps == Wraps::ByRoute || vips.iter().any(|vip_link| vip_link != name)
+        };
+        hops.filter(detour).map(|(name, _)| name.to_owned()).collect()
     }
 }
 
@@ -73,7 +77,7 @@ fn obstacle(node: &Node, way: &Way, facts: &HostFacts) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Address, Hop, Link};
+    use crate::net::{Address, Hop};
 
     #[track_caller]
     fn check(link: u32, via: Option<&str>, expected: Option<&str>) {
@@ -111,6 +115,33 @@ mod tests {
             Some("10.87.2.6"),
             Some("the route to 10.2.6.9 leads over wg0, and WireGuard goes by a packet's destination"),
         );
+    }
+
+    #[test]
+    fn clients_behind_another_link_are_handed_on_by_a_detour() {
+        let one = |index, wraps| Link { index, up: true, wraps, ..Link::default() };
+        let links = [
+            ("eth0", one(2, Wraps::Nothing)),
+            ("flannel.1", one(3, Wraps::ByRoute)),
+            ("eth1", one(4, Wraps::Nothing)),
+        ];
+        let links = links.into_iter().map(|(name, link)| (name.to_owned(), link)).collect();
+        let facts = HostFacts { links, ..HostFacts::default() };
+        for (family, link, vips, expected) in [
+            (Family::V4, 2, &["eth0"][..], None),
+            (Family::V4, 4, &["eth0"], Some("eth1")),
+            (Family::V4, 2, &["eth0", "eth0.100"], Some("eth0")),
+            (Family::V4, 3, &["eth0"], Some("flannel.1")),
+            (Family::V6, 4, &["eth0"], None),
+            (Family::V4, 4, &[], None),
+        ] {
+            let hop = Hop { link, via: Some("10.87.2.6".parse().unwrap()) };
+            let way = Way { to: "10.2.6.9".parse().unwrap(), hop: Some(hop) };
+            let reach = Reach { hops: [(("node-b".to_owned(), family), way)].into(), ..Reach::default() };
+            let vips = vips.iter().map(|link| (*link).to_owned()).collect();
+            let found = reach.detours(&facts, &vips);
+            assert_eq!(found.iter().next().map(String::as_str), expected, "{link} {vips:?}");
+        }
     }
 
     #[test]

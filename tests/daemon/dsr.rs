@@ -287,6 +287,33 @@ fn who_comes_through_another_tunnel_than_the_pods_network_is_a_client() {
 }
 
 #[test]
+fn settings_by_which_the_kernel_drops_what_is_handed_on_are_findings() {
+    let mut world = serving();
+    let link = Link { index: 6, up: true, ..Link::default() };
+    world.kernel().facts.send_modify(|facts| _ = facts.links.insert("eth1".into(), link));
+    let way = Way { to: ip("10.2.6.10"), hop: Some(Hop { link: 6, via: Some(ip("10.87.2.6")) }) };
+    world.hops([(("node-b".to_owned(), Family::V4), way)].into());
+    for (name, value, expected) in [
+        ("net.ipv4.conf.eth1.rp_filter", "1", "is strict and must be 2"),
+        ("net.ipv4.conf.eth0.src_valid_mark", "1", "is 1 and must be 0"),
+        ("net.ipv4.conf.all.src_valid_mark", "1", "is 1 and must be 0"),
+    ] {
+        world.kernel().sysctls = [(name.to_owned(), value.to_owned())].into();
+        world.tick(62);
+        let found = only_finding(&world).to_string();
+        assert!(found.starts_with(&format!("{name}: {expected}")), "{found}");
+    }
+    // The link of the VIPs takes what its clients send whatever it is.
+    world.kernel().sysctls = [("net.ipv4.conf.eth0.rp_filter".to_owned(), "1".to_owned())].into();
+    world.tick(62);
+    assert_eq!(world.status().findings, []);
+    world.event(snapshot());
+    world.kernel().sysctls = [("net.ipv4.conf.all.src_valid_mark".to_owned(), "1".to_owned())].into();
+    world.tick(62);
+    assert_eq!(world.status().findings, [], "without mode dsr");
+}
+
+#[test]
 fn peers_are_known_by_their_cards() {
     let mut world = serving();
     assert_eq!(world.peers(), ["10.87.2.6", "10.87.2.8"].map(ip).into());
