@@ -126,7 +126,7 @@ impl Deriver {
         let (touched, nodes) = self.remake(&dirty, inputs);
         self.proxy(&touched);
         let same_macs = self.before.as_ref().is_some_and(|before| before.reach.macs == inputs.reach.macs);
-        if first || !same_assignment || nodes {
+        if first || !same_assignment || !same_context || nodes {
             self.desired.peers = Arc::new(self.peers(inputs));
             self.desired.probed = Arc::new(self.probed(inputs));
         }
@@ -382,15 +382,12 @@ impl Deriver {
         steering::policy_routes(steering, inputs.settings)
     }
 
-    /// The addresses of the nodes that hand packets of mode dsr on to this one.
+    /// The addresses of the nodes that hand packets of mode dsr on to this one: each of their cards has one of these.
     fn peers(&self, inputs: &Inputs) -> BTreeSet<IpAddr> {
         let tasks = || self.assignment.tasks.values();
         let members: BTreeSet<&String> = tasks().flat_map(|task| task.dsr_members()).collect();
         let others = members.into_iter().filter(|name| Some(*name) != self.assignment.node.as_ref());
-        others
-            .filter_map(|name| inputs.snapshot.nodes.get(name))
-            .flat_map(|node| node.addresses.iter().copied())
-            .collect()
+        others.flat_map(|name| reach::addresses(name, inputs)).collect()
     }
 
     /// The nodes to watch for signs of life: all that run backends, but this one.

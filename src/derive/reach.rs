@@ -57,6 +57,23 @@ pub fn hosts(inputs: &Inputs) -> BTreeMap<IpAddr, bool> {
     addresses.map(|address| (address, inputs.facts.has_neighbour(address))).collect()
 }
 
+/// The addresses of the node `name` that tell its cards: each that may be the next hop to its pods.
+pub fn addresses(name: &str, inputs: &Inputs) -> Vec<IpAddr> {
+    let Some(node) = inputs.snapshot.nodes.get(name) else { return Vec::new() };
+    // An ExternalIP may be anywhere; only one on a link has a card to learn.
+    let near = node.other_addresses.iter().filter(|address| inputs.facts.has_neighbour(**address));
+    let ways = [Family::V4, Family::V6].map(|family| inputs.reach.hops.get(&(name.to_owned(), family)));
+    let next = ways.into_iter().flatten().filter_map(|way| next_hop(node, way, inputs.facts));
+    node.addresses.iter().chain(near).copied().chain(next).collect()
+}
+
+/// The gateway of the way, where it is the node itself.
+fn next_hop(node: &Node, way: &Way, facts: &HostFacts) -> Option<IpAddr> {
+    let hop = way.hop?;
+    let (_, link) = facts.link_at(hop.link)?;
+    hop.via.filter(|_| link.wraps == Wraps::Nothing && obstacle(node, way, facts).is_none())
+}
+
 fn obstacle(node: &Node, way: &Way, facts: &HostFacts) -> Option<String> {
     let Some(hop) = way.hop else { return Some(format!("there is no route to {}", way.to)) };
     let (link, properties) = facts.link_at(hop.link)?;
@@ -94,6 +111,8 @@ mod tests {
         let hop = Hop { link, via: via.map(|via| via.parse().unwrap()) };
         let way = Way { to: "10.2.6.9".parse().unwrap(), hop: Some(hop) };
         assert_eq!(obstacle(&node, &way, &facts).as_deref(), expected);
+        let known = hop.via.filter(|_| link == 2 && expected.is_none());
+        assert_eq!(next_hop(&node, &way, &facts), known, "only a card is known by its next hop");
     }
 
     #[test]

@@ -323,6 +323,23 @@ fn peers_are_known_by_their_cards() {
     assert_eq!(world.kernel().written.steering.peers, [mac].into());
 }
 
+/// A peer's pods may be behind another card of it than that of its InternalIP.
+#[test]
+fn all_cards_of_a_peer_are_asked_for() {
+    let mut more = dsr_snapshot();
+    let node = Arc::make_mut(more.nodes.get_mut("node-b").unwrap());
+    node.other_addresses = ["10.87.2.66", "198.51.100.6"].map(ip).into();
+    let mut world = World::new(settings());
+    world.list(more);
+    world.turn();
+    let near = ["10.87.2.6", "10.87.2.66", "10.87.2.8"].map(ip);
+    assert_eq!(world.peers(), near.into(), "and what is on no link has none");
+    world.hops(over(Some("fe80::66")));
+    world.after(1);
+    assert_eq!(world.peers(), [&near[..], &[ip("fe80::66")]].concat().into_iter().collect());
+    assert_eq!(world.kernel().written.steering.nodes, world.peers());
+}
+
 #[test]
 fn nothing_is_left_when_the_mode_is_another() {
     let mut world = serving();
