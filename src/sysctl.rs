@@ -89,13 +89,48 @@ pub fn findings(wanted: &[Wanted], have: &BTreeMap<String, String>) -> Vec<Findi
     wanted.iter().filter_map(finding).collect()
 }
 
+/// The links of the IPv4 VIPs with frontends of mode dsr: where their clients come in.
+pub fn links_of_vips(desired: &Desired) -> BTreeSet<String> {
+    let dsr = desired.frontends.iter().filter(|(_, served)| served.mode == Mode::Dsr);
+    let vips: BTreeSet<IpAddr> = dsr.map(|(frontend, _)| frontend.vip).filter(IpAddr::is_ipv4).collect();
+    let instances = desired.keepalived.instances.iter();
+    instances.filter(|one| !one.vips.is_disjoint(&vips)).map(|one| one.interface.clone()).collect()
+}
+
 /// The settings by which the kernel drops what comes over `links` from addresses that it would not answer there (RFC 3704,
 /// the strict way): the stricter of a link's and that of all counts.
 pub fn rp_filters(links: &BTreeSet<String>) -> Vec<String> {
+    of_links(links, rp_filter)
+}
+
+/// The settings by which the kernel looks for the way back to a source by the packet's mark as well: a link's, or that of all
+/// (`IN_DEV_SRC_VMARK` in the kernel's inetdevice.h).
+pub fn valid_marks(links: &BTreeSet<String>) -> Vec<String> {
+    of_links(links, src_valid_mark)
+}
+
+fn of_links(links: &BTreeSet<String>, name: fn(&str) -> String) -> Vec<String> {
     if links.is_empty() {
         return Vec::new();
     }
-    links.iter().map(|link| rp_filter(link)).chain([rp_filter("all")]).collect()
+    links.iter().map(|link| name(link)).chain([name("all")]).collect()
+}
+
+/// A finding for each of `links` on which marks count in the search for the way back: by the mark of mode dsr every address is
+/// this host's own, and what comes from such a one is dropped as a martian (`__fib_validate_source` in fib_frontend.c).
+pub fn looked_up_by_mark(links: &BTreeSet<String>, have: &BTreeMap<String, String>) -> Vec<Finding> {
+    let on = |name: &String| have.get(name).is_some_and(|value| value != "0");
+    let all = src_valid_mark("all");
+    let names = if on(&all) { vec![all] } else { links.iter().map(|link| src_valid_mark(link)).collect() };
+    let finding = |name: String| {
+        let text = "is 1 and must be 0: packets to IPv4 VIPs of mode dsr are dropped here";
+        let mend = format!(
+            "sysctl -w {name}=0; and to keep it, where wg-quick(8) sets it for a default route: PostUp = sysctl -w {name}=0 \
+             in its file, with rp_filter = 2 on the link that its packets leave by"
+        );
+        Finding::new(&name, text).mend(mend)
+    };
+    names.into_iter().filter(on).map(finding).collect()
 }
 
 /// A finding for each of `links` over which packets that peers hand on would be dropped. Where a link has no IPv4 address
@@ -139,10 +174,7 @@ pub fn announcing(desired: &Desired, facts: &HostFacts) -> BTreeSet<String> {
 /// The settings by which the kernel answers ARP on `links` for addresses of other devices: the greater of a link's and that
 /// of all counts (ip-sysctl in the kernel's documentation).
 pub fn arp_ignores(links: &BTreeSet<String>) -> Vec<String> {
-    if links.is_empty() {
-        return Vec::new();
-    }
-    links.iter().map(|link| arp_ignore(link)).chain([arp_ignore("all")]).collect()
+    of_links(links, arp_ignore)
 }
 
 /// A finding for each of `links` on which nodes answer ARP for VIPs of mode announce that they do not hold.
@@ -167,9 +199,13 @@ fn arp_ignore(link: &str) -> String {
     of_link(link, "arp_ignore")
 }
 
+fn src_valid_mark(link: &str) -> String {
+    of_link(link, "src_valid_mark")
+}
+
 /// A dot in a link's name is written as a slash (sysctl(8)).
-fn of_link(link: &str, name: &str) -> String {
-    format!("net.ipv4.conf.{}.{name}", link.replace('.', "/"))
+fn of_link(link: &str, setting: &str) -> String {
+    format!("net.ipv4.conf.{}.{setting}", link.replace('.', "/"))
 }
 
 /// A name as a path: dots and slashes change places.
@@ -237,6 +273,31 @@ mod tests {
             assert_eq!(answers_everywhere(&links, &have).len(), expected, "{own} and {of_all}");
         }
         assert_eq!(answers_everywhere(&links, &BTreeMap::new()), []);
+    }
+
+    #[test]
+    fn marks_must_not_count_in_the_way_back() {
+        let links = ["eth0", "eth0.100"].map(str::to_owned).into();
+        let [card, vlan, all] =
+            ["eth0", "eth0/100", "all"].map(|link| format!("net.ipv4.conf.{link}.src_valid_mark"));
+        assert_eq!(valid_marks(&links), [card.clone(), vlan.clone(), all.clone()]);
+        for (of_vlan, of_all, expected) in
+            [("0", "0", None), ("1", "0", Some(&vlan)), ("0", "1", Some(&all)), ("1", "1", Some(&all))]
+        {
+            let have = [(&card, "0"), (&vlan, of_vlan), (&all, of_all)];
+            let have = have.map(|(name, value)| (name.clone(), value.to_owned())).into();
+            let found = looked_up_by_mark(&links, &have);
+            let text = |name| {
+                format!("{name}: is 1 and must be 0: packets to IPv4 VIPs of mode dsr are dropped here")
+            };
+            let said = found.iter().map(ToString::to_string).collect::<Vec<_>>();
+            assert_eq!(said, Vec::from_iter(expected.map(text)));
+            for finding in &found {
+                let mend = format!("sysctl -w {}=0;", expected.unwrap());
+                assert!(finding.mend.as_ref().is_some_and(|text| text.starts_with(&mend)), "{finding:?}");
+            }
+        }
+        assert_eq!(looked_up_by_mark(&links, &BTreeMap::new()), []);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Nothing of it stands in the way of a VIP: what is wrong is a finding, and looked at again with every full pass, at the
 //! latest by the next audit.
 
+use std::collections::BTreeSet;
+
 use tracing::info;
 
 use super::core::Core;
@@ -21,13 +23,16 @@ pub async fn tune<H: Host, L: Ledger>(
     desired: &Desired,
 ) -> Vec<Finding> {
     let wanted = sysctl::wanted(desired);
-    let overlays = core.reach.overlays(&core.facts);
     let announcing = sysctl::announcing(desired, &core.facts);
-    let names = wanted.iter().map(|one| one.name.to_owned()).chain(sysctl::rp_filters(&overlays));
-    let names = names.chain(sysctl::arp_ignores(&announcing));
+    let vips = sysctl::links_of_vips(desired);
+    let detours = core.reach.detours(&core.facts, &vips);
+    let marked = if vips.is_empty() { BTreeSet::new() } else { &vips | &detours };
+    let names = wanted.iter().map(|one| one.name.to_owned()).chain(sysctl::arp_ignores(&announcing));
+    let names = names.chain(sysctl::rp_filters(&detours)).chain(sysctl::valid_marks(&marked));
     let have = host.sysctls(&names.collect::<Vec<_>>()).await;
     let mut findings = sysctl::findings(&wanted, &have);
-    findings.extend(sysctl::strict(&overlays, &have, &core.facts));
+    findings.extend(sysctl::strict(&detours, &have, &core.facts));
+    findings.extend(sysctl::looked_up_by_mark(&marked, &have));
     findings.extend(sysctl::answers_everywhere(&announcing, &have));
     findings.extend(set_timeouts(core, host).await.err());
     findings.extend(follow_holder(core, host, ledger, desired).await.err());

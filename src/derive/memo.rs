@@ -10,17 +10,17 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use ipnet::IpNet;
 
 use super::assign::{Assignment, assign};
 use super::counted::Counted;
 use super::endpoints::Surroundings;
+use super::local_pods::LocalPods;
 use super::reach::{self, Reach};
 use super::serve::{Context, Part, serve};
 use super::{Desired, Inputs, Leaving, Owner, steering};
 use crate::config::Settings;
 use crate::health::check::{Down, Target};
-use crate::model::{Frontend, ObjectKey, host_network};
+use crate::model::{Frontend, ObjectKey};
 use crate::net::{HostFacts, PolicyRoute};
 use crate::nft::{self, Steering};
 use crate::snapshot::{EndpointSlice, Map, Snapshot};
@@ -48,9 +48,7 @@ pub struct Deriver {
     /// Who has each endpoint checked, and which do not answer.
     checkers: BTreeMap<Target, BTreeSet<Owner>>,
     unhealthy: Down,
-    /// This node's pod ranges, and the addresses of pods on it that lie outside of them.
-    pod_ranges: Vec<IpNet>,
-    local: Counted<IpAddr>,
+    local_pods: LocalPods,
     nodes: Counted<String>,
     desired: Desired,
 }
@@ -124,14 +122,17 @@ impl Deriver {
         let ranges = anew && self.surround(inputs, &mut dirty);
         let local = self.take_slices(inputs, anew, &mut dirty) || ranges;
         self.take_unhealthy(inputs, &mut dirty);
+        let no_ways = self.desired.ways.is_empty();
         let (touched, nodes) = self.remake(&dirty, inputs);
         self.proxy(&touched);
         let same_macs = self.before.as_ref().is_some_and(|before| before.reach.macs == inputs.reach.macs);
-        let rules = first || reassigned || local || (!same_macs && self.steers());
-        if first || !same_assignment || nodes {
+        if first || !same_assignment || !same_context || nodes {
             self.desired.peers = Arc::new(self.peers(inputs));
             self.desired.probed = Arc::new(self.probed(inputs));
         }
+        let other_ways = self.desired.ways.is_empty() != no_ways;
+        let steered = || !same_macs || ((!same_context || other_ways) && self.is_handed_on_otherwise(inputs));
+        let rules = first || reassigned || local || (self.steers() && steered());
         if rules {
             self.desired.ruleset = Arc::new(self.ruleset(inputs));
             self.desired.policy_routes = Arc::new(self.policy_routes(inputs));
@@ -175,8 +176,7 @@ impl Deriver {
         let own = node.as_ref().and_then(|name| inputs.snapshot.nodes.get(name));
         let zone = own.and_then(|node| node.labels.get(ZONE)).cloned();
         let ranges = own.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
-        let others = ranges != self.pod_ranges;
-        self.pod_ranges = ranges;
+        let others = self.local_pods.set_ranges(ranges);
         let context = Context {
             around: Surroundings {
                 dead: inputs.dead.clone(),
@@ -204,7 +204,8 @@ impl Deriver {
         let before = self.before.as_ref().map_or(&nothing, |before| &before.snapshot.slices).clone();
         let now = &inputs.snapshot.slices;
         // An address that one slice loses and another gains is no news.
-        let mut was_local = BTreeMap::new();
+        let mut was = BTreeMap::new();
+        let own = self.context.around.node.clone();
         for item in before.diff(now) {
             let (gone, here) = match item {
                 DiffItem::Add(key, here) => (None, Some((key, here))),
@@ -214,26 +215,22 @@ impl Deriver {
             if let Some((key, slice)) = gone {
                 self.forget(key, slice);
                 if !anew {
-                    self.count_local(slice, false, &mut was_local);
+                    self.local_pods.count(slice, own.as_deref(), false, &mut was);
                 }
                 dirty.insert(Owner::Service(slice.service.clone()));
             }
             if let Some((key, slice)) = here {
                 self.slices_of.entry(slice.service.clone()).or_default().insert(key.clone());
                 if !anew {
-                    self.count_local(slice, true, &mut was_local);
+                    self.local_pods.count(slice, own.as_deref(), true, &mut was);
                 }
                 dirty.insert(Owner::Service(slice.service.clone()));
             }
         }
-        if !anew {
-            return was_local.iter().any(|(address, was)| self.local.contains(address) != *was);
+        if anew {
+            return self.local_pods.recount(now.values().map(Arc::as_ref), own.as_deref());
         }
-        let before = std::mem::take(&mut self.local);
-        for slice in now.values() {
-            self.count_local(slice, true, &mut BTreeMap::new());
-        }
-        !before.iter().eq(self.local.iter())
+        self.local_pods.differ(&was)
     }
 
     /// Takes in which endpoints do not answer; who has one of those checked that differ is `dirty`.
@@ -252,24 +249,6 @@ impl Deriver {
             slices.remove(key);
             if slices.is_empty() {
                 self.slices_of.remove(&slice.service);
-            }
-        }
-    }
-
-    /// Counts the endpoints of `slice` that are on this node and outside of its pod ranges, in or out; `was` keeps
-    /// which of them were there at first.
-    fn count_local(&mut self, slice: &EndpointSlice, add: bool, was: &mut BTreeMap<IpAddr, bool>) {
-        let own = self.context.around.node.as_deref();
-        for endpoint in &slice.endpoints {
-            let address = endpoint.address;
-            let here = own.is_some() && endpoint.node.as_deref() == own;
-            if here && !self.pod_ranges.iter().any(|range| range.contains(&address)) {
-                was.entry(address).or_insert(self.local.contains(&address));
-                if add {
-                    self.local.add(address);
-                } else {
-                    self.local.remove(&address);
-                }
             }
         }
     }
@@ -377,19 +356,19 @@ impl Deriver {
             sources: sources.filter(|(frontend, _)| here(&frontend.vip)).collect(),
             host: self.assignment.host.clone(),
             shielded: self.assignment.shielded.clone(),
-            // Where replies come back by themselves.
-            local_pods: self
-                .pod_ranges
-                .iter()
-                .copied()
-                .chain(self.local.iter().copied().map(host_network))
-                .collect(),
+            local_pods: self.local_pods.networks(),
             steering: if self.steers() {
-                steering::of(&self.assignment, &self.desired.peers, inputs)
+                steering::of(&self.assignment, &self.desired, inputs)
             } else {
                 Steering::default()
             },
         }
+    }
+
+    /// Whether packets are handed on by other nodes, or through other links, than the rules say.
+    fn is_handed_on_otherwise(&self, inputs: &Inputs) -> bool {
+        let said = &self.desired.ruleset.steering;
+        said.nodes != *self.desired.peers || said.tunnels != steering::tunnels(&self.desired, inputs)
     }
 
     /// Whether a frontend of mode dsr is served.
@@ -403,15 +382,12 @@ impl Deriver {
         steering::policy_routes(steering, inputs.settings)
     }
 
-    /// The addresses of the nodes that hand packets of mode dsr on to this one.
+    /// The addresses of the nodes that hand packets of mode dsr on to this one: each of their cards has one of these.
     fn peers(&self, inputs: &Inputs) -> BTreeSet<IpAddr> {
         let tasks = || self.assignment.tasks.values();
         let members: BTreeSet<&String> = tasks().flat_map(|task| task.dsr_members()).collect();
         let others = members.into_iter().filter(|name| Some(*name) != self.assignment.node.as_ref());
-        others
-            .filter_map(|name| inputs.snapshot.nodes.get(name))
-            .flat_map(|node| node.addresses.iter().copied())
-            .collect()
+        others.flat_map(|name| reach::addresses(name, inputs)).collect()
     }
 
     /// The nodes to watch for signs of life: all that run backends, but this one.

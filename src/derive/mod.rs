@@ -15,6 +15,7 @@ mod grammar;
 mod groups;
 mod kube_proxy;
 mod load_balancer;
+mod local_pods;
 mod membership;
 mod memo;
 mod mode;

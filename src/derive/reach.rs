@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Inputs;
 use crate::model::Family;
 use crate::net::peers::Macs;
-use crate::net::{Hops, HostFacts, Way, Wraps};
+use crate::net::{Hops, HostFacts, Link, Way, Wraps};
 use crate::nft::firewall::Firewall;
 use crate::snapshot::Node;
 
@@ -26,11 +26,15 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// The names of the links that wrap IPv4 packets between this host and its peers.
-    pub fn overlays(&self, facts: &HostFacts) -> BTreeSet<String> {
+    /// The names of the links over which peers hand on IPv4 packets of clients that are behind another link: those of overlay
+    /// networks, and any where not all VIPs are; `vips` are the links of these.
+    pub fn detours(&self, facts: &HostFacts, vips: &BTreeSet<String>) -> BTreeSet<String> {
         let ways = self.hops.iter().filter(|((_, family), _)| *family == Family::V4);
         let hops = ways.filter_map(|(_, way)| facts.link_at(way.hop?.link));
-        hops.filter(|(_, link)| link.wraps == Wraps::ByRoute).map(|(name, _)| name.to_owned()).collect()
+        let detour = |(name, link): &(&str, &Link)| {
+            link.wraps == Wraps::ByRoute || vips.iter().any(|vip_link| vip_link != name)
+        };
+        hops.filter(detour).map(|(name, _)| name.to_owned()).collect()
     }
 }
 
@@ -53,6 +57,23 @@ pub fn hosts(inputs: &Inputs) -> BTreeMap<IpAddr, bool> {
     addresses.map(|address| (address, inputs.facts.has_neighbour(address))).collect()
 }
 
+/// The addresses of the node `name` that tell its cards: each that may be the next hop to its pods.
+pub fn addresses(name: &str, inputs: &Inputs) -> Vec<IpAddr> {
+    let Some(node) = inputs.snapshot.nodes.get(name) else { return Vec::new() };
+    // An ExternalIP may be anywhere; only one on a link has a card to learn.
+    let near = node.other_addresses.iter().filter(|address| inputs.facts.has_neighbour(**address));
+    let ways = [Family::V4, Family::V6].map(|family| inputs.reach.hops.get(&(name.to_owned(), family)));
+    let next = ways.into_iter().flatten().filter_map(|way| next_hop(node, way, inputs.facts));
+    node.addresses.iter().chain(near).copied().chain(next).collect()
+}
+
+/// The gateway of the way, where it is the node itself.
+fn next_hop(node: &Node, way: &Way, facts: &HostFacts) -> Option<IpAddr> {
+    let hop = way.hop?;
+    let (_, link) = facts.link_at(hop.link)?;
+    hop.via.filter(|_| link.wraps == Wraps::Nothing && obstacle(node, way, facts).is_none())
+}
+
 fn obstacle(node: &Node, way: &Way, facts: &HostFacts) -> Option<String> {
     let Some(hop) = way.hop else { return Some(format!("there is no route to {}", way.to)) };
     let (link, properties) = facts.link_at(hop.link)?;
@@ -73,7 +94,7 @@ fn obstacle(node: &Node, way: &Way, facts: &HostFacts) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Address, Hop, Link};
+    use crate::net::{Address, Hop};
 
     #[track_caller]
     fn check(link: u32, via: Option<&str>, expected: Option<&str>) {
@@ -90,6 +111,8 @@ mod tests {
         let hop = Hop { link, via: via.map(|via| via.parse().unwrap()) };
         let way = Way { to: "10.2.6.9".parse().unwrap(), hop: Some(hop) };
         assert_eq!(obstacle(&node, &way, &facts).as_deref(), expected);
+        let known = hop.via.filter(|_| link == 2 && expected.is_none());
+        assert_eq!(next_hop(&node, &way, &facts), known, "only a card is known by its next hop");
     }
 
     #[test]
@@ -111,6 +134,33 @@ mod tests {
             Some("10.87.2.6"),
             Some("the route to 10.2.6.9 leads over wg0, and WireGuard goes by a packet's destination"),
         );
+    }
+
+    #[test]
+    fn clients_behind_another_link_are_handed_on_by_a_detour() {
+        let one = |index, wraps| Link { index, up: true, wraps, ..Link::default() };
+        let links = [
+            ("eth0", one(2, Wraps::Nothing)),
+            ("flannel.1", one(3, Wraps::ByRoute)),
+            ("eth1", one(4, Wraps::Nothing)),
+        ];
+        let links = links.into_iter().map(|(name, link)| (name.to_owned(), link)).collect();
+        let facts = HostFacts { links, ..HostFacts::default() };
+        for (family, link, vips, expected) in [
+            (Family::V4, 2, &["eth0"][..], None),
+            (Family::V4, 4, &["eth0"], Some("eth1")),
+            (Family::V4, 2, &["eth0", "eth0.100"], Some("eth0")),
+            (Family::V4, 3, &["eth0"], Some("flannel.1")),
+            (Family::V6, 4, &["eth0"], None),
+            (Family::V4, 4, &[], None),
+        ] {
+            let hop = Hop { link, via: Some("10.87.2.6".parse().unwrap()) };
+            let way = Way { to: "10.2.6.9".parse().unwrap(), hop: Some(hop) };
+            let reach = Reach { hops: [(("node-b".to_owned(), family), way)].into(), ..Reach::default() };
+            let vips = vips.iter().map(|link| (*link).to_owned()).collect();
+            let found = reach.detours(&facts, &vips);
+            assert_eq!(found.iter().next().map(String::as_str), expected, "{link} {vips:?}");
+        }
     }
 
     #[test]

@@ -2,26 +2,43 @@
 //! packets to a VIP come to IPVS although the VIP is on another node.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
-use super::{Assignment, Inputs};
+use super::{Assignment, Desired, Inputs};
 use crate::config::Settings;
 use crate::model::Family;
-use crate::net::{PolicyKind, PolicyRoute};
+use crate::net::{PolicyKind, PolicyRoute, Wraps};
 use crate::nft::Steering;
 
 /// What nftables must do for the frontends of mode dsr.
-pub fn of(assignment: &Assignment, peers: &BTreeSet<IpAddr>, inputs: &Inputs) -> Steering {
+pub fn of(assignment: &Assignment, desired: &Desired, inputs: &Inputs) -> Steering {
+    let peers = &desired.peers;
     let own = inputs.facts.addresses.iter();
     let own = own.filter(|address| !address.marked_as_vip() && !address.ip.is_loopback());
     Steering {
         bits: inputs.settings.dsr.mark_bits,
         frontends: assignment.tasks.values().flat_map(|task| task.marks()).collect(),
         peers: peers.iter().filter_map(|address| inputs.reach.macs.get(address)).copied().collect(),
-        nodes: peers.clone(),
-        tunnels: inputs.facts.tunnels(),
+        nodes: BTreeSet::clone(peers),
+        tunnels: tunnels(desired, inputs),
         host: own.map(|address| address.ip).collect(),
     }
+}
+
+/// The links through which peers hand packets on: those of overlay networks over which this node reaches their pods. While
+/// no way to them is known yet, all that wrap packets by the route.
+///
+/// Through any other tunnel, and the interface of a VRRP group whatever it is, come clients, who are to meet the pods of all
+/// nodes. Where this node reaches no pod of a peer through a link it hands nothing back there either, so that no packet runs
+/// in circles.
+pub fn tunnels(desired: &Desired, inputs: &Inputs) -> BTreeSet<String> {
+    let hops = &inputs.reach.hops;
+    let unknown = hops.is_empty() && !desired.ways.is_empty();
+    let over: BTreeSet<u32> = hops.values().filter_map(|way| Some(way.hop?.link)).collect();
+    let of_group = |name: &str| desired.keepalived.instances.iter().any(|one| one.interface == name);
+    let links = inputs.facts.links.iter().filter(|(name, link)| {
+        link.wraps == Wraps::ByRoute && (unknown || over.contains(&link.index)) && !of_group(name)
+    });
+    links.map(|(name, _)| name.clone()).collect()
 }
 
 /// The rules and routes by which steered packets come into this host's own stack.

@@ -156,15 +156,6 @@ impl HostFacts {
         self.addresses.iter().find(|a| a.ip == ip).map(|a| a.link.as_str())
     }
 
-    /// The names of the links that wrap packets to other hosts.
-    pub fn tunnels(&self) -> BTreeSet<String> {
-        self.links
-            .iter()
-            .filter(|(_, link)| link.wraps != Wraps::Nothing)
-            .map(|(name, _)| name.clone())
-            .collect()
-    }
-
     /// The name and the properties of the link with that index.
     pub fn link_at(&self, index: u32) -> Option<(&str, &Link)> {
         let found = self.links.iter().find(|(_, link)| link.index == index);

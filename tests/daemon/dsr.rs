@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvip::config::Mode;
 use kvip::ipvs::{Key, VirtualServer};
 use kvip::model::{Backend, Family, Finding, ObjectKey};
-use kvip::net::{Hop, Hops, MacAddress, PolicyRoute, Way};
+use kvip::net::{Hop, Hops, Link, MacAddress, PolicyRoute, Way, Wraps};
 use kvip::snapshot::Snapshot;
 
 use crate::world::{World, backend, end, endpoint, ip, nginx, pods, settings, snapshot};
@@ -260,6 +260,74 @@ fn what_maglev_hashing_takes_is_counted() {
     assert_eq!(serving().status().hash_tables, 2);
 }
 
+/// A host with an overlay network, a VPN, and a VXLAN where the VIPs' clients are.
+fn with_tunnels(world: &World) {
+    let link = |index, wraps| Link { index, up: true, wraps, ..Link::default() };
+    let links = [
+        ("flannel.1", link(3, Wraps::ByRoute)),
+        ("gre1", link(4, Wraps::ByRoute)),
+        ("wg0", link(5, Wraps::ByDestination)),
+        ("eth0", link(2, Wraps::ByRoute)),
+    ];
+    let links = links.map(|(name, link)| (name.to_owned(), link));
+    world.kernel().facts.send_modify(|facts| facts.links.extend(links));
+}
+
+fn handed_on_through(world: &World) -> Vec<String> {
+    world.kernel().written.steering.tunnels.iter().cloned().collect()
+}
+
+#[test]
+fn who_comes_through_another_tunnel_than_the_pods_network_is_a_client() {
+    let mut world = serving();
+    with_tunnels(&world);
+    world.after(1);
+    assert_eq!(handed_on_through(&world), ["flannel.1", "gre1"], "while the ways are unknown");
+    let over = |link| {
+        let way = Way { to: ip("10.2.6.10"), hop: Some(Hop { link, via: Some(ip("10.2.6.0")) }) };
+        [(("node-b".to_owned(), Family::V4), way)].into()
+    };
+    for (link, expected) in [(3, Some("flannel.1")), (5, None), (2, None), (4, Some("gre1"))] {
+        world.hops(over(link));
+        world.after(1);
+        assert_eq!(handed_on_through(&world), Vec::from_iter(expected), "pods behind link {link}");
+    }
+    let mut all_here = dsr_snapshot();
+    pods(&mut all_here, "nginx").retain(|endpoint| endpoint.node.as_deref() == Some("node-a"));
+    world.event(all_here);
+    world.hops(Hops::new());
+    world.after(1);
+    assert_eq!(handed_on_through(&world), [""; 0], "without a pod elsewhere");
+    assert_eq!(world.status().faults, 0);
+}
+
+#[test]
+fn settings_by_which_the_kernel_drops_what_is_handed_on_are_findings() {
+    let mut world = serving();
+    let link = Link { index: 6, up: true, ..Link::default() };
+    world.kernel().facts.send_modify(|facts| _ = facts.links.insert("eth1".into(), link));
+    let way = Way { to: ip("10.2.6.10"), hop: Some(Hop { link: 6, via: Some(ip("10.87.2.6")) }) };
+    world.hops([(("node-b".to_owned(), Family::V4), way)].into());
+    for (name, value, expected) in [
+        ("net.ipv4.conf.eth1.rp_filter", "1", "is strict and must be 2"),
+        ("net.ipv4.conf.eth0.src_valid_mark", "1", "is 1 and must be 0"),
+        ("net.ipv4.conf.all.src_valid_mark", "1", "is 1 and must be 0"),
+    ] {
+        world.kernel().sysctls = [(name.to_owned(), value.to_owned())].into();
+        world.tick(62);
+        let found = only_finding(&world).to_string();
+        assert!(found.starts_with(&format!("{name}: {expected}")), "{found}");
+    }
+    // The link of the VIPs takes what its clients send whatever it is.
+    world.kernel().sysctls = [("net.ipv4.conf.eth0.rp_filter".to_owned(), "1".to_owned())].into();
+    world.tick(62);
+    assert_eq!(world.status().findings, []);
+    world.event(snapshot());
+    world.kernel().sysctls = [("net.ipv4.conf.all.src_valid_mark".to_owned(), "1".to_owned())].into();
+    world.tick(62);
+    assert_eq!(world.status().findings, [], "without mode dsr");
+}
+
 #[test]
 fn peers_are_known_by_their_cards() {
     let mut world = serving();
@@ -268,6 +336,23 @@ fn peers_are_known_by_their_cards() {
     world.macs([(ip("10.87.2.6"), mac)].into());
     world.after(1);
     assert_eq!(world.kernel().written.steering.peers, [mac].into());
+}
+
+/// A peer's pods may be behind another card of it than that of its InternalIP.
+#[test]
+fn all_cards_of_a_peer_are_asked_for() {
+    let mut more = dsr_snapshot();
+    let node = Arc::make_mut(more.nodes.get_mut("node-b").unwrap());
+    node.other_addresses = ["10.87.2.66", "198.51.100.6"].map(ip).into();
+    let mut world = World::new(settings());
+    world.list(more);
+    world.turn();
+    let near = ["10.87.2.6", "10.87.2.66", "10.87.2.8"].map(ip);
+    assert_eq!(world.peers(), near.into(), "and what is on no link has none");
+    world.hops(over(Some("fe80::66")));
+    world.after(1);
+    assert_eq!(world.peers(), [&near[..], &[ip("fe80::66")]].concat().into_iter().collect());
+    assert_eq!(world.kernel().written.steering.nodes, world.peers());
 }
 
 #[test]

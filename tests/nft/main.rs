@@ -109,6 +109,22 @@ fn cases() -> Vec<(&'static str, Ruleset)> {
                 &["0.0.0.0/0", "::/0"],
             ),
         ),
+        // What is left of a range with a pod of another node in it: intervals that touch.
+        (
+            "pods-elsewhere",
+            ruleset(
+                &["tcp 10.87.2.50 80", "tcp fd00::50 80"],
+                &["10.87.2.50", "fd00::50"],
+                &[
+                    "10.2.4.0/31",
+                    "10.2.4.2/32",
+                    "10.2.4.4/30",
+                    "10.2.4.8/29",
+                    "fd00:2:4::/127",
+                    "fd00:2:4::2/128",
+                ],
+            ),
+        ),
         ("source-ranges", limited()),
         ("shield", shielded()),
         ("steering", steering::steered()),

@@ -251,6 +251,8 @@ fn edit_node(snapshot: &mut Snapshot, name: &str, index: usize) {
         return;
     }
     let mut node = nodes().remove(name).unwrap();
-    node.pod_cidrs = (index > 20).then(|| "10.2.0.0/28".parse().unwrap()).into_iter().collect();
+    // Too small for its own pods, or so large that pods of another node are in it.
+    let range = if index.is_multiple_of(2) { "10.2.0.0/28" } else { "10.2.0.0/23" };
+    node.pod_cidrs = (index > 20).then(|| range.parse().unwrap()).into_iter().collect();
     snapshot.nodes.insert(name.to_owned(), Arc::new(node));
 }
