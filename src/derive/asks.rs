@@ -18,9 +18,6 @@ use crate::ipam::{Port, Request};
 use crate::model::{Finding, ObjectKey};
 use crate::snapshot::{Service, ServicePort, Snapshot};
 
-/// How a finding begins that refuses a Service one address.
-pub const NOT_SERVED_AT: &str = "not served at";
-
 /// What is asked of one VIP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
@@ -79,6 +76,14 @@ pub enum Source {
     Annotation,
     /// spec.externalIPs.
     ExternalIp,
+}
+
+impl Source {
+    /// `finding` as one that refuses a Service what it asks for in this way: what the ConfigMap asks for is the admin's, and
+    /// nothing for the Service's status.
+    pub fn refusal(self, finding: Finding) -> Finding {
+        Finding { refuses: !matches!(self, Self::Static | Self::ConfigMap), ..finding }
+    }
 }
 
 impl fmt::Display for Source {
@@ -195,8 +200,8 @@ impl<'a> Asks<'a> {
                 match grammar::key(word) {
                     Ok(vip) => self.tenant(key, vip, Source::Annotation),
                     Err(why) => {
-                        self.findings
-                            .push(Finding::new(key, format!("annotation {VIPS}: \"{word}\" ignored: {why}")));
+                        let text = format!("annotation {VIPS}: \"{word}\" ignored: {why}");
+                        self.findings.push(Source::Annotation.refusal(Finding::new(key, text)));
                     }
                 }
             }
@@ -215,7 +220,8 @@ impl<'a> Asks<'a> {
 
     /// Says why a Service does not get what it asks for.
     pub fn refused(&mut self, key: &ObjectKey, vip: IpAddr, source: Source, why: &str) {
-        self.findings.push(Finding::new(key, format!("{NOT_SERVED_AT} {vip} ({source}): {why}")));
+        let text = format!("not served at {vip} ({source}): {why}");
+        self.findings.push(source.refusal(Finding::new(key, text)));
     }
 
     /// Adds a Service to `vip`, unless that is another party's.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::asks::{Asked, Asks, NOT_SERVED_AT, Source, Want};
+use super::asks::{Asked, Asks, Source, Want};
 use super::checks::Checking;
 use super::grammar::Entry;
 use super::groups::MOST_VIPS;
@@ -171,8 +171,8 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     for (vip, asked) in asks.vips.iter().filter(|(vip, _)| !carried(vip)) {
         for want in &asked.entries {
             let text =
-                format!("{NOT_SERVED_AT} {vip}: its group carries {MOST_VIPS} VIPs of the family before it");
-            findings.push(Finding::new(&want.entry.service, text).mend(groups::SPREAD));
+                format!("not served at {vip}: its group carries {MOST_VIPS} VIPs of the family before it");
+            findings.push(want.source.refusal(Finding::new(&want.entry.service, text).mend(groups::SPREAD)));
         }
     }
     let mut tasks = Tasks {
@@ -263,7 +263,7 @@ impl Tasks<'_> {
     fn fixed(&mut self, one: &Static) {
         let frontend = Frontend { vip: one.vip, protocol: one.protocol, port: one.port };
         let owner = Owner::Static(one.name.clone());
-        if self.take(frontend, &owner) {
+        if self.take(frontend, &owner, Source::Static) {
             let checking = one.check.then(Checking::of_static);
             self.by_owner.insert(owner, Task::Static { frontend, backends: one.backends.clone(), checking });
         }
@@ -273,7 +273,7 @@ impl Tasks<'_> {
         for want in &asked.entries {
             match serviceable(&self.inputs, vip, &want.entry) {
                 Ok((service, ports)) => self.ports(vip, want, service, ports),
-                Err(finding) => self.findings.push(finding),
+                Err(finding) => self.findings.push(want.source.refusal(finding)),
             }
         }
     }
@@ -292,7 +292,7 @@ impl Tasks<'_> {
                 if refused.by_its_status && want.source == Source::LoadBalancer {
                     self.shown.entry(key.clone()).or_default().insert(vip);
                 }
-                self.findings.push(refused.finding);
+                self.findings.push(want.source.refusal(refused.finding));
             }
         }
     }
@@ -313,12 +313,12 @@ impl Tasks<'_> {
         (port, source, mode): (&ServicePort, Source, Mode),
     ) {
         if let Some(finding) = mode::unfit(vip, key, port, mode) {
-            self.findings.push(finding);
+            self.findings.push(source.refusal(finding));
             return;
         }
         let frontend = Frontend { vip, protocol: port.protocol, port: port.port };
         let owner = Owner::Service(key.clone());
-        if !self.take(frontend, &owner) {
+        if !self.take(frontend, &owner, source) {
             return;
         }
         let members = self.members.get(&vip).cloned().unwrap_or_default();
@@ -350,7 +350,8 @@ impl Tasks<'_> {
                 if serving.marks.is_none() {
                     let text =
                         format!("not served at {frontend}: all {} marks for mode dsr are taken", bits.room());
-                    self.findings.push(Finding::new(owner, text).mend("give dsr.mark_bits more bits"));
+                    let finding = Finding::new(owner, text).mend("give dsr.mark_bits more bits");
+                    self.findings.push(serving.source.refusal(finding));
                 }
             }
             frontends.retain(|_, serving| serving.mode != Mode::Dsr || serving.marks.is_some());
@@ -363,7 +364,7 @@ impl Tasks<'_> {
         self.by_owner.values().flat_map(announced).map(|frontend| frontend.vip).collect()
     }
 
-    fn take(&mut self, frontend: Frontend, owner: &Owner) -> bool {
+    fn take(&mut self, frontend: Frontend, owner: &Owner, source: Source) -> bool {
         let first = self.taken.entry(frontend).or_insert_with(|| owner.clone());
         if first == owner {
             return true;
@@ -371,7 +372,7 @@ impl Tasks<'_> {
         let Frontend { vip, protocol, port } = frontend;
         let text = format!("not served at {vip} {protocol} {port}: {first} has it");
         let mend = "give one of the two another VIP or port, or let the ConfigMap select ports (ns/svc:port)";
-        self.findings.push(Finding::new(owner, text).mend(mend));
+        self.findings.push(source.refusal(Finding::new(owner, text).mend(mend)));
         false
     }
 

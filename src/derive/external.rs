@@ -18,7 +18,8 @@ pub fn ask(inputs: &Inputs, asks: &mut Asks) {
         if beside_ipvs {
             let text =
                 format!("spec.externalIPs not served: kube-proxy in ipvs mode ({DEVICE} is there) has them");
-            asks.findings.push(Finding::new(key, text).mend("run kube-proxy with mode nftables or iptables"));
+            let finding = Finding::new(key, text).mend("run kube-proxy with mode nftables or iptables");
+            asks.findings.push(Source::ExternalIp.refusal(finding));
             continue;
         }
         for vip in &service.external_ips {

@@ -181,7 +181,10 @@ fn addresses(key: &ObjectKey, place: &str, text: &str, findings: &mut Vec<Findin
     for word in words(text) {
         match grammar::key(word) {
             Ok(address) => named.push(address),
-            Err(why) => findings.push(Finding::new(key, format!("{place}: \"{word}\" ignored: {why}"))),
+            Err(why) => {
+                let text = format!("{place}: \"{word}\" ignored: {why}");
+                findings.push(Source::LoadBalancer.refusal(Finding::new(key, text)));
+            }
         }
     }
     named
