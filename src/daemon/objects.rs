@@ -10,6 +10,7 @@ use crate::config::{Mode, Settings};
 use crate::derive::{self, Assignment, Owner, Source, Task};
 use crate::ipam;
 use crate::model::{Frontend, ObjectKey};
+use crate::report::objects::status::says_served;
 use crate::report::objects::{self, Address, Held, IpMode, Kind, Port, Shown, State, Verdict};
 use crate::snapshot::{Map, Node, Service, ServicePort, Snapshot};
 
@@ -74,13 +75,18 @@ pub fn to_say(inputs: &Inputs, before: &State) -> State {
     let Inputs { settings, snapshot, assignment, .. } = inputs;
     let allocators = allocators(settings, snapshot);
     let here = View::of(*inputs);
+    let elsewhere = assignment.elsewhere.as_deref();
+    let elsewhere = elsewhere.map(|assignment| View::of(Inputs { assignment, ..*inputs }));
     let mut services = before.services.clone();
     for key in before.services.keys().filter(|key| !snapshot.services.contains_key(*key)) {
         services.remove(key);
     }
     for (key, service) in &snapshot.services {
         let shown = Shown::of(service);
-        let Some(said) = said(&here, key, service, shown.is_ours()) else {
+        // Another allocator serves what it has said to be served. That something of this host alone speaks against it is no
+        // reason to take that back: the other would say it again, and so on for ever.
+        let view = elsewhere.as_ref().filter(|_| says_served(&shown)).unwrap_or(&here);
+        let Some(said) = said(view, key, service, shown.is_ours()) else {
             services.remove(key);
             continue;
         };

@@ -235,3 +235,34 @@ fn those_allocate_that_are_selected_else_those_that_hold_vips() {
     check_allocators(|settings| settings.asking.allocators = none(), &[]);
     check_allocators(|settings| settings.vrrp.members = none(), &["node-a", "node-b", "node-c"]);
 }
+
+/// Of two allocators that see different hosts one would else write what the other undoes, for ever.
+#[test]
+fn what_only_this_host_refuses_is_said_until_another_one_serves_it() {
+    let verdict = |facts: &HostFacts, external: bool, message: Option<&str>| {
+        let mut service = web(if external { "" } else { "10.0.0.50" }, &[80]);
+        if external {
+            service.annotations.clear();
+            service.external_ips = vec!["10.0.0.50".parse().unwrap()];
+        }
+        let condition =
+            |message: &str| crate::snapshot::Condition { message: message.into(), ..Default::default() };
+        service.condition = message.map(condition);
+        let services = [(ObjectKey::new("default", "web"), Arc::new(service))].into_iter().collect();
+        let snapshot = Snapshot { services, ..Snapshot::default() };
+        let said = said_in(&snapshot, |settings| settings.asking.external_ips = true, facts).unwrap();
+        (said.addresses.len(), said.verdict.clone())
+    };
+    let gateway = HostFacts { gateways: ["10.0.0.50".parse().unwrap()].into(), ..HostFacts::default() };
+    let links = [("kube-ipvs0".to_owned(), crate::net::Link::default())].into();
+    let beside_ipvs = HostFacts { links, ..HostFacts::default() };
+    for (refusing, external) in [(gateway, false), (beside_ipvs, true)] {
+        for nowhere in [None, Some("not served; it is the address of a gateway")] {
+            let (addresses, verdict) = verdict(&refusing, external, nowhere);
+            assert!(addresses == 0 && matches!(verdict, Verdict::Refused { .. }), "{verdict:?}");
+        }
+        let elsewhere = verdict(&HostFacts::default(), external, None);
+        assert_eq!(elsewhere, (1, Verdict::Allocated));
+        assert_eq!(verdict(&refusing, external, Some("served at 10.0.0.50")), elsewhere);
+    }
+}

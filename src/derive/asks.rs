@@ -104,6 +104,8 @@ pub struct Asks<'a> {
     pub vips: BTreeMap<IpAddr, Asked>,
     /// What is refused.
     pub findings: Vec<Finding>,
+    /// What this host is keeps something from being served that another host may well serve.
+    pub by_host: bool,
     /// What Services of type LoadBalancer ask of the pools.
     pub requests: BTreeMap<ObjectKey, Arc<Request>>,
     /// Which addresses may be VIPs, and whose.
@@ -113,8 +115,13 @@ pub struct Asks<'a> {
 impl<'a> Asks<'a> {
     /// Gathers all asks.
     pub fn gather(inputs: &Inputs, policy: &'a Policy<'a>) -> Self {
-        let mut asks =
-            Self { vips: BTreeMap::new(), findings: Vec::new(), requests: BTreeMap::new(), policy };
+        let mut asks = Self {
+            vips: BTreeMap::new(),
+            findings: Vec::new(),
+            by_host: false,
+            requests: BTreeMap::new(),
+            policy,
+        };
         asks.statics(inputs);
         asks.config_map(inputs);
         load_balancer::ask(inputs, &mut asks);
@@ -125,6 +132,7 @@ impl<'a> Asks<'a> {
 
     fn statics(&mut self, inputs: &Inputs) {
         for one in &inputs.settings.statics {
+            self.by_host |= self.policy.is_of_host(one.vip);
             if let Some(why) = self.policy.refusal_of_static(one.vip) {
                 let text = format!("static VIP {} is not served: {why}", one.vip);
                 self.findings.push(Finding::new(format!("static {}", one.name), text));
@@ -150,6 +158,7 @@ impl<'a> Asks<'a> {
                     continue;
                 }
             };
+            self.by_host |= self.policy.is_of_host(vip);
             if let Some(why) = self.policy.refusal_of_admin(vip) {
                 self.ignored(map, key, &why);
                 continue;
@@ -210,6 +219,7 @@ impl<'a> Asks<'a> {
 
     /// A Service asks for `vip` by itself.
     pub fn tenant(&mut self, key: &ObjectKey, vip: IpAddr, source: Source) {
+        self.by_host |= self.policy.is_of_host(vip);
         let why = self.policy.refusal(vip).or_else(|| self.policy.not_for(&key.namespace, vip));
         if let Some(why) = why {
             self.refused(key, vip, source, &why);

@@ -20,6 +20,7 @@ use crate::ipam::{Refusal, Request, Reserved, Step};
 use crate::keepalived;
 use crate::marks::Marks;
 use crate::model::{Family, Finding, Frontend, ObjectKey};
+use crate::net::HostFacts;
 use crate::snapshot::{Service, ServiceKind, ServicePort};
 
 /// What is decided before any endpoint is looked at.
@@ -50,6 +51,8 @@ pub struct Assignment {
     pub requests: Arc<Requests>,
     /// What is refused.
     pub findings: Vec<Finding>,
+    /// What is assigned where nothing of this host speaks against it, if something does: other hosts may serve all of that.
+    pub elsewhere: Option<Arc<Assignment>>,
 }
 
 /// What is asked of the pools, and what they cannot give.
@@ -161,6 +164,14 @@ impl Task {
 
 /// Assigns frontends to Services.
 pub fn assign(inputs: &Inputs) -> Assignment {
+    let (here, by_host) = assigned(inputs);
+    let nowhere = HostFacts::default();
+    let elsewhere = by_host.then(|| Arc::new(assigned(&Inputs { facts: &nowhere, ..*inputs }).0));
+    Assignment { elsewhere, ..here }
+}
+
+/// What is assigned by the facts of `inputs`, and whether these keep something from being served.
+fn assigned(inputs: &Inputs) -> (Assignment, bool) {
     let policy = Policy::new(inputs);
     let mut asks = Asks::gather(inputs, &policy);
     let mut findings = std::mem::take(&mut asks.findings);
@@ -209,7 +220,7 @@ pub fn assign(inputs: &Inputs) -> Assignment {
         policy.reserved(asks.vips.iter().filter(|(_, asked)| !asked.is_granted()).map(|(vip, _)| *vip));
     let requests = load_balancer::refusals(inputs, asks.requests, reserved, &mut findings);
     let host = if source_ranges.is_empty() { BTreeSet::new() } else { own_addresses(inputs) };
-    Assignment {
+    let assignment = Assignment {
         shielded,
         shown,
         node,
@@ -222,7 +233,9 @@ pub fn assign(inputs: &Inputs) -> Assignment {
         host,
         requests: Arc::new(requests),
         findings,
-    }
+        elsewhere: None,
+    };
+    (assignment, asks.by_host)
 }
 
 /// The members of the group of each VIP.

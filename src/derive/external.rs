@@ -16,6 +16,7 @@ pub fn ask(inputs: &Inputs, asks: &mut Asks) {
     let beside_ipvs = kube_proxy::has_ipvs_mode(inputs);
     for (key, service) in by_age(inputs.snapshot, |service| !service.external_ips.is_empty()) {
         if beside_ipvs {
+            asks.by_host = true;
             let text =
                 format!("spec.externalIPs not served: kube-proxy in ipvs mode ({DEVICE} is there) has them");
             let finding = Finding::new(key, text).mend("run kube-proxy with mode nftables or iptables");
