@@ -187,12 +187,15 @@ pub struct Finding {
     pub text: String,
     /// The next command to type or setting to change, when there is one.
     pub mend: Option<String>,
+    /// It refuses a Service what that asks for by itself, so that the Service's status says it too.
+    #[serde(skip)]
+    pub refuses: bool,
 }
 
 impl Finding {
     /// A finding on `subject` without a mend.
     pub fn new(subject: impl fmt::Display, text: impl Into<String>) -> Self {
-        Self { subject: subject.to_string(), text: text.into(), mend: None }
+        Self { subject: subject.to_string(), text: text.into(), mend: None, refuses: false }
     }
 
     /// The same finding with what to do about it.

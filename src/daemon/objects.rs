@@ -10,6 +10,7 @@ use crate::config::{Mode, Settings};
 use crate::derive::{self, Assignment, Owner, Source, Task};
 use crate::ipam;
 use crate::model::{Frontend, ObjectKey};
+use crate::report::objects::status::says_served;
 use crate::report::objects::{self, Address, Held, IpMode, Kind, Port, Shown, State, Verdict};
 use crate::snapshot::{Map, Node, Service, ServicePort, Snapshot};
 
@@ -73,13 +74,19 @@ pub fn to_allocate(inputs: &Inputs) -> ipam::Wanted {
 pub fn to_say(inputs: &Inputs, before: &State) -> State {
     let Inputs { settings, snapshot, assignment, .. } = inputs;
     let allocators = allocators(settings, snapshot);
+    let here = View::of(*inputs);
+    let elsewhere = assignment.elsewhere.as_deref();
+    let elsewhere = elsewhere.map(|assignment| View::of(Inputs { assignment, ..*inputs }));
     let mut services = before.services.clone();
     for key in before.services.keys().filter(|key| !snapshot.services.contains_key(*key)) {
         services.remove(key);
     }
     for (key, service) in &snapshot.services {
         let shown = Shown::of(service);
-        let Some(said) = said(inputs, key, service, shown.is_ours()) else {
+        // Another allocator serves what it has said to be served. That something of this host alone speaks against it is no
+        // reason to take that back: the other would say it again, and so on for ever.
+        let view = elsewhere.as_ref().filter(|_| says_served(&shown)).unwrap_or(&here);
+        let Some(said) = said(view, key, service, shown.is_ours()) else {
             services.remove(key);
             continue;
         };
@@ -114,15 +121,35 @@ struct Said {
     addresses: Vec<Address>,
 }
 
-/// What is to be said of a Service that asks by itself, or that shows something of kvip's; `None`: nothing, or not yet.
-fn said(inputs: &Inputs, key: &ObjectKey, service: &Service, shows: bool) -> Option<Said> {
+/// What is assigned, and what of it is refused.
+struct View<'a> {
+    inputs: Inputs<'a>,
+    /// What findings refuse to Services, by the Services' names.
+    refused: BTreeMap<&'a str, BTreeSet<&'a str>>,
+}
+
+impl<'a> View<'a> {
+    fn of(inputs: Inputs<'a>) -> Self {
+        let mut refused: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for finding in inputs.assignment.findings.iter().filter(|finding| finding.refuses) {
+            refused.entry(&finding.subject).or_default().insert(&finding.text);
+        }
+        Self { inputs, refused }
+    }
+}
+
+/// What is to be said of a Service that asks by itself, or that `shows` something of kvip's; `None`: nothing, or not yet.
+fn said(view: &View, key: &ObjectKey, service: &Service, shows: bool) -> Option<Said> {
+    let inputs = &view.inputs;
     let frontends = own_frontends(inputs.assignment, key);
     let mut addresses = addresses(inputs.assignment, service, &frontends);
     addresses.extend(kept(inputs.assignment, key, service));
-    if let Some(verdict) = missing(inputs, key, service, !frontends.is_empty(), shows) {
+    let served = !frontends.is_empty();
+    let asks = asks(inputs, key, service);
+    if let Some(verdict) = missing(view, key, service, served).filter(|_| asks) {
         return Some(Said { verdict, addresses });
     }
-    if !frontends.is_empty() {
+    if served {
         return Some(Said { verdict: Verdict::Allocated, addresses });
     }
     // What asks the pools has an answer soon; whatever else is not served asks for nothing any more.
@@ -130,26 +157,16 @@ fn said(inputs: &Inputs, key: &ObjectKey, service: &Service, shows: bool) -> Opt
     (shows && !waits).then_some(Said { verdict: Verdict::NotOurs, addresses })
 }
 
-/// What a Service asks for by itself and does not get; `None`: it gets all, or asks for nothing.
-fn missing(
-    inputs: &Inputs,
-    key: &ObjectKey,
-    service: &Service,
-    served: bool,
-    shows: bool,
-) -> Option<Verdict> {
-    let refused = |reason: &str, text: String| Verdict::Refused { reason: reason.into(), text };
-    let asks = asks(inputs, key, service);
+/// What a Service that asks by itself does not get.
+fn missing(view: &View, key: &ObjectKey, service: &Service, served: bool) -> Option<Verdict> {
+    let inputs = &view.inputs;
     // Of a Service that has an address the allocator may know less than the claims do.
-    let by_claims = inputs.assignment.requests.refusals.get(key).and_then(|all| all.first());
-    let refusal = if served { by_claims } else { refusals(inputs, key, service).first() };
-    if let Some(refusal) = refusal.filter(|_| asks) {
-        return Some(refused(NO_ADDRESS, refusal.to_string()));
-    }
-    let subject = key.to_string();
-    let of_service = inputs.assignment.findings.iter().filter(|finding| finding.subject == subject);
-    let mut all = of_service.filter(|finding| !served || finding.text.starts_with(derive::NOT_SERVED_AT));
-    all.next().filter(|_| asks || shows).map(|finding| refused(NOT_SERVED, finding.text.clone()))
+    let by_claims = inputs.assignment.requests.refusals.get(key).map(Vec::as_slice).unwrap_or_default();
+    let no_address = if served { by_claims } else { refusals(inputs, key, service) };
+    let reason = if no_address.is_empty() { NOT_SERVED } else { NO_ADDRESS };
+    let refused = view.refused.get(&*key.to_string()).into_iter().flatten().map(ToString::to_string);
+    let all: Vec<String> = no_address.iter().map(ToString::to_string).chain(refused).collect();
+    (!all.is_empty()).then(|| Verdict::Refused { reason: reason.into(), text: all.join("; ") })
 }
 
 /// Whether a Service asks for addresses by what it says itself, given or not.
@@ -236,140 +253,5 @@ fn held(inputs: &Inputs) -> Map<ObjectKey, Held> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::derive::{Leaving, VIPS};
-    use crate::model::Protocol;
-    use crate::net::HostFacts;
-    use crate::snapshot::ServicePort;
-
-    /// The Service `web`, which asks for these VIPs by annotation.
-    fn web(annotation: &str, ports: &[u16]) -> Service {
-        let port = |port: &u16| ServicePort { name: port.to_string(), protocol: Protocol::Tcp, port: *port };
-        Service {
-            uid: "u1".into(),
-            cluster_ips: vec!["10.96.0.9".parse().unwrap()],
-            ports: ports.iter().map(port).collect(),
-            created: 1,
-            annotations: [(VIPS.to_owned(), annotation.to_owned())].into(),
-            ..Service::default()
-        }
-    }
-
-    /// What is said of `web` among these Services, where no other than 10.0.0.50 may be a VIP.
-    fn said_of_web(
-        services: impl IntoIterator<Item = (&'static str, Service)>,
-    ) -> Option<Arc<objects::Wanted>> {
-        let key = |name| ObjectKey::new("default", name);
-        let services = services.into_iter().map(|(name, service)| (key(name), Arc::new(service))).collect();
-        let snapshot = Snapshot { services, ..Snapshot::default() };
-        let settings = Settings::standard(vec!["10.0.0.50/32".parse().unwrap()]);
-        let (facts, nobody) = (HostFacts::default(), BTreeSet::new());
-        let desired = derive::derive(&derive::Inputs {
-            settings: &settings,
-            snapshot: &snapshot,
-            facts: &facts,
-            dead: &nobody,
-            leaving: &Leaving::new(),
-            unhealthy: &crate::health::check::Down::new(),
-            reach: &crate::derive::Reach::default(),
-        });
-        let (outcomes, here) = (ipam::Outcomes::default(), BTreeSet::new());
-        let assignment = &desired.assignment;
-        let inputs =
-            Inputs { settings: &settings, snapshot: &snapshot, assignment, outcomes: &outcomes, here: &here };
-        to_say(&inputs, &State::default()).services.get(&key("web")).cloned()
-    }
-
-    /// What is said of a Service of one port that asks for these VIPs.
-    fn check(annotation: &str, addresses: &[&str], verdict: Option<Verdict>) {
-        let wanted = said_of_web([("web", web(annotation, &[80]))]);
-        let said = wanted.iter().flat_map(|wanted| &wanted.addresses).map(|one| one.ip.to_string());
-        assert_eq!(said.collect::<Vec<_>>(), addresses);
-        assert_eq!(wanted.map(|wanted| wanted.verdict.clone()), verdict);
-    }
-
-    #[test]
-    fn a_refused_annotation_is_said_beside_what_is_served() {
-        let outside = || {
-            let text = "not served at 10.9.0.1 (kvip.io/vips): outside the allowed ranges (10.0.0.50/32)";
-            Some(Verdict::Refused { reason: NOT_SERVED.into(), text: text.into() })
-        };
-        check("10.0.0.50", &["10.0.0.50"], Some(Verdict::Allocated));
-        check("10.9.0.1", &[], outside());
-        check("10.0.0.50, 10.9.0.1", &["10.0.0.50"], outside());
-        check("", &[], None);
-    }
-
-    /// A server that drops ipMode would else be written to for ever.
-    #[test]
-    fn what_is_refused_for_what_the_status_lacks_stays_in_it() {
-        let key = ObjectKey::new("default", "web");
-        let ports = vec![ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 }];
-        let service = Service { ports, ..Service::default() };
-        let vip: IpAddr = "10.0.0.50".parse().unwrap();
-        let assignment = Assignment { shown: [(key.clone(), [vip].into())].into(), ..Assignment::default() };
-        let got: Vec<Address> = kept(&assignment, &key, &service).collect();
-        let port = Port { protocol: Protocol::Tcp, port: 80, error: None };
-        assert_eq!(got, [Address { ip: vip, mode: IpMode::Proxy, ports: vec![port] }]);
-    }
-
-    #[test]
-    fn a_port_that_an_older_service_has_is_an_error_of_that_port_alone() {
-        let older = Service { uid: "u0".into(), created: 0, ..web("10.0.0.50", &[443]) };
-        let wanted = said_of_web([("web", web("10.0.0.50", &[80, 443])), ("older", older)]).unwrap();
-        let [address] = &wanted.addresses[..] else { panic!("one address: {:?}", wanted.addresses) };
-        let ports: Vec<_> = address.ports.iter().map(|port| (port.port, port.error.as_deref())).collect();
-        assert_eq!(ports, [(80, None), (443, Some("kvip.io/PortTaken"))]);
-        let text = "not served at 10.0.0.50 tcp 443: default/older has it";
-        assert_eq!(wanted.verdict, Verdict::Refused { reason: NOT_SERVED.into(), text: text.into() });
-    }
-
-    #[test]
-    fn a_port_that_the_mode_cannot_serve_is_nobody_elses() {
-        let mut dns = web("10.0.0.50", &[53]);
-        dns.annotations.insert("kvip.io/mode".into(), "proxy".into());
-        dns.ports.push(ServicePort { name: "udp".into(), protocol: Protocol::Udp, port: 53 });
-        let wanted = said_of_web([("web", dns)]).unwrap();
-        let errors: Vec<_> = wanted.addresses[0].ports.iter().map(|port| port.error.as_deref()).collect();
-        assert_eq!(errors, [None, Some("kvip.io/PortNotServed")]);
-    }
-
-    #[test]
-    fn who_balances_is_said_of_each_service_by_itself() {
-        let announced = || {
-            let mut service = Service { uid: "u0".into(), created: 0, ..web("10.0.0.50", &[443]) };
-            service.annotations.insert("kvip.io/mode".into(), "announce".into());
-            service
-        };
-        let mode = |services: [(&'static str, Service); 2]| said_of_web(services).unwrap().addresses[0].mode;
-        assert_eq!(mode([("web", web("10.0.0.50", &[80])), ("other", announced())]), IpMode::Proxy);
-        assert_eq!(mode([("web", announced()), ("other", web("10.0.0.50", &[80]))]), IpMode::Vip);
-    }
-
-    /// Which of three nodes allocate: node-a is an excluded control-plane node, node-b and node-c have the role edge.
-    fn check_allocators(change: impl Fn(&mut Settings), allocators: &[&str]) {
-        let labels = [(derive::EXCLUDED, ""), ("role", "edge"), ("role", "edge")];
-        let node = |(key, value): (&str, &str)| Node {
-            labels: [(key.to_owned(), value.to_owned())].into(),
-            ..Node::default()
-        };
-        let names = ["node-a", "node-b", "node-c"].map(str::to_owned);
-        let nodes = names.into_iter().zip(labels.map(|label| Arc::new(node(label)))).collect();
-        let mut settings = Settings::standard(Vec::new());
-        change(&mut settings);
-        let got = super::allocators(&settings, &Snapshot { nodes, ..Snapshot::default() });
-        assert_eq!(got.iter().map(String::as_str).collect::<Vec<_>>(), allocators);
-    }
-
-    #[test]
-    fn those_allocate_that_are_selected_else_those_that_hold_vips() {
-        let edge = || [("role".to_owned(), "edge".to_owned())].into();
-        check_allocators(|_| (), &["node-b", "node-c"]);
-        check_allocators(|settings| settings.vrrp.excluded_too = true, &["node-a", "node-b", "node-c"]);
-        check_allocators(|settings| settings.asking.allocators = edge(), &["node-b", "node-c"]);
-        let none = || [("role".to_owned(), "none".to_owned())].into();
-        check_allocators(|settings| settings.asking.allocators = none(), &[]);
-        check_allocators(|settings| settings.vrrp.members = none(), &["node-a", "node-b", "node-c"]);
-    }
-}
+#[path = "objects_tests.rs"]
+mod tests;

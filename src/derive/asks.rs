@@ -18,9 +18,6 @@ use crate::ipam::{Port, Request};
 use crate::model::{Finding, ObjectKey};
 use crate::snapshot::{Service, ServicePort, Snapshot};
 
-/// How a finding begins that refuses a Service one address.
-pub const NOT_SERVED_AT: &str = "not served at";
-
 /// What is asked of one VIP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
@@ -81,6 +78,14 @@ pub enum Source {
     ExternalIp,
 }
 
+impl Source {
+    /// `finding` as one that refuses a Service what it asks for in this way: what the ConfigMap asks for is the admin's, and
+    /// nothing for the Service's status.
+    pub fn refusal(self, finding: Finding) -> Finding {
+        Finding { refuses: !matches!(self, Self::Static | Self::ConfigMap), ..finding }
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -99,6 +104,8 @@ pub struct Asks<'a> {
     pub vips: BTreeMap<IpAddr, Asked>,
     /// What is refused.
     pub findings: Vec<Finding>,
+    /// What this host is keeps something from being served that another host may well serve.
+    pub by_host: bool,
     /// What Services of type LoadBalancer ask of the pools.
     pub requests: BTreeMap<ObjectKey, Arc<Request>>,
     /// Which addresses may be VIPs, and whose.
@@ -108,8 +115,13 @@ pub struct Asks<'a> {
 impl<'a> Asks<'a> {
     /// Gathers all asks.
     pub fn gather(inputs: &Inputs, policy: &'a Policy<'a>) -> Self {
-        let mut asks =
-            Self { vips: BTreeMap::new(), findings: Vec::new(), requests: BTreeMap::new(), policy };
+        let mut asks = Self {
+            vips: BTreeMap::new(),
+            findings: Vec::new(),
+            by_host: false,
+            requests: BTreeMap::new(),
+            policy,
+        };
         asks.statics(inputs);
         asks.config_map(inputs);
         load_balancer::ask(inputs, &mut asks);
@@ -120,6 +132,7 @@ impl<'a> Asks<'a> {
 
     fn statics(&mut self, inputs: &Inputs) {
         for one in &inputs.settings.statics {
+            self.by_host |= self.policy.is_of_host(one.vip);
             if let Some(why) = self.policy.refusal_of_static(one.vip) {
                 let text = format!("static VIP {} is not served: {why}", one.vip);
                 self.findings.push(Finding::new(format!("static {}", one.name), text));
@@ -145,6 +158,7 @@ impl<'a> Asks<'a> {
                     continue;
                 }
             };
+            self.by_host |= self.policy.is_of_host(vip);
             if let Some(why) = self.policy.refusal_of_admin(vip) {
                 self.ignored(map, key, &why);
                 continue;
@@ -195,8 +209,8 @@ impl<'a> Asks<'a> {
                 match grammar::key(word) {
                     Ok(vip) => self.tenant(key, vip, Source::Annotation),
                     Err(why) => {
-                        self.findings
-                            .push(Finding::new(key, format!("annotation {VIPS}: \"{word}\" ignored: {why}")));
+                        let text = format!("annotation {VIPS}: \"{word}\" ignored: {why}");
+                        self.findings.push(Source::Annotation.refusal(Finding::new(key, text)));
                     }
                 }
             }
@@ -205,6 +219,7 @@ impl<'a> Asks<'a> {
 
     /// A Service asks for `vip` by itself.
     pub fn tenant(&mut self, key: &ObjectKey, vip: IpAddr, source: Source) {
+        self.by_host |= self.policy.is_of_host(vip);
         let why = self.policy.refusal(vip).or_else(|| self.policy.not_for(&key.namespace, vip));
         if let Some(why) = why {
             self.refused(key, vip, source, &why);
@@ -215,7 +230,8 @@ impl<'a> Asks<'a> {
 
     /// Says why a Service does not get what it asks for.
     pub fn refused(&mut self, key: &ObjectKey, vip: IpAddr, source: Source, why: &str) {
-        self.findings.push(Finding::new(key, format!("{NOT_SERVED_AT} {vip} ({source}): {why}")));
+        let text = format!("not served at {vip} ({source}): {why}");
+        self.findings.push(source.refusal(Finding::new(key, text)));
     }
 
     /// Adds a Service to `vip`, unless that is another party's.

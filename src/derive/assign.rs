@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::asks::{Asked, Asks, NOT_SERVED_AT, Source, Want};
+use super::asks::{Asked, Asks, Source, Want};
 use super::checks::Checking;
 use super::grammar::Entry;
 use super::groups::MOST_VIPS;
@@ -24,6 +24,7 @@ use crate::ipam::{Refusal, Request, Reserved, Step};
 use crate::keepalived;
 use crate::marks::Marks;
 use crate::model::{Family, Finding, Frontend, ObjectKey};
+use crate::net::HostFacts;
 use crate::snapshot::{Service, ServiceKind, ServicePort};
 
 /// What is decided before any endpoint is looked at.
@@ -54,6 +55,8 @@ pub struct Assignment {
     pub requests: Arc<Requests>,
     /// What is refused.
     pub findings: Vec<Finding>,
+    /// What is assigned where nothing of this host speaks against it, if something does: other hosts may serve all of that.
+    pub elsewhere: Option<Arc<Assignment>>,
 }
 
 /// What is asked of the pools, and what they cannot give.
@@ -167,6 +170,14 @@ impl Task {
 
 /// Assigns frontends to Services.
 pub fn assign(inputs: &Inputs) -> Assignment {
+    let (here, by_host) = assigned(inputs);
+    let nowhere = HostFacts::default();
+    let elsewhere = by_host.then(|| Arc::new(assigned(&Inputs { facts: &nowhere, ..*inputs }).0));
+    Assignment { elsewhere, ..here }
+}
+
+/// What is assigned by the facts of `inputs`, and whether these keep something from being served.
+fn assigned(inputs: &Inputs) -> (Assignment, bool) {
     let policy = Policy::new(inputs);
     let mut asks = Asks::gather(inputs, &policy);
     let mut findings = std::mem::take(&mut asks.findings);
@@ -177,8 +188,8 @@ pub fn assign(inputs: &Inputs) -> Assignment {
     for (vip, asked) in asks.vips.iter().filter(|(vip, _)| !carried(vip)) {
         for want in &asked.entries {
             let text =
-                format!("{NOT_SERVED_AT} {vip}: its group carries {MOST_VIPS} VIPs of the family before it");
-            findings.push(Finding::new(&want.entry.service, text).mend(groups::SPREAD));
+                format!("not served at {vip}: its group carries {MOST_VIPS} VIPs of the family before it");
+            findings.push(want.source.refusal(Finding::new(&want.entry.service, text).mend(groups::SPREAD)));
         }
     }
     let mut tasks = Tasks {
@@ -215,7 +226,7 @@ pub fn assign(inputs: &Inputs) -> Assignment {
         policy.reserved(asks.vips.iter().filter(|(_, asked)| !asked.is_granted()).map(|(vip, _)| *vip));
     let requests = load_balancer::refusals(inputs, asks.requests, reserved, &mut findings);
     let host = if source_ranges.is_empty() { BTreeSet::new() } else { own_addresses(inputs) };
-    Assignment {
+    let assignment = Assignment {
         shielded,
         shown,
         node,
@@ -228,7 +239,9 @@ pub fn assign(inputs: &Inputs) -> Assignment {
         host,
         requests: Arc::new(requests),
         findings,
-    }
+        elsewhere: None,
+    };
+    (assignment, asks.by_host)
 }
 
 /// The members of the group of each VIP.
@@ -269,7 +282,7 @@ impl Tasks<'_> {
     fn fixed(&mut self, one: &Static) {
         let frontend = Frontend { vip: one.vip, protocol: one.protocol, port: one.port };
         let owner = Owner::Static(one.name.clone());
-        if self.take(frontend, &owner) {
+        if self.take(frontend, &owner, Source::Static) {
             let checking = one.check.then(Checking::of_static);
             self.by_owner.insert(owner, Task::Static { frontend, backends: one.backends.clone(), checking });
         }
@@ -279,7 +292,7 @@ impl Tasks<'_> {
         for want in &asked.entries {
             match serviceable(&self.inputs, vip, &want.entry) {
                 Ok((service, ports)) => self.ports(vip, want, service, ports),
-                Err(finding) => self.findings.push(finding),
+                Err(finding) => self.findings.push(want.source.refusal(finding)),
             }
         }
     }
@@ -301,7 +314,7 @@ impl Tasks<'_> {
                 if refused.by_its_status && want.source == Source::LoadBalancer {
                     self.shown.entry(key.clone()).or_default().insert(vip);
                 }
-                self.findings.push(refused.finding);
+                self.findings.push(want.source.refusal(refused.finding));
             }
         }
     }
@@ -327,12 +340,12 @@ impl Tasks<'_> {
     ) {
         let (key, source) = (&want.entry.service, want.source);
         if let Some(finding) = mode::unfit(vip, key, named.map(AsRef::as_ref), port, mode) {
-            self.findings.push(finding);
+            self.findings.push(source.refusal(finding));
             return;
         }
         let frontend = Frontend { vip, protocol: port.protocol, port: port.port };
         let owner = Owner::Service(key.clone());
-        if !self.take(frontend, &owner) {
+        if !self.take(frontend, &owner, source) {
             return;
         }
         let members = self.members.get(&vip).cloned().unwrap_or_default();
@@ -365,7 +378,8 @@ impl Tasks<'_> {
                 if serving.marks.is_none() {
                     let text =
                         format!("not served at {frontend}: all {} marks for mode dsr are taken", bits.room());
-                    self.findings.push(Finding::new(owner, text).mend("give dsr.mark_bits more bits"));
+                    let finding = Finding::new(owner, text).mend("give dsr.mark_bits more bits");
+                    self.findings.push(serving.source.refusal(finding));
                 }
             }
             frontends.retain(|_, serving| serving.mode != Mode::Dsr || serving.marks.is_some());
@@ -378,7 +392,7 @@ impl Tasks<'_> {
         self.by_owner.values().flat_map(announced).map(|frontend| frontend.vip).collect()
     }
 
-    fn take(&mut self, frontend: Frontend, owner: &Owner) -> bool {
+    fn take(&mut self, frontend: Frontend, owner: &Owner, source: Source) -> bool {
         let first = self.taken.entry(frontend).or_insert_with(|| owner.clone());
         if first == owner {
             return true;
@@ -386,7 +400,7 @@ impl Tasks<'_> {
         let Frontend { vip, protocol, port } = frontend;
         let text = format!("not served at {vip} {protocol} {port}: {first} has it");
         let mend = "give one of the two another VIP or port, or let the ConfigMap select ports (ns/svc:port)";
-        self.findings.push(Finding::new(owner, text).mend(mend));
+        self.findings.push(source.refusal(Finding::new(owner, text).mend(mend)));
         false
     }
 

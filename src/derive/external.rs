@@ -16,9 +16,11 @@ pub fn ask(inputs: &Inputs, asks: &mut Asks) {
     let beside_ipvs = inputs.facts.kube_proxy_has_ipvs_mode();
     for (key, service) in by_age(inputs.snapshot, |service| !service.external_ips.is_empty()) {
         if beside_ipvs {
+            asks.by_host = true;
             let text =
                 format!("spec.externalIPs not served: kube-proxy in ipvs mode ({DEVICE} is there) has them");
-            asks.findings.push(Finding::new(key, text).mend("run kube-proxy with mode nftables or iptables"));
+            let finding = Finding::new(key, text).mend("run kube-proxy with mode nftables or iptables");
+            asks.findings.push(Source::ExternalIp.refusal(finding));
             continue;
         }
         for vip in &service.external_ips {

@@ -35,6 +35,7 @@ pub fn ask(inputs: &Inputs, asks: &mut Asks) {
         asks.findings.extend(granted.notices.iter().map(|notice| notice.finding(key)));
         let refusals: Vec<_> =
             granted.addresses.iter().map(|grant| asks.policy.refusal(grant.address)).collect();
+        asks.by_host |= granted.addresses.iter().any(|grant| asks.policy.is_of_host(grant.address));
         let none = request.all_or_nothing() && refusals.iter().any(Option::is_some);
         let other = || none.then(|| "RequireDualStack takes both families or none".to_owned());
         for (grant, refusal) in granted.addresses.iter().zip(refusals) {
@@ -181,7 +182,10 @@ fn addresses(key: &ObjectKey, place: &str, text: &str, findings: &mut Vec<Findin
     for word in words(text) {
         match grammar::key(word) {
             Ok(address) => named.push(address),
-            Err(why) => findings.push(Finding::new(key, format!("{place}: \"{word}\" ignored: {why}"))),
+            Err(why) => {
+                let text = format!("{place}: \"{word}\" ignored: {why}");
+                findings.push(Source::LoadBalancer.refusal(Finding::new(key, text)));
+            }
         }
     }
     named

@@ -45,7 +45,7 @@ use crate::nft;
 use crate::snapshot::{Map, Snapshot};
 
 pub use aliases::VIPS;
-pub use asks::{NOT_SERVED_AT, Source, vips_asked_for};
+pub use asks::{Source, vips_asked_for};
 pub use assign::{Assignment, Requests, Serving, Task};
 pub use counted::Counted;
 pub use groups::{GroupView, MOST_VIPS};

@@ -11,7 +11,10 @@ use crate::snapshot::Labels;
 /// Whose addresses are whose, looked up once for all VIPs.
 pub struct Policy<'a> {
     inputs: Inputs<'a>,
+    /// What the cluster has, as all nodes know.
     reserved: Reserved,
+    /// What this host alone knows to be somebody's, with what it is.
+    of_host: BTreeMap<IpAddr, String>,
     servers: BTreeSet<IpAddr>,
 }
 
@@ -23,9 +26,10 @@ const SERVER: &str = "is the address of an API server";
 impl<'a> Policy<'a> {
     /// The policy of this cluster and this host.
     pub fn new(inputs: &Inputs<'a>) -> Self {
-        let addresses = taken(inputs);
-        let reserved = Reserved { addresses, ranges: ranges(inputs) };
-        Self { inputs: *inputs, reserved, servers: inputs.snapshot.api_servers().collect() }
+        let reserved = Reserved { addresses: taken(inputs), ranges: ranges(inputs) };
+        let mut of_host = of_host(inputs);
+        of_host.retain(|address, _| reserved.why(*address).is_none());
+        Self { inputs: *inputs, reserved, of_host, servers: inputs.snapshot.api_servers().collect() }
     }
 
     /// Why `vip` may not be a VIP, or `None` when it may.
@@ -35,17 +39,24 @@ impl<'a> Policy<'a> {
 
     /// Why the admin may not make `vip` a VIP: the API server's own address may well be one.
     pub fn refusal_of_admin(&self, vip: IpAddr) -> Option<String> {
-        self.outside_allowed(vip).or_else(|| self.reserved.why(vip).map(|what| format!("it {what}")))
+        self.outside_allowed(vip).or_else(|| self.refusal_of_static(vip))
     }
 
     /// Why a static VIP may not be one. The host's own settings name it, and they were checked against what is allowed.
     pub fn refusal_of_static(&self, vip: IpAddr) -> Option<String> {
-        self.reserved.why(vip).map(|what| format!("it {what}"))
+        let what = self.reserved.why(vip).or_else(|| self.of_host.get(&vip).map(String::as_str));
+        what.map(|what| format!("it {what}"))
+    }
+
+    /// Whether only this host refuses `vip`: another one may know of nothing that speaks against it.
+    pub fn is_of_host(&self, vip: IpAddr) -> bool {
+        self.of_host.contains_key(&vip)
     }
 
     /// What IPAM may not give: what is somebody's, and the VIPs that are asked for in another way.
     pub fn reserved(&self, asked: impl Iterator<Item = IpAddr>) -> Reserved {
         let mut reserved = self.reserved.clone();
+        reserved.addresses.extend(self.of_host.clone());
         for server in &self.servers {
             reserved.addresses.entry(*server).or_insert_with(|| SERVER.into());
         }
@@ -84,7 +95,7 @@ impl<'a> Policy<'a> {
     }
 }
 
-/// Single addresses that are somebody's.
+/// Single addresses that are somebody's, by what the API says.
 fn taken(inputs: &Inputs) -> BTreeMap<IpAddr, String> {
     let mut taken = BTreeMap::new();
     for (name, node) in &inputs.snapshot.nodes {
@@ -92,17 +103,22 @@ fn taken(inputs: &Inputs) -> BTreeMap<IpAddr, String> {
             taken.entry(*address).or_insert_with(|| format!("is the address of node {name}"));
         }
     }
-    for gateway in &inputs.facts.gateways {
-        taken.entry(*gateway).or_insert_with(|| "is the address of a gateway".into());
-    }
-    // A VIP that keepalived put here carries its mark and is no obstacle.
-    for own in inputs.facts.addresses.iter().filter(|address| !address.marked_as_vip()) {
-        taken.entry(own.ip).or_insert_with(|| format!("is an address of this host, on {}", own.link));
-    }
     for (key, service) in &inputs.snapshot.services {
         for address in &service.cluster_ips {
             taken.entry(*address).or_insert_with(|| format!("is the ClusterIP of {key}"));
         }
+    }
+    taken
+}
+
+/// Single addresses that are somebody's, by what this host is.
+fn of_host(inputs: &Inputs) -> BTreeMap<IpAddr, String> {
+    let gateways = inputs.facts.gateways.iter();
+    let mut taken: BTreeMap<IpAddr, String> =
+        gateways.map(|gateway| (*gateway, "is the address of a gateway".into())).collect();
+    // A VIP that keepalived put here carries its mark and is no obstacle.
+    for own in inputs.facts.addresses.iter().filter(|address| !address.marked_as_vip()) {
+        taken.entry(own.ip).or_insert_with(|| format!("is an address of this host, on {}", own.link));
     }
     taken
 }

@@ -77,9 +77,12 @@ impl Notice {
             Self::OutsidePools(_) => {
                 finding.mend("add the address to a pool again, or delete the Service and make it again")
             }
-            Self::PortsNotOurs { by, .. } if !by.is_empty() => finding.mend(
-                "let the Services that share an address have distinct ports, or give this one no share key",
-            ),
+            Self::PortsNotOurs { by, .. } if !by.is_empty() => Finding {
+                refuses: true,
+                ..finding.mend(
+                    "let the Services that share an address have distinct ports, or give this one no share key",
+                )
+            },
             Self::StandsIn(_) | Self::PortsNotOurs { .. } => finding,
         }
     }

@@ -146,10 +146,16 @@ impl ClaimStore for KubeStore {
     async fn service(&self, key: &ObjectKey) -> Result<Option<LiveService>, StoreError> {
         let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
         let object = call(&format!("get service {key}"), api.get_opt(&key.name)).await?;
-        Ok(object.map(|object| LiveService {
-            asks: object.spec.as_ref().is_some_and(|spec| asks(spec, self.asking)),
-            uid: object.metadata.uid.unwrap_or_default(),
-        }))
+        Ok(object.map(|object| live(object, self.asking)))
+    }
+}
+
+/// What the API has of a Service. One that is being deleted asks for nothing, however long a finalizer keeps it.
+fn live(object: Service, asking: LoadBalancers) -> LiveService {
+    let stays = object.metadata.deletion_timestamp.is_none();
+    LiveService {
+        asks: stays && object.spec.as_ref().is_some_and(|spec| asks(spec, asking)),
+        uid: object.metadata.uid.unwrap_or_default(),
     }
 }
 
@@ -213,4 +219,26 @@ async fn call<T>(
     });
     let late = || failed(format!("no answer in {} s", CALL_LIMIT.as_secs()));
     timeout(CALL_LIMIT, answer).await.unwrap_or_else(|_| Err(late()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_is_being_deleted_asks_for_nothing() {
+        let service = |deleted: &str| -> Service {
+            let text = format!(
+                r#"{{"metadata": {{"uid": "u1"{deleted}}}, "spec": {{"type": "LoadBalancer", "loadBalancerClass": "{CLASS}"}}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let said = |deleted| {
+            let LiveService { uid, asks } = live(service(deleted), LoadBalancers::Class);
+            (uid, asks)
+        };
+        assert_eq!(said(""), ("u1".to_owned(), true));
+        let deleted = r#", "deletionTimestamp": "2026-01-05T10:00:00Z", "finalizers": ["example.com/held"]"#;
+        assert_eq!(said(deleted), ("u1".to_owned(), false));
+    }
 }

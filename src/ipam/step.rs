@@ -195,15 +195,16 @@ fn wanting(request: &Request, assignment: &Assignment<'_>, view: View<'_>) -> St
             Err(refusal) => refusals.push(refusal),
         }
     }
+    // Where two families are only preferred, pools of one are no fault.
+    let content = assignment.slots.iter().any(|(_, chosen)| chosen.is_some_and(|chosen| chosen.fits));
+    if request.policy == FamilyPolicy::PreferDualStack && content {
+        refusals.retain(|refusal| !matches!(refusal, Refusal::NoPool { .. }));
+    }
     get.unwrap_or_else(|| done(request, refusals, view))
 }
 
 fn done(request: &Request, mut refusals: Vec<Refusal>, view: View<'_>) -> Step {
     let granted = granted::granted(request, view.own);
-    // Where two families are only preferred, a cluster of one is no fault.
-    if request.policy == FamilyPolicy::PreferDualStack && !granted.addresses.is_empty() {
-        refusals.retain(|refusal| !matches!(refusal, Refusal::NoPool { named: None, .. }));
-    }
     refusals.sort();
     Step::Done(Settled { granted, refusals })
 }

@@ -56,7 +56,7 @@ pub enum Found {
 pub struct LiveService {
     /// Its UID.
     pub uid: String,
-    /// Whether it asks for an address out of a pool: its type and class say so.
+    /// Whether it asks for an address out of a pool: its type and class say so, and it is not being deleted.
     pub asks: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Arbitrary clusters, and arbitrary changes of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,43 +10,71 @@ use kvip::derive::VIPS;
 use kvip::ipam::{CLASS, Claim, Kind, User, Version};
 use kvip::model::{Family, ObjectKey, Protocol};
 use kvip::net::{Address, HostFacts, Link};
-use kvip::snapshot::{Endpoint, EndpointSlice, Ingress, LoadBalancer, Node, Service, ServicePort, Snapshot};
+use kvip::snapshot::{
+    Condition, Endpoint, EndpointSlice, FamilyPolicy, Ingress, LoadBalancer, Node, Service, ServiceKind,
+    ServicePort, Snapshot,
+};
 use proptest::prelude::*;
 
-const SERVICES: [&str; 4] = ["a", "b", "c", "d"];
+/// Services, with their namespaces.
+const SERVICES: [(&str, &str); 5] =
+    [("default", "a"), ("default", "b"), ("default", "c"), ("default", "d"), ("other", "a")];
 pub const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
 /// The pool: some of what the ConfigMap and annotations name, and more.
-const POOL: &str = "10.87.2.48/29";
+const POOL: [&str; 2] = ["10.87.2.48/29", "fd00:87:2::50/126"];
+
+fn key(index: usize) -> ObjectKey {
+    let (namespace, name) = SERVICES[index % SERVICES.len()];
+    ObjectKey::new(namespace, name)
+}
 
 /// Every way of asking counts.
 pub fn settings() -> Settings {
-    let mut settings = Settings::standard(vec!["10.87.2.0/24".parse().unwrap()]);
+    let mut settings =
+        Settings::standard(["10.87.2.0/24", "fd00:87:2::/64"].map(|range| range.parse().unwrap()).into());
     settings.asking.external_ips = true;
-    settings.pools = vec![Pool::standard("lan", vec![POOL.parse::<ipnet::IpNet>().unwrap().into()])];
+    let pool = POOL.map(|range| range.parse::<ipnet::IpNet>().unwrap().into());
+    settings.pools = vec![Pool::standard("lan", pool.into())];
     settings
 }
 
 pub fn facts() -> HostFacts {
     let link = Link { index: 2, up: true, ..Link::default() };
-    let own = Address {
-        ip: "10.87.2.4".parse().unwrap(),
-        prefix_len: 24,
+    let own = |ip: &str, prefix_len| Address {
+        ip: ip.parse().unwrap(),
+        prefix_len,
         link: "eth0".into(),
         noprefixroute: false,
     };
     HostFacts {
         hostname: "node-a".into(),
         links: [("eth0".to_owned(), link)].into(),
-        addresses: [own].into(),
+        addresses: [own("10.87.2.4", 24), own("fd00:87:2::4", 64)].into(),
         gateways: ["10.87.2.1".parse().unwrap()].into(),
         policy_routes: BTreeSet::new(),
     }
 }
 
+/// Another host of the cluster, on which an address that may be asked for is its own, another its gateway's, and
+/// kube-proxy runs in ipvs mode.
+pub fn refusing_facts() -> HostFacts {
+    let mut facts = facts();
+    facts.gateways.insert("10.87.2.52".parse().unwrap());
+    let own = Address {
+        ip: "10.87.2.53".parse().unwrap(),
+        prefix_len: 24,
+        link: "eth1".into(),
+        noprefixroute: false,
+    };
+    facts.addresses.insert(own);
+    facts.links.insert("kube-ipvs0".into(), Link::default());
+    facts
+}
+
 pub fn nodes() -> BTreeMap<String, Node> {
     let node = |index: u8| Node {
-        addresses: vec![Ipv4Addr::new(10, 87, 2, 4 + 2 * index).into()],
+        addresses: vec![Ipv4Addr::new(10, 87, 2, 4 + 2 * index).into(), v6(4 + 2 * index)],
         ..Node::default()
     };
     NODES.iter().zip(0..).map(|(name, index)| ((*name).to_owned(), node(index))).collect()
@@ -71,9 +99,42 @@ fn word(words: &[&str]) -> impl Strategy<Value = String> + use<> {
     prop::sample::select(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
 }
 
+/// An address of the nodes' IPv6 network.
+fn v6(last: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0x87, 2, 0, 0, 0, 0, last.into()).into()
+}
+
 /// An address that Services ask for by themselves, and pools give.
 fn vip() -> impl Strategy<Value = IpAddr> {
-    (50_u8..57).prop_map(|last| Ipv4Addr::new(10, 87, 2, last).into())
+    prop_oneof![
+        3 => (50_u8..57).prop_map(|last| Ipv4Addr::new(10, 87, 2, last).into()),
+        1 => (0x50_u8..0x54).prop_map(v6),
+    ]
+}
+
+/// What clusters of two families say of those of a Service.
+fn families() -> impl Strategy<Value = (Vec<Family>, FamilyPolicy)> {
+    let (v4, v6) = (Family::V4, Family::V6);
+    prop::sample::select(vec![
+        (vec![v4], FamilyPolicy::SingleStack),
+        (vec![v4], FamilyPolicy::SingleStack),
+        (vec![v6], FamilyPolicy::SingleStack),
+        (vec![v4, v6], FamilyPolicy::PreferDualStack),
+        (vec![v6, v4], FamilyPolicy::RequireDualStack),
+    ])
+}
+
+/// Most Services can be balanced.
+fn kind() -> impl Strategy<Value = ServiceKind> {
+    let [balanced, headless, external_name] =
+        [ServiceKind::Balanced, ServiceKind::Headless, ServiceKind::ExternalName];
+    prop_oneof![8 => Just(balanced), 1 => Just(headless), 1 => Just(external_name)]
+}
+
+/// What kvip may have said of a Service before.
+fn condition() -> impl Strategy<Value = Condition> {
+    let message = word(&["served at 10.87.2.50", "not served; its pool is full"]);
+    message.prop_map(|message| Condition { message, ..Condition::default() })
 }
 
 /// What a Service of type LoadBalancer says, of kvip's class and of another.
@@ -122,6 +183,7 @@ prop_compose! {
         local_policy in prop::bool::weighted(0.3),
         source_ranges in prop::option::weighted(0.3, word(&["10.0.0.0/8", "0.0.0.0/0", "none"])),
         (uid, created, deleting) in (word(&["1", "1", "1", "2"]), 0_i64..3, prop::bool::weighted(0.1)),
+        (kind, (families, family_policy), condition) in (kind(), families(), prop::option::of(condition())),
     ) -> Service {
         let port = |(protocol, port)| {
             let protocol = [Protocol::Tcp, Protocol::Udp][protocol];
@@ -138,6 +200,10 @@ prop_compose! {
             load_balancer,
             local_policy,
             source_ranges: source_ranges.into_iter().collect(),
+            kind,
+            families,
+            family_policy,
+            condition,
             ..Service::default()
         }
     }
@@ -147,14 +213,14 @@ prop_compose! {
     /// A claim; some are of Services that were deleted and made again since.
     fn claim()(
         address in vip(),
-        users in prop::collection::btree_map(0_usize..4, prop::collection::btree_set(80_u16..83, 1..4), 1..3),
+        users in prop::collection::btree_map(0..SERVICES.len(), prop::collection::btree_set(80_u16..83, 1..4), 1..3),
         shared: bool,
         released in prop::bool::weighted(0.1),
         created in 0_i64..3,
     ) -> Claim {
         let user = |(index, ports): (usize, BTreeSet<u16>)| User {
-            service: ObjectKey::new("default", SERVICES[index]),
-            uid: format!("{}-1", SERVICES[index]),
+            service: key(index),
+            uid: format!("{}-1", key(index)),
             ports: ports.into_iter().flat_map(|port| [(Protocol::Tcp, port), (Protocol::Udp, port)]).collect(),
         };
         Claim {
@@ -170,34 +236,47 @@ prop_compose! {
     }
 }
 
+/// The same endpoint with an IPv6 address.
+fn of_v6(endpoint: Endpoint) -> Endpoint {
+    let IpAddr::V4(address) = endpoint.address else { return endpoint };
+    let [_, _, node, pod] = address.octets().map(u16::from);
+    Endpoint { address: Ipv6Addr::new(0xfd00, 2, node, 0, 0, 0, 0, pod).into(), ..endpoint }
+}
+
 fn value() -> impl Strategy<Value = String> {
-    let entry = (0_usize..5, prop::option::of(79_u16..83), prop::option::of(word(&["NAT", "DR", "XX"])))
+    let entry = (0_usize..6, prop::option::of(79_u16..83), prop::option::of(word(&["NAT", "DR", "XX"])))
         .prop_map(|(service, port, method)| {
-            let name = SERVICES.get(service).unwrap_or(&"missing");
+            let (namespace, name) = SERVICES.get(service).unwrap_or(&("default", "missing"));
             let port = port.map(|port| format!(":{port}")).unwrap_or_default();
             let method = method.map(|method| format!(":{method}")).unwrap_or_default();
-            format!("default/{name}{port}{method}")
+            format!("{namespace}/{name}{port}{method}")
         });
     prop_oneof![4 => prop::collection::vec(entry, 0..3).prop_map(|entries| entries.join(",")), 1 => "[a-z/:, ]{0,9}"]
 }
 
 prop_compose! {
     pub fn snapshot()(
-        services in prop::collection::btree_map(0_usize..4, service(), 1..5),
-        endpoints in prop::collection::vec((0_usize..4, prop::collection::vec(endpoint(), 0..6)), 0..8),
+        services in prop::collection::btree_map(0..SERVICES.len(), service(), 1..6),
+        endpoints in prop::collection::vec(
+            (0..SERVICES.len(), prop::collection::vec(endpoint(), 0..6), prop::bool::weighted(0.3)),
+            0..8,
+        ),
         claims in prop::collection::vec(claim(), 0..5),
-        entries in prop::collection::btree_map("10\\.87\\.2\\.(5[0-5]|4|1|300)|10-0|192\\.0\\.2\\.1", value(), 0..6),
+        entries in prop::collection::btree_map(
+            "10\\.87\\.2\\.(5[0-5]|4|1|300)|fd00-87-2--(5[0-3]|4)|10-0|192\\.0\\.2\\.1",
+            value(),
+            0..7,
+        ),
     ) -> Snapshot {
-        let key = |index: usize| ObjectKey::new("default", SERVICES[index]);
-        let named = |index: usize, service: Service| Service { uid: format!("{}-{}", SERVICES[index], service.uid), ..service };
+        let named = |index: usize, service: Service| Service { uid: format!("{}-{}", key(index), service.uid), ..service };
         let ports = |protocol: Protocol| (80..83).map(move |port| {
             ServicePort { name: format!("{protocol}-{port}"), protocol, port: port + 8000 }
         });
-        let slice = |(index, endpoints)| EndpointSlice {
+        let slice = |(index, endpoints, six): (usize, Vec<Endpoint>, bool)| EndpointSlice {
             service: key(index),
-            family: Family::V4,
+            family: if six { Family::V6 } else { Family::V4 },
             ports: ports(Protocol::Tcp).chain(ports(Protocol::Udp)).collect(),
-            endpoints,
+            endpoints: if six { endpoints.into_iter().map(of_v6).collect() } else { endpoints },
         };
         Snapshot {
             cluster: Some("uid".into()),
@@ -216,7 +295,7 @@ pub fn edit(snapshot: &mut Snapshot, which: u8, from: &Snapshot) {
     let index = usize::from(which / 6);
     match which % 6 {
         0 | 1 => {
-            let key = ObjectKey::new("default", SERVICES[index % SERVICES.len()]);
+            let key = key(index);
             match from.services.get(&key) {
                 Some(service) => drop(snapshot.services.insert(key, Arc::clone(service))),
                 None => drop(snapshot.services.remove(&key)),

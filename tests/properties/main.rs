@@ -11,18 +11,22 @@ use std::time::Instant;
 
 use kvip::config::{CheckKind, Mode};
 use kvip::daemon::core::Core;
+use kvip::daemon::objects::{self, to_say};
 use kvip::derive::{self, Changed, Deriver, Desired, Inputs};
 use kvip::health::check::Down;
+use kvip::ipam::{CLASS, Outcomes};
 use kvip::ipvs::model::{Forward, Thresholds};
 use kvip::ipvs::{Command, Key, RealServer, Service as IpvsService, Table, VirtualServer};
 use kvip::keepalived::Carried;
 use kvip::model::{Backend, Family, Frontend, ObjectKey, Protocol, Vrid};
+use kvip::net::HostFacts;
 use kvip::owned::Owned;
 use kvip::plan::{self, Have, Plan};
-use kvip::snapshot::Snapshot;
+use kvip::report::objects::{State, Verdict};
+use kvip::snapshot::{Condition, Service, Snapshot};
 use proptest::prelude::*;
 
-use cluster::{NODES, edit, facts, settings, snapshot};
+use cluster::{NODES, edit, facts, refusing_facts, settings, snapshot};
 
 fn desired(snapshot: &Snapshot) -> Desired {
     derived(&mut Deriver::default(), snapshot, &BTreeSet::new(), &Down::new()).0
@@ -34,17 +38,44 @@ fn derived(
     dead: &BTreeSet<String>,
     unhealthy: &Down,
 ) -> (Desired, Changed) {
-    let (mut settings, facts, leaving) = (settings(), facts(), derive::Leaving::new());
+    derived_on(&facts(), deriver, snapshot, dead, unhealthy)
+}
+
+fn derived_on(
+    facts: &HostFacts,
+    deriver: &mut Deriver,
+    snapshot: &Snapshot,
+    dead: &BTreeSet<String>,
+    unhealthy: &Down,
+) -> (Desired, Changed) {
+    let (mut settings, leaving) = (settings(), derive::Leaving::new());
     settings.checks.kind = CheckKind::Tcp;
     deriver.derive(&Inputs {
         settings: &settings,
         snapshot,
-        facts: &facts,
+        facts,
         dead,
         leaving: &leaving,
         unhealthy,
         reach: &kvip::derive::Reach::default(),
     })
+}
+
+/// What is said of Services, where `before` was said.
+fn said(snapshot: &Snapshot, desired: &Desired, before: &State) -> State {
+    let (settings, outcomes, here) = (settings(), Outcomes::default(), BTreeSet::new());
+    let assignment = &desired.assignment;
+    to_say(
+        &objects::Inputs { settings: &settings, snapshot, assignment, outcomes: &outcomes, here: &here },
+        before,
+    )
+}
+
+/// Whether a Service asks for an address by what it says itself.
+fn asks(service: &Service) -> bool {
+    let ours = service.load_balancer.as_ref().is_some_and(|one| one.class.as_deref() == Some(CLASS));
+    let named = service.annotations.contains_key(derive::VIPS) || !service.external_ips.is_empty();
+    !service.deleting && (ours || named)
 }
 
 /// The host with what it holds: kvip's table, the VIPs that keepalived has, the addresses. `settled`: drains are over, and
@@ -209,6 +240,34 @@ proptest! {
         prop_assert_eq!(desired(&snapshot), desired(&turned));
     }
 
+    /// Allocators on hosts that differ must not contradict each other for ever. What waits for a claim is settled by claims.
+    #[test]
+    fn what_is_said_to_be_served_is_the_same_on_all_hosts(snapshot in snapshot()) {
+        let served = |service: &Service| {
+            let message = "served at 10.87.2.50".to_owned();
+            let condition = Some(Condition { message, ..Condition::default() });
+            Arc::new(Service { condition, ..service.clone() })
+        };
+        let services = snapshot.services.iter().map(|(key, service)| (key.clone(), served(service))).collect();
+        let snapshot = Snapshot { services, ..snapshot };
+        let said_on = |facts: HostFacts| {
+            let (nobody, none) = (BTreeSet::new(), Down::new());
+            let (desired, _) = derived_on(&facts, &mut Deriver::default(), &snapshot, &nobody, &none);
+            said(&snapshot, &desired, &State::default()).services
+        };
+        let waits = |verdict: &Verdict| matches!(verdict, Verdict::Refused { reason, .. } if reason == "NoAddress");
+        let (one, other) = (said_on(facts()), said_on(refusing_facts()));
+        for key in snapshot.services.keys() {
+            let of = |said: &kvip::snapshot::Map<_, kvip::report::objects::Wanted>| {
+                said.get(key).map(|wanted| (wanted.verdict.clone(), wanted.addresses.clone()))
+            };
+            let both = (of(&one), of(&other));
+            if ![&both.0, &both.1].into_iter().flatten().any(|(verdict, _)| waits(verdict)) {
+                prop_assert_eq!(both.0, both.1);
+            }
+        }
+    }
+
     #[test]
     fn one_bad_key_blocks_no_other(snapshot in snapshot(), bad in "[a-z0-9.]{1,12}") {
         let mut with_bad = snapshot.clone();
@@ -233,6 +292,7 @@ proptest! {
     ) {
         let (mut now, mut deriver) = (first, Deriver::default());
         let (mut before, _) = derived(&mut deriver, &now, &BTreeSet::new(), &Down::new());
+        let mut state = said(&now, &before, &State::default());
         for (which, from, dead) in edits {
             edit(&mut now, which, &from);
             let dead = dead.into_iter().filter(|_| which >= 200).map(|index| NODES[index].to_owned()).collect();
@@ -242,6 +302,12 @@ proptest! {
             let (kept, changed) = derived(&mut deriver, &now, &dead, &down);
             let (fresh, _) = derived(&mut Deriver::default(), &now, &dead, &down);
             prop_assert_eq!(&kept, &fresh);
+            state = said(&now, &kept, &state);
+            prop_assert_eq!(&state, &said(&now, &fresh, &State::default()));
+            for (key, service) in now.services.iter().filter(|(_, service)| !asks(service)) {
+                let left = service.condition.is_some().then_some(&Verdict::NotOurs);
+                prop_assert_eq!(state.services.get(key).map(|wanted| &wanted.verdict), left);
+            }
             if let Changed::Servers(touched) = changed {
                 let differ = |f: &Frontend| before.frontends.get(f) != fresh.frontends.get(f);
                 let all = before.frontends.keys().chain(fresh.frontends.keys());

@@ -22,6 +22,8 @@ use crate::snapshot::{Condition, Ingress, IngressPort};
 
 /// How the condition's message begins when it names the entries that kvip wrote.
 const BALANCED_AT: &str = "load balancer at ";
+/// How it begins when there is no address at which kvip serves the Service.
+const NOT_SERVED: &str = "not served";
 /// The longest message that the API takes (meta/v1 `Condition`).
 const MESSAGE_LIMIT: usize = 32_768;
 
@@ -44,6 +46,11 @@ pub enum Step {
 /// Whether a Service's status as the snapshot shows it says what is wanted: then there is nothing to ask the API for.
 pub fn is_shown(wanted: &Wanted) -> bool {
     shows(&wanted.shown, wanted)
+}
+
+/// Whether a status says that kvip serves the Service somewhere.
+pub fn says_served(shown: &Shown) -> bool {
+    shown.condition.as_ref().is_some_and(|condition| !condition.message.starts_with(NOT_SERVED))
 }
 
 /// What to do about the Service `live`, read from the API at `now`.
@@ -129,7 +136,7 @@ fn condition(wanted: &Wanted) -> Option<Condition> {
         Verdict::NotOurs => return None,
         Verdict::Allocated => ("True", "Allocated", served.unwrap_or_else(|| "served".into())),
         Verdict::Refused { reason, text } => {
-            ("False", reason.as_str(), format!("{}; {text}", served.unwrap_or_else(|| "not served".into())))
+            ("False", reason.as_str(), format!("{}; {text}", served.as_deref().unwrap_or(NOT_SERVED)))
         }
     };
     let message = shortened(&message, MESSAGE_LIMIT).to_owned();

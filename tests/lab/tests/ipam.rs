@@ -33,6 +33,7 @@ fn three_allocators_on_the_real_api() -> Result<()> {
     step("an allocator that sees an old state", || old_views(&cluster))?;
     step("two sharers and one port", || sharers(&cluster))?;
     step("a Service made again", || made_again(&cluster))?;
+    step("a Service that a finalizer holds", || held_by_a_finalizer(&cluster))?;
     step("from Leases to IPAddresses", || upgrade(&cluster))?;
     step("everything is given back", || all_given_back(&cluster))?;
     ensure!(foreign.contains_key("10.96.0.1"), "the cluster's own claim is there: {foreign:?}");
@@ -214,6 +215,23 @@ fn made_again(cluster: &Cluster) -> Result<()> {
     cluster.service("again", "fifth", Some("10.87.3.121"), None, 80)?;
     cluster.wait("the new one's view", |now| (now.served("again") == 0).then_some(()))?;
     one_each(cluster)
+}
+
+/// A deleted Service that a finalizer keeps gives its address back: it asks for nothing any more.
+fn held_by_a_finalizer(cluster: &Cluster) -> Result<()> {
+    let _nodes = cluster.start([View::Fresh; 3], Duration::from_secs(1))?;
+    cluster.service("held", "other", None, None, 80)?;
+    cluster.finalizers("held", &["example.com/held"])?;
+    let address = cluster.wait("its address", |now| {
+        let request = now.requests.values().find(|request| request.service.name == "held")?;
+        granted(request, &now.claims).addresses.first().map(|grant| grant.address)
+    })?;
+    cluster.delete("held")?;
+    cluster.wait("the address to be given back", |now| {
+        now.claims.at(address).is_none_or(|claim| claim.released.is_some()).then_some(())
+    })?;
+    // It is still there, or there would be nothing to take the finalizer off.
+    cluster.finalizers("held", &[])
 }
 
 /// Allocators that know of Leases alone; then two that know both beside one that does not.

@@ -207,6 +207,7 @@ fn services_share_an_address_and_external_ips_are_served() -> Result<()> {
     for address in [first.clone(), format!("{first}:8080"), third.clone()] {
         wait_for_answer(&lab, &address)?;
     }
+    lacks_a_port(&lab, &sharing("share-b"), &first)?;
     delete(&lab, "share-a")?;
     let closed = lab.wait_for("port 80 to be refused", SOON, || lab.curl(&first).is_none().then_some(()));
     closed.with_context(|| explain(&lab, ""))?;
@@ -220,6 +221,21 @@ fn services_share_an_address_and_external_ips_are_served() -> Result<()> {
     check_answered_inside(&lab, "10.87.2.59")?;
     delete(&lab, "outward")?;
     wait_until_gone(&lab, "10.87.2.59")
+}
+
+/// A sharer adds the port that another has: what it had is served on, and it is told of the rest.
+fn lacks_a_port(lab: &Lab, sharer: &Asking, shared: &str) -> Result<()> {
+    let port =
+        |port: u16| json!({"name": format!("p{port}"), "port": port, "targetPort": 80, "protocol": "TCP"});
+    sharer.clone().spec("ports", json!([port(8080), port(80)])).apply(lab)?;
+    let words = format!("port tcp 80 of the shared {shared} not served: in use by default/share-a");
+    wait_for_reason(lab, "default", "share-b", &words)?;
+    wait_for_answer(lab, &format!("{shared}:8080"))?;
+    sharer.clone().spec("ports", json!([port(8080)])).apply(lab)?;
+    let whole = lab.wait_for("the condition to say that it has all again", SOON, || {
+        condition(lab, "share-b").ok()?.starts_with("True Allocated").then_some(())
+    });
+    whole.with_context(|| explain(lab, "share-b"))
 }
 
 #[test]

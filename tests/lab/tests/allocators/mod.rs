@@ -150,6 +150,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Gives a Service these finalizers, which keep it when it is deleted; an error when there is no such Service.
+    pub fn finalizers(&self, name: &str, finalizers: &[&str]) -> Result<()> {
+        let api: Api<Service> = Api::namespaced(self.admin.clone(), "default");
+        let patch = json!({"metadata": {"finalizers": finalizers}});
+        self.runtime.block_on(api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)))?;
+        Ok(())
+    }
+
     /// Deletes the Services whose names begin so.
     pub fn delete(&self, prefix: &str) -> Result<()> {
         let api: Api<Service> = Api::namespaced(self.admin.clone(), "default");
@@ -281,6 +289,9 @@ async fn truth(client: &Client) -> Result<Truth, kube::Error> {
 }
 
 fn request(object: &Service) -> Option<Request> {
+    if object.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
     let spec = object.spec.as_ref()?;
     spec.load_balancer_class.as_ref().filter(|class| *class == CLASS)?;
     let said = |key: &str| object.annotations().get(key).filter(|value| !value.is_empty()).cloned();

@@ -141,6 +141,20 @@ fn state(lab: &Lab, node: &str) -> Result<String> {
     Ok(format!("{kernel}{status:#}\n{}", said(lab)?))
 }
 
+/// Whether a Service asks for an address by what it says itself.
+fn asks(service: &Value) -> bool {
+    let spec = &service["spec"];
+    let annotated = !service["metadata"]["annotations"]["kvip.io/vips"].is_null();
+    annotated || !spec["externalIPs"].is_null() || spec["loadBalancerClass"] == CLASS
+}
+
+/// Whether nothing of kvip's is in the status: nobody else writes load balancer entries here.
+fn is_bare(service: &Value) -> bool {
+    let status = &service["status"];
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    status["loadBalancer"]["ingress"].is_null() && conditions.all(|one| one["type"] != "kvip.io/Served")
+}
+
 /// What the API says of the Services' addresses and whose they are; claims that were given back go in their time.
 fn said(lab: &Lab) -> Result<String> {
     let mut text = String::new();
@@ -149,6 +163,10 @@ fn said(lab: &Lab) -> Result<String> {
         let conditions: Vec<_> =
             conditions.map(|one| [&one["status"], &one["reason"], &one["message"]]).collect();
         let name = &service["metadata"]["name"];
+        ensure!(
+            asks(&service) || is_bare(&service),
+            "{name} asks no more, and its status has something of kvip's"
+        );
         writeln!(text, "{name} {} {conditions:?}", service["status"]["loadBalancer"])?;
     }
     for claim in items(lab, "ipaddresses -l ipaddress.kubernetes.io/managed-by=kvip")? {

@@ -1,11 +1,12 @@
 //! Services that cannot be balanced, and the types that a Service may change to.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
-    Asking, wait_for_addresses, wait_for_answer, wait_for_reason, wait_for_refusal, wait_until_gone,
-    wait_until_unsaid,
+    Asking, POOLS, condition, explain, must, settings, wait_for_addresses, wait_for_answer, wait_for_reason,
+    wait_for_refusal, wait_until_gone, wait_until_unsaid,
 };
-use kvip_lab::scenario::ask_for;
+use kvip_lab::lab::Lab;
+use kvip_lab::scenario::{SOON, ask_for, finding};
 use serde_json::json;
 
 use super::{asking, check_left, delete};
@@ -60,4 +61,37 @@ fn a_service_that_changes_its_type_leaves_nothing_behind() -> Result<()> {
     wait_until_unsaid(&lab, "moving")?;
     delete(&lab, "moving")?;
     wait_until_gone(&lab, "10.87.2.58")
+}
+
+/// A finding that is no refusal must not keep kvip's words on a Service that asks no more.
+#[test]
+fn what_the_config_map_gives_leaves_nothing_said() -> Result<()> {
+    let lab = asking()?;
+    let plain = Asking::new("mapped").annotation("kvip.io/tunnel", "ipip");
+    let annotated = plain.clone().annotation("kvip.io/vips", "10.87.2.57");
+    annotated.apply(&lab)?;
+    wait_until_said(&lab, "mapped")?;
+    ask_for(&lab, "10.87.2.58", Some("default/mapped"))?;
+    plain.apply(&lab)?;
+    wait_until_gone(&lab, "10.87.2.57")?;
+    wait_for_answer(&lab, "10.87.2.58")?;
+    wait_until_unsaid(&lab, "mapped")?;
+    let words = "annotation kvip.io/tunnel has no effect in mode nat";
+    must(&lab, finding(&lab, "node-a", words).is_some(), "nodes say what has no effect")?;
+
+    annotated.apply(&lab)?;
+    wait_until_said(&lab, "mapped")?;
+    settings(&lab, &POOLS.replace("[asking]", "[asking]\nannotations = false"))?;
+    wait_until_unsaid(&lab, "mapped")?;
+    settings(&lab, POOLS)?;
+    ask_for(&lab, "10.87.2.58", None)?;
+    delete(&lab, "mapped")?;
+    ["10.87.2.57", "10.87.2.58"].iter().try_for_each(|vip| wait_until_gone(&lab, vip))
+}
+
+fn wait_until_said(lab: &Lab, service: &str) -> Result<()> {
+    let said = lab.wait_for("a condition that it is served", SOON, || {
+        condition(lab, service).ok()?.starts_with("True ").then_some(())
+    });
+    said.with_context(|| explain(lab, service))
 }
