@@ -224,13 +224,13 @@ fn services_share_an_address_and_external_ips_are_served() -> Result<()> {
 }
 
 /// A sharer adds the port that another has: what it had is served on, and it is told of the rest.
-fn lacks_a_port(lab: &Lab, sharer: &Asking, shared: &str) -> Result<()> {
+fn lacks_a_port(lab: &Lab, sharer: &Asking, address: &str) -> Result<()> {
     let port =
         |port: u16| json!({"name": format!("p{port}"), "port": port, "targetPort": 80, "protocol": "TCP"});
     sharer.clone().spec("ports", json!([port(8080), port(80)])).apply(lab)?;
-    let words = format!("port tcp 80 of the shared {shared} not served: in use by default/share-a");
+    let words = format!("port tcp 80 of the shared {address} not served: in use by default/share-a");
     wait_for_reason(lab, "default", "share-b", &words)?;
-    wait_for_answer(lab, &format!("{shared}:8080"))?;
+    wait_for_answer(lab, &format!("{address}:8080"))?;
     sharer.clone().spec("ports", json!([port(8080)])).apply(lab)?;
     let whole = lab.wait_for("the condition to say that it has all again", SOON, || {
         condition(lab, "share-b").ok()?.starts_with("True Allocated").then_some(())
