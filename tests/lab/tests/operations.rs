@@ -111,11 +111,11 @@ fn take_settings(lab: &Lab, settings: &Settings, text: &str) -> Result<()> {
 #[test]
 fn unicast_members_come_and_go() -> Result<()> {
     let lab = serving()?;
-    let label = |node: &str, change: &str| lab.kubectl(&["label", "node", node, &format!("lab/vip{change}")]);
+    let label = |node: &str, change: &str| lab.kubectl(&["label", "node", node, change]);
     for node in lab.nodes() {
-        label(node.spec().name, "=")?;
+        label(node.spec().name, "lab=vip")?;
     }
-    let extra = "transport = \"unicast\"\nmembers = \"lab/vip\"".to_owned();
+    let extra = "transport = \"unicast\"\nmembers = \"lab=vip\"".to_owned();
     take_settings(&lab, &Settings { extra, ..Settings::default() }, "unicast_peer")?;
     let holder = lab.wait_for_holder()?;
     let backup = lab.other_than(holder);
@@ -129,23 +129,23 @@ fn unicast_members_come_and_go() -> Result<()> {
     };
     let before = masters(&lab)?;
     without_a_lost_request(&lab, || {
-        label(backup, "-")?;
+        label(backup, "lab-")?;
         known(false)?;
-        label(backup, "=")?;
+        label(backup, "lab=vip")?;
         known(true)?;
         wait_until_settled(&lab)
     })?;
     let after = masters(&lab)?;
     ensure!(before == after, "elections: {before}, then {after}\n{}", diagnosis(&lab));
     let successor = with_a_soft_hand_over(&lab, || {
-        label(holder, "-")?;
+        label(holder, "lab-")?;
         another_holder(&lab, holder)
     })?;
-    label(holder, "=")?;
+    label(holder, "lab=vip")?;
     wait_until_settled(&lab)?;
     ensure!(lab.wait_for_holder()? == successor, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     take_settings(&lab, &Settings::default(), "virtual_ipaddress")?;
-    lab.nodes().try_for_each(|node| label(node.spec().name, "-").map(drop))
+    lab.nodes().try_for_each(|node| label(node.spec().name, "lab-").map(drop))
 }
 
 /// How often keepalived became master, on all nodes.
