@@ -18,7 +18,7 @@ DEMO := target/debian-demo
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: demo-parts ## three virtual machines, the tutorial, the holder's death: everything at once (15 minutes from nothing, then 2)
+demo: demo-parts ## three virtual machines, the tutorial, the holder's death: everything at once (17 minutes from nothing, then 3)
 	@$(SUDO) $(DEMO)/lab demo $(DEMO)
 
 test: packages lint unit lab-parts ## lint, unit, golden and property tests, and in the lab what every change must keep (45 minutes from nothing, then 15)

@@ -142,7 +142,6 @@ fn ranges(inputs: &Inputs) -> Vec<(AddressRange, String)> {
     services.chain(objects).chain(pods).collect()
 }
 
-/// Whether `tenant` is about `namespace`.
 /// The annotations, without `kvip.io/`, by which Services of `namespace` may say how they are served; `None`: all.
 pub fn annotations_of<'a>(inputs: &Inputs<'a>, namespace: &str) -> Option<Vec<&'a NamePattern>> {
     let mut tenants =
@@ -152,6 +151,7 @@ pub fn annotations_of<'a>(inputs: &Inputs<'a>, namespace: &str) -> Option<Vec<&'
     Some(allowed?.into_iter().flatten().collect())
 }
 
+/// Whether `tenant` is about `namespace`.
 fn names(tenant: &Tenant, inputs: &Inputs, namespace: &str) -> bool {
     let named = tenant.namespaces.is_empty() || tenant.namespaces.iter().any(|name| name.matches(namespace));
     named
