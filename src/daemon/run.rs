@@ -134,13 +134,18 @@ fn reload(sources: &Sources, daemon: &mut Daemon<Kernel, Ledger>) {
     }
 }
 
-/// Beats for the tasks that follow the cluster, as long as these do.
-async fn beat_for_cluster(mut alive: watch::Receiver<Instant>) {
-    let promise = beats::Promise::new("cluster", beats::PROMPT);
-    promise.beat();
-    while alive.changed().await.is_ok() {
+/// Follows the cluster, and beats for the tasks that do as long as they do.
+fn follow_cluster(settings: config::Cluster) -> feed::Handles {
+    let cluster = feed::spawn(settings);
+    let mut alive = cluster.alive.clone();
+    tokio::spawn(async move {
+        let promise = beats::Promise::new("cluster", beats::PROMPT);
         promise.beat();
-    }
+        while alive.changed().await.is_ok() {
+            promise.beat();
+        }
+    });
+    cluster
 }
 
 /// The tasks that feed the loop, and what they are told.
@@ -177,8 +182,7 @@ impl Feeds {
         let (ways, wanted_ways) = watch::channel(hops::Ways::new());
         let (checked, to_check) = watch::channel(check::Targets::new());
         let own = facts.borrow().hostname.clone();
-        let cluster = feed::spawn(settings.cluster.clone());
-        tokio::spawn(beat_for_cluster(cluster.alive.clone()));
+        let cluster = follow_cluster(settings.cluster.clone());
         let (orders, answers, writers) = writers::spawn(&cluster.link, settings.cluster.settings_map.clone());
         let feeds = Self {
             checked,
@@ -269,8 +273,7 @@ impl Feeds {
         }
         let before = std::mem::replace(&mut self.settings, after.clone());
         if before.cluster != after.cluster {
-            self.cluster = feed::spawn(after.cluster.clone());
-            tokio::spawn(beat_for_cluster(self.cluster.alive.clone()));
+            self.cluster = follow_cluster(after.cluster.clone());
             let (orders, answers, writers) =
                 writers::spawn(&self.cluster.link, after.cluster.settings_map.clone());
             (self.answers, self.writers) = (answers, writers);
