@@ -6,10 +6,9 @@ use anyhow::Context as _;
 
 use super::done::Done;
 use super::{Exit, Global, daemon, waiting};
-use crate::daemon::Ledger;
+use crate::daemon::ledger::{self, Ledger};
 use crate::haproxy;
 use crate::ipvs::{Client, Command, sync};
-use crate::keepalived::handover::vips_here;
 use crate::keepalived::{self, Paths};
 use crate::net;
 use crate::nft;
@@ -70,8 +69,7 @@ fn remembered(paths: &Paths, done: &mut Done) -> Remembered {
          ipvsadm -Ln, ipvsadm -L --daemon and ip address, remove what is kvip's and the file, and run kvip cleanup again"
     ));
     // What else is wrong with that file is said when it is removed.
-    let vips = vips_here(paths).unwrap_or_default();
-    Remembered { owned: Owned { vips, ..Owned::default() }, all: false }
+    Remembered { owned: Ledger::stand_in(paths), all: false }
 }
 
 /// Whether systemd runs kvip.service, or is about to. Without systemd nobody does.
@@ -140,8 +138,8 @@ fn table() -> anyhow::Result<usize> {
 /// who looks for what it names.
 fn files(paths: &Paths, with_list: bool) -> anyhow::Result<usize> {
     let mut count = 0;
-    let list = with_list.then_some("owned.json");
-    for name in ["snapshot.json", "cluster-settings.toml", "accept", "drained"].into_iter().chain(list) {
+    let lists = if with_list { &[ledger::NAME, ledger::DAMAGED][..] } else { &[] };
+    for name in ["snapshot.json", "cluster-settings.toml", "accept", "drained"].iter().chain(lists) {
         match std::fs::remove_file(paths.state.join(name)) {
             Ok(()) => count += 1,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

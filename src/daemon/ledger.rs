@@ -4,10 +4,19 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use tracing::error;
 
 use crate::files;
+use crate::keepalived::Paths;
+use crate::keepalived::handover::vips_here;
 use crate::model::Finding;
 use crate::owned::Owned;
+
+/// The list's name in the state folder.
+pub const NAME: &str = "owned.json";
+
+/// The name of a list that could not be read, kept for a person.
+pub const DAMAGED: &str = "owned.json.damaged";
 
 /// The list's file, `/var/lib/kvip/owned.json`.
 #[derive(Debug, Clone)]
@@ -18,7 +27,7 @@ pub struct Ledger {
 impl Ledger {
     /// The list in the folder `state`.
     pub fn new(state: &Path) -> Self {
-        Self { path: state.join("owned.json") }
+        Self { path: state.join(NAME) }
     }
 
     /// Reads the list; no file is an empty list.
@@ -33,6 +42,28 @@ impl Ledger {
             Err(error) => Err(error).with_context(|| format!("read {}", self.path.display())),
         }
     }
+
+    /// What stands in for a list that cannot be read: the VIPs in kvip's file for keepalived.
+    pub fn stand_in(paths: &Paths) -> Owned {
+        Owned { vips: vips_here(paths).unwrap_or_default(), ..Owned::default() }
+    }
+
+    /// Reads the list for the daemon, which goes on without it: a list that cannot be read is kept beside, for a person, and
+    /// replaced by what stands in for it.
+    pub fn load_or_stand_in(&self, paths: &Paths) -> Owned {
+        self.load().unwrap_or_else(|problem| {
+            let aside = self.path.with_file_name(DAMAGED);
+            let kept = match std::fs::rename(&self.path, &aside) {
+                Ok(()) => format!("kept as {}", aside.display()),
+                Err(error) => format!("cannot be kept as {}: {error}", aside.display()),
+            };
+            error!(
+                "{problem:#}; it is {kept}\n  the VIPs of keepalived's file count as kvip's; virtual servers, by mark too, and sync \
+                 daemons that nobody asks for now may be left: look with ipvsadm -Ln and ipvsadm -L --daemon"
+            );
+            Self::stand_in(paths)
+        })
+    }
 }
 
 impl super::pass::Ledger for Ledger {
@@ -42,5 +73,32 @@ impl super::pass::Ledger for Ledger {
             Finding::new(self.path.display(), error.to_string())
                 .mend("check the disk and the unit's StateDirectory")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::keepalived::MARKER;
+
+    #[test]
+    fn a_damaged_list_is_kept_and_the_vips_of_keepalived_stand_in() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::under(root.path());
+        fs::create_dir_all(&paths.state).unwrap();
+        fs::create_dir_all(paths.keepalived_folder()).unwrap();
+        let damaged = r#"{"vips":["10.87"#;
+        fs::write(paths.state.join(NAME), damaged).unwrap();
+        let block = "vrrp_instance a {\nvirtual_ipaddress_excluded {\n10.87.2.50/32 dev eth0\n}\n}\n";
+        fs::write(&paths.keepalived_conf, format!("{MARKER}\n{block}")).unwrap();
+
+        let owned = Ledger::new(&paths.state).load_or_stand_in(&paths);
+        let vip: IpAddr = "10.87.2.50".parse().unwrap();
+        assert_eq!(owned, Owned { vips: [vip].into(), ..Owned::default() });
+        assert_eq!(fs::read_to_string(paths.state.join(DAMAGED)).unwrap(), damaged);
+        assert!(!paths.state.join(NAME).exists());
     }
 }

@@ -14,7 +14,7 @@
 mod admission;
 mod channels;
 pub mod core;
-mod ledger;
+pub mod ledger;
 mod members;
 mod moves;
 pub mod objects;

@@ -10,7 +10,7 @@ use crate::config::{Mode, Settings};
 use crate::derive::{self, Assignment, Owner, Source, Task};
 use crate::ipam;
 use crate::model::{Frontend, ObjectKey};
-use crate::report::objects::status::says_served;
+use crate::report::objects::status::{says_refused, says_served};
 use crate::report::objects::{self, Address, Held, IpMode, Kind, Port, Shown, State, Verdict};
 use crate::snapshot::{Map, Node, Service, ServicePort, Snapshot};
 
@@ -86,7 +86,8 @@ pub fn to_say(inputs: &Inputs, before: &State) -> State {
         // Another allocator serves what it has said to be served. That something of this host alone speaks against it is no
         // reason to take that back: the other would say it again, and so on for ever.
         let view = elsewhere.as_ref().filter(|_| says_served(&shown)).unwrap_or(&here);
-        let Some(said) = said(view, key, service, shown.is_ours()) else {
+        let said_of = |view| said(view, key, service, shown.is_ours());
+        let Some(said) = said_of(view) else {
             services.remove(key);
             continue;
         };
@@ -94,6 +95,11 @@ pub fn to_say(inputs: &Inputs, before: &State) -> State {
             .node
             .as_deref()
             .and_then(|own| objects::place(&service.uid, allocators.iter().map(String::as_str), own));
+        // What this host alone refuses others may refuse in other words. Those of the first allocator stay.
+        let of_host = elsewhere.as_ref().is_some_and(|elsewhere| {
+            says_refused(&shown) && said_of(elsewhere).is_none_or(|other| other.verdict != said.verdict)
+        });
+        let place = place.filter(|place| *place == 0 || !of_host);
         let wanted = objects::Wanted {
             uid: service.uid.clone(),
             kind: Kind::of(service),

@@ -208,6 +208,9 @@ fn who_balances_is_said_of_each_service_by_itself() {
     let mode = |services: [(&'static str, Service); 2]| said_of_web(services).unwrap().addresses[0].mode;
     assert_eq!(mode([("web", web("10.0.0.50", &[80])), ("other", announced())]), IpMode::Proxy);
     assert_eq!(mode([("web", announced()), ("other", web("10.0.0.50", &[80]))]), IpMode::Vip);
+    let unheard_of = said_of_web([("web", announced())]).unwrap();
+    let Verdict::Refused { text, .. } = &unheard_of.verdict else { panic!("{unheard_of:?}") };
+    assert!(text.contains("10.0.0.50 is held but nobody balances it"), "{text}");
 }
 
 /// Which of three nodes allocate: node-a is an excluded control-plane node, node-b and node-c have the role edge.
@@ -265,4 +268,31 @@ fn what_only_this_host_refuses_is_said_until_another_one_serves_it() {
         assert_eq!(elsewhere, (1, Verdict::Allocated));
         assert_eq!(verdict(&refusing, external, Some("served at 10.0.0.50")), elsewhere);
     }
+}
+
+#[test]
+fn of_refusals_in_other_words_those_of_the_first_allocator_stay() {
+    let nodes = ["node-a", "node-b", "node-c"];
+    let places = |facts: &HostFacts, status: Option<&str>| {
+        let mut service = web("10.0.0.50", &[80]);
+        service.condition = status.map(|status| crate::snapshot::Condition {
+            status: status.into(),
+            message: "not served; in other words".into(),
+            ..Default::default()
+        });
+        let services = [(ObjectKey::new("default", "web"), Arc::new(service))].into_iter().collect();
+        let all = nodes.iter().map(|name| ((*name).to_owned(), Arc::new(Node::default()))).collect();
+        let snapshot = Snapshot { services, nodes: all, ..Snapshot::default() };
+        let on = |node: &str| {
+            said_in(&snapshot, |settings| settings.node.name = Some(node.to_owned()), facts).unwrap().place
+        };
+        let mut places = nodes.map(on);
+        places.sort_unstable();
+        places
+    };
+    let gateway = HostFacts { gateways: ["10.0.0.50".parse().unwrap()].into(), ..HostFacts::default() };
+    let all = [Some(0), Some(1), Some(2)];
+    assert_eq!(places(&gateway, None), all);
+    assert_eq!(places(&gateway, Some("False")), [None, None, Some(0)]);
+    assert_eq!(places(&HostFacts::default(), Some("False")), all, "it is served, and that is to be said");
 }

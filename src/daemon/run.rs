@@ -27,7 +27,6 @@ use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
 use crate::net::{self, hops, peers};
 use crate::nft::{self, watch::Touched};
-use crate::owned::Owned;
 use crate::report::beats;
 use crate::report::status;
 use crate::report::systemd::Notifier;
@@ -225,10 +224,7 @@ impl Feeds {
 
     fn daemon(&self, settings: Settings, orders: Orders, paths: &Paths) -> Daemon<Kernel, Ledger> {
         let ledger = Ledger::new(&paths.state);
-        let owned = ledger.load().unwrap_or_else(|error| {
-            error!("{error:#}; VIPs that an earlier run owned and nobody asks for now are left as they are");
-            Owned::default()
-        });
+        let owned = ledger.load_or_stand_in(paths);
         let core = Core::new(settings, self.facts.borrow().clone(), owned);
         let (status, readers) = watch::channel(Arc::new(View::default()));
         let socket = paths.run.join(SOCKET);

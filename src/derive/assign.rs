@@ -304,8 +304,10 @@ impl Tasks<'_> {
         match mode::of(&self.inputs, vip, want, named.as_deref(), service, &options) {
             Ok(mode) => {
                 self.findings.extend(options::without_effect(key, service, &options, mode));
-                let announced = mode == Mode::Announce;
-                self.findings.extend(announced.then(|| mode::unbalanced(vip, want, service)).flatten());
+                if mode == Mode::Announce {
+                    let unbalanced = mode::unbalanced(vip, want, service);
+                    self.findings.extend(unbalanced.map(|finding| want.source.refusal(finding)));
+                }
                 for port in ports.into_iter().filter(|port| want.means(port)) {
                     self.port((vip, want), named.as_ref(), service, &options, port, mode);
                 }
@@ -365,11 +367,14 @@ impl Tasks<'_> {
         }
     }
 
-    /// Gives the frontends of mode dsr their marks. Those for which there are none left are not served.
+    /// Gives the frontends of mode dsr their marks. Those of the youngest Services for which there are none left are not
+    /// served.
     fn mark(&mut self) {
         let bits = self.inputs.settings.dsr.mark_bits;
-        let dsr = |task: &Task| task.of_modes(|mode| mode == Mode::Dsr).collect::<Vec<_>>();
-        let frontends: Vec<Frontend> = self.by_owner.values().flat_map(dsr).collect();
+        let mut owners: Vec<(&Owner, &Task)> = self.by_owner.iter().collect();
+        owners.sort_by_key(|(owner, _)| self.created(owner));
+        let dsr = |(_, task): (_, &Task)| task.of_modes(|mode| mode == Mode::Dsr).collect::<Vec<_>>();
+        let frontends: Vec<Frontend> = owners.into_iter().flat_map(dsr).collect();
         let marks = bits.allot(frontends.iter());
         for (owner, task) in &mut self.by_owner {
             let Task::Service { frontends, .. } = task else { continue };
@@ -384,6 +389,12 @@ impl Tasks<'_> {
             }
             frontends.retain(|_, serving| serving.mode != Mode::Dsr || serving.marks.is_some());
         }
+    }
+
+    /// When the Service that is to be served was made; what is static comes before all.
+    fn created(&self, owner: &Owner) -> Option<i64> {
+        let Owner::Service(key) = owner else { return None };
+        self.inputs.snapshot.services.get(key).map(|service| service.created)
     }
 
     /// VIPs with a frontend that others balance, so that kvip cannot know which of their ports are taken.

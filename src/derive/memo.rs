@@ -131,7 +131,7 @@ impl Deriver {
             self.desired.probed = Arc::new(self.probed(inputs));
         }
         let other_ways = self.desired.ways.is_empty() != no_ways;
-        let steered = || !same_macs || ((!same_context || other_ways) && self.is_handed_on_otherwise(inputs));
+        let steered = || !same_macs || ((!same_context || other_ways) && self.steers_otherwise(inputs));
         let rules = first || reassigned || local || (self.steers() && steered());
         if rules {
             self.desired.ruleset = Arc::new(self.ruleset(inputs));
@@ -365,10 +365,10 @@ impl Deriver {
         }
     }
 
-    /// Whether packets are handed on by other nodes, or through other links, than the rules say.
-    fn is_handed_on_otherwise(&self, inputs: &Inputs) -> bool {
-        let said = &self.desired.ruleset.steering;
-        said.nodes != *self.desired.peers || said.tunnels != steering::tunnels(&self.desired, inputs)
+    /// Whether packets of mode dsr are to be steered otherwise than the rules and routes say.
+    fn steers_otherwise(&self, inputs: &Inputs) -> bool {
+        self.desired.ruleset.steering != steering::of(&self.assignment, &self.desired, inputs)
+            || *self.desired.policy_routes != self.policy_routes(inputs)
     }
 
     /// Whether a frontend of mode dsr is served.

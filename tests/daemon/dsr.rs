@@ -6,10 +6,10 @@ use std::sync::Arc;
 use kvip::config::Mode;
 use kvip::ipvs::{Key, VirtualServer};
 use kvip::model::{Backend, Family, Finding, ObjectKey};
-use kvip::net::{Hop, Hops, Link, MacAddress, PolicyRoute, Way, Wraps};
+use kvip::net::{Address, Hop, Hops, Link, MacAddress, PolicyRoute, Way, Wraps};
 use kvip::snapshot::Snapshot;
 
-use crate::world::{World, backend, end, endpoint, ip, nginx, pods, settings, snapshot};
+use crate::world::{World, backend, end, endpoint, ip, marked, nginx, pods, settings, snapshot};
 
 /// The tutorial's nginx, in mode dsr.
 fn dsr_snapshot() -> Snapshot {
@@ -82,6 +82,38 @@ fn packets_are_marked_and_routed_before_keepalived_may_hold_the_vip() {
     );
     assert!(acts.last().unwrap().contains("ruleset"), "{acts:?}");
     assert_eq!(world.kernel().acts_after_switch, 0);
+}
+
+#[test]
+fn a_reload_moves_the_rules_and_routes_to_another_table() {
+    let mut world = serving();
+    world.acts();
+    let mut settings = settings();
+    settings.dsr.route_table = 5088;
+    settings.dsr.rule_priority = 60;
+    world.daemon.take_settings(settings, false);
+    world.turn();
+    let acts = world.acts();
+    let routes: Vec<&String> = acts.iter().filter(|act| act.contains("IPv4")).collect();
+    assert_eq!(
+        routes,
+        [
+            "add IPv4 route local default dev lo table 5088",
+            "add IPv4 rule 60: fwmark 0x1000000/0x1000000 lookup 5088",
+            "remove IPv4 route local default dev lo table 5087",
+            "remove IPv4 rule 50: fwmark 0x1000000/0x1000000 lookup 5087"
+        ]
+    );
+}
+
+#[test]
+fn an_address_that_the_host_gains_counts_as_its_own() {
+    let mut world = serving();
+    let of_host = |world: &World| world.kernel().written.steering.host.clone();
+    assert!(!of_host(&world).contains(&ip("10.87.2.5")));
+    world.add_address(Address { prefix_len: 24, noprefixroute: false, ..marked("10.87.2.5") });
+    world.turn();
+    assert!(of_host(&world).contains(&ip("10.87.2.5")));
 }
 
 #[test]

@@ -53,6 +53,11 @@ pub fn says_served(shown: &Shown) -> bool {
     shown.condition.as_ref().is_some_and(|condition| !condition.message.starts_with(NOT_SERVED))
 }
 
+/// Whether a status says that the Service lacks something.
+pub fn says_refused(shown: &Shown) -> bool {
+    shown.condition.as_ref().is_some_and(|condition| condition.status == "False")
+}
+
 /// What to do about the Service `live`, read from the API at `now`.
 pub fn step(wanted: &Wanted, live: &DynamicObject, now: Timestamp) -> Step {
     let Ok(typed) = live.clone().try_parse::<core::Service>() else { return Step::Another };

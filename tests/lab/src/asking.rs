@@ -2,7 +2,7 @@
 //!
 //! Owns the pools that the lab's tests share. Judges nothing: what is expected is in the test files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
@@ -159,10 +159,28 @@ pub fn condition(lab: &Lab, service: &str) -> Result<String> {
 
 /// The Events of kvip about the Service of that name in that namespace, as `TYPE REASON: MESSAGE`.
 pub fn events(lab: &Lab, namespace: &str, service: &str) -> Result<Vec<String>> {
+    Ok(events_and_writers(lab, namespace, service)?.into_iter().map(|(event, _)| event).collect())
+}
+
+/// As [`events`], each with the node whose kvip wrote it.
+pub fn events_and_writers(lab: &Lab, namespace: &str, service: &str) -> Result<Vec<(String, String)>> {
     let about = format!("-n {namespace} events --field-selector involvedObject.name={service},source=kvip");
     let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
     let said = |e: &Value| format!("{} {}: {}", text(e, "type"), text(e, "reason"), text(e, "message"));
-    Ok(items(lab, &about)?.iter().map(said).collect())
+    Ok(items(lab, &about)?.iter().map(|event| (said(event), text(event, "reportingInstance"))).collect())
+}
+
+/// Of all nodes that see the same one writes it down.
+fn check_one_writer_each(lab: &Lab, namespace: &str, service: &str) -> Result<()> {
+    let mut writers: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (event, node) in events_and_writers(lab, namespace, service)? {
+        writers.entry(event).or_default().insert(node);
+    }
+    must(
+        lab,
+        writers.values().all(|nodes| nodes.len() == 1),
+        &format!("Events of several nodes: {writers:?}"),
+    )
 }
 
 /// The addresses that kvip's claims hold for somebody, those given back and resting left out.
@@ -206,7 +224,8 @@ pub fn wait_for_reason(lab: &Lab, namespace: &str, service: &str, words: &str) -
         let said = events.iter().any(|event| event.starts_with("Warning ") && event.contains(words));
         (found && said && condition.starts_with("False ") && condition.contains(words)).then_some(())
     });
-    told.with_context(|| explain(lab, &object))
+    told.with_context(|| explain(lab, &object))?;
+    check_one_writer_each(lab, namespace, service)
 }
 
 /// Waits until a process of each node, and one in a pod of each, is answered at `address`, port 80.

@@ -19,6 +19,8 @@ use crate::stage::Stage;
 const VIP: &str = "10.87.2.50";
 const URL: &str = "http://10.87.2.50";
 const TUTORIAL: &str = "tests/golden/tutorial";
+/// The node whose installation is shown.
+const FIRST: &str = "node-a";
 const DEPLOYMENT: &str = "nginx-deployment";
 /// Time between the client's requests.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -66,17 +68,32 @@ struct Story {
 impl Story {
     fn install(&self, deb: &Path) -> anyhow::Result<()> {
         self.kubectl(&["get", "nodes", "-o", "wide"])?;
-        let file = deb.file_name().context("a package has a file name")?.to_string_lossy();
-        self.stage
-            .tell("kvip's own identity in the cluster, then on each node the package and its settings:");
+        self.stage.tell("kvip's own identity in the cluster, then on a node the package and its settings:");
         self.stage.typed("admin", &format!("packaging/rbac/make-kubeconfig --server {API_URL} >kubeconfig"));
-        self.stage.typed("node-a", &format!("apt install ./{file}"));
-        self.stage.typed("node-a", "install -m 0600 kubeconfig /etc/kvip/kubeconfig");
-        self.stage.typed("node-a", "systemctl enable --now kvip");
-        patiently("installing on three nodes", || self.lab.install_kvip(deb, &Settings::default()))?;
-        self.on("node-a", "cat /etc/kvip/config.toml")?;
-        self.in_sync("node-a")?;
-        self.on("node-a", "systemctl status kvip --no-pager --lines 0")
+        let kubeconfig = patiently("an identity for kvip", || self.lab.enroll())?;
+        let settings = Settings::default();
+        let (name, node) = (FIRST, self.lab.node(FIRST));
+        let file = deb.file_name().context("a package has a file name")?.to_string_lossy();
+        patiently("the files on their way to the node", || {
+            node.copy_in(deb, &format!("/tmp/{file}"))?;
+            node.write("/tmp/kubeconfig", kubeconfig.as_bytes())
+        })?;
+        self.done_on(name, &format!("apt-get install --yes /tmp/{file}"))?;
+        self.done_on(name, "install -m 0600 /tmp/kubeconfig /etc/kvip/kubeconfig")?;
+        node.write("/etc/kvip/config.toml", settings.toml().as_bytes())?;
+        self.done_on(name, "cat /etc/kvip/config.toml")?;
+        self.done_on(name, "kvip check")?;
+        self.done_on(name, "systemctl enable --now kvip")?;
+        self.stage.tell("The same on the other nodes.");
+        patiently("installing on two nodes", || {
+            let others = |node: Node| match node.spec().name {
+                FIRST => Ok(()),
+                _ => node.install_kvip(deb, &settings, &kubeconfig),
+            };
+            self.lab.on_all_nodes(others).into_iter().collect::<anyhow::Result<()>>()
+        })?;
+        self.in_sync(name)?;
+        self.on(name, "systemctl status kvip --no-pager --lines 0")
     }
 
     fn apply(&self) -> anyhow::Result<()> {
@@ -168,6 +185,15 @@ impl Story {
         self.stage.typed(node, command);
         let output = patiently(command, || self.lab.node(node).run(command))?;
         self.stage.output(&format!("{}{}", output.stdout, output.stderr));
+        Ok(())
+    }
+
+    /// As [`Story::on`], of what must succeed.
+    fn done_on(&self, node: &str, command: &str) -> anyhow::Result<()> {
+        self.stage.typed(node, command);
+        let output = patiently(command, || self.lab.node(node).run_within(LIMIT, command, b""))?;
+        self.stage.output(&format!("{}{}", output.stdout, output.stderr));
+        anyhow::ensure!(output.ok(), "{node}: {command}: {output}");
         Ok(())
     }
 

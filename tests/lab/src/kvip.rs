@@ -71,11 +71,7 @@ impl Lab {
     /// Installs the package on all nodes, enrolls and enables it, and waits until systemd calls it active.
     pub fn install_kvip(&self, deb: &Path, settings: &Settings) -> anyhow::Result<()> {
         let kubeconfig = self.enroll()?;
-        let installed = self.on_all_nodes(|node| {
-            node.install_deb(deb)?;
-            node.configure_kvip(settings, kubeconfig.as_bytes())?;
-            node.must_within(STEP_LIMIT, "systemctl enable --now kvip").map(drop)
-        });
+        let installed = self.on_all_nodes(|node| node.install_kvip(deb, settings, &kubeconfig));
         installed.into_iter().collect()
     }
 
@@ -126,6 +122,13 @@ impl Lab {
 }
 
 impl Node<'_> {
+    /// Installs the package, configures and enables it, and waits until systemd calls it active.
+    pub fn install_kvip(&self, deb: &Path, settings: &Settings, kubeconfig: &str) -> anyhow::Result<()> {
+        self.install_deb(deb)?;
+        self.configure_kvip(settings, kubeconfig.as_bytes())?;
+        self.must_within(STEP_LIMIT, "systemctl enable --now kvip").map(drop)
+    }
+
     /// `dpkg -i`.
     pub fn install_deb(&self, deb: &Path) -> anyhow::Result<()> {
         self.copy_in(deb, "/tmp/kvip.deb")?;

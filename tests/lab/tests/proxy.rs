@@ -1,5 +1,6 @@
 //! Mode proxy: HAProxy in front of real nginx, which is told who the client is.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +22,11 @@ const FORGET: &str = r#"for conf in /run/lab-pod/*.conf; do
     sed -i 's/ proxy_protocol;/;/; s/\$proxy_protocol_addr/$remote_addr/' "$conf"
     kill -HUP "$(cat "${conf%.conf}.pid")"
 done"#;
+
+/// HAProxy's `show stat`, as comma-separated values.
+const STATISTICS: &str = r#"perl -MIO::Socket::UNIX -e '
+    $haproxy = IO::Socket::UNIX->new("/run/kvip-haproxy/admin.sock") or die "$!\n";
+    print $haproxy "show stat\n"; print while <$haproxy>'"#;
 
 fn service(protocol: &str) -> Asking {
     Asking::new("proxied")
@@ -143,6 +149,44 @@ fn pods_come_and_go_and_the_holder_changes_without_a_lost_request() -> Result<()
         lab.wait_for("another holder", SOON, || lab.holder().filter(|now| *now != holder))
     })?;
     lab.node(holder).must("kvip undrain").map(drop)
+}
+
+/// By sessionAffinity ClientIP, and what HAProxy itself says of that where docs/services.md says to look.
+#[test]
+fn a_client_keeps_its_pod_also_at_the_next_holder() -> Result<()> {
+    let lab = serving()?;
+    service("off").spec("sessionAffinity", "ClientIP").apply(&lab)?;
+    answered(&lab, VIP, None)?;
+    let pod = lab.wait_for("one pod for one client", SOON, || only_one(pods_met(&lab)));
+    let pod = pod.with_context(|| diagnosis(&lab))?;
+    let holder = lab.wait_for_holder()?;
+    let statistics = lab.node(holder).must(STATISTICS)?;
+    let columns =
+        |line: &str| line.trim_start_matches("# ").split(',').map(str::to_owned).collect::<Vec<_>>();
+    let mut lines = statistics.lines();
+    let head = columns(lines.next().context("HAProxy has statistics")?);
+    let algorithm = head.iter().position(|name| name == "algo").context("with the algorithm")?;
+    ensure!(lines.any(|line| columns(line).get(algorithm).is_some_and(|it| it == "source")), "{statistics}");
+    lab.node(holder).must("kvip drain --wait 40")?;
+    lab.wait_for("another holder", SOON, || lab.holder().filter(|now| *now != holder))?;
+    answered(&lab, VIP, None)?;
+    let then = pods_met(&lab);
+    ensure!(then == [pod.clone()].into(), "{pod} first, at the next holder {then:?}\n{}", diagnosis(&lab));
+    lab.node(holder).must("kvip undrain")?;
+    service("off").apply(&lab)?;
+    let several = lab.wait_for("all pods for one client", SOON, || (pods_met(&lab).len() == 3).then_some(()));
+    several.with_context(|| diagnosis(&lab))
+}
+
+/// The pods that answer the client, asked a dozen times; each says its node and name.
+fn pods_met(lab: &Lab) -> BTreeSet<String> {
+    let answers = (0..12).filter_map(|_| lab.curl(VIP));
+    answers.filter_map(|answer| Some(answer.split_once(" saw ")?.0.to_owned())).collect()
+}
+
+fn only_one(pods: BTreeSet<String>) -> Option<String> {
+    let mut pods = pods.into_iter();
+    pods.next().filter(|_| pods.next().is_none())
 }
 
 /// Whether every node counts so many pods for the Service.

@@ -6,24 +6,24 @@ use anyhow::{Context as _, Result, ensure};
 use kvip_lab::asking::ECHO;
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::NODES;
-use kvip_lab::peer::Transport;
+use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
 use kvip_lab::scenario::{SOON, diagnosis};
 use kvip_lab::trace::Packets;
 
-use super::{DSR, MODES, Mode, NAT, modes, pod_on, question};
+use super::{DSR, MODES, Mode, NAT, modes, pod_on};
 
 /// Connections, so that each pod has some: they are hashed, not dealt out.
 const CONNECTIONS: u16 = 24;
 /// On its way to a pod a packet comes to the holder, and from there to the pod's node.
 const PASSES: usize = 2;
 
-/// What all nodes' cards see of a client that asks each connection a few times.
-fn traced(lab: &Lab, transport: Transport, vip: &str, count: u64) -> Result<(Report, Packets)> {
-    let question = question(transport, vip).connections(CONNECTIONS);
-    let trace = lab.trace(&format!("host {vip} and port {ECHO}"))?;
-    let report = lab.asking(Asker::Client, &question.count(count))?.stop()?;
+/// What all nodes' cards see of somebody who asks a VIP, each connection a few times.
+fn traced(lab: &Lab, asker: Asker, question: &Question, count: u64) -> Result<(Report, Packets)> {
+    let question = question.clone().connections(CONNECTIONS).count(count);
+    let trace = lab.trace(&format!("host {} and port {ECHO}", question.target.ip()))?;
+    let report = lab.asking(asker, &question)?.stop()?;
     Ok((report, trace.stop()?))
 }
 
@@ -33,12 +33,13 @@ fn answers_leave_from_the_pods_node_or_through_the_holder() -> Result<()> {
     let holder = lab.wait_for_holder()?;
     for mode in MODES {
         for question in mode.questions() {
-            let (vip, transport) = (question.target.ip().to_string(), question.transport);
-            let (report, packets) = traced(&lab, transport, &vip, 5)?;
+            let (report, packets) = traced(&lab, Asker::Client, &question, 5)?;
             let answers = packets.only(|packet| packet.leaving && packet.source.ip() == question.target.ip());
             println!(
-                "{:4} {transport} {vip:14} answers by pods of {:?}, sent by {:?}",
+                "{:4} {} {:14} answers by pods of {:?}, sent by {:?}",
                 mode.name,
+                question.transport,
+                question.target.ip(),
                 report.nodes(),
                 answers.sent()
             );
@@ -70,6 +71,44 @@ fn check_senders(mode: Mode, holder: &str, report: &Report, sent: &BTreeMap<&str
     Ok(())
 }
 
+/// A process and a pod of a node that does not hold the VIP: their own node balances for them, so that the VIP is on no wire.
+/// What pods ask in mode nat is routed to the holder, as from anywhere else.
+#[test]
+fn who_asks_in_the_cluster_is_served_by_its_own_node() -> Result<()> {
+    let lab = modes()?;
+    let holder = lab.wait_for_holder()?;
+    let other = lab.other_than(holder);
+    let pod = pod_on(&lab, other)?;
+    for mode in MODES {
+        for asker in [Asker::Node(other), Asker::Pod(other, &pod)] {
+            for question in mode.questions() {
+                let (report, packets) = traced(&lab, asker, &question, 2)?;
+                let (received, sent) = (packets.received(), packets.sent());
+                println!(
+                    "{:4} {asker:?} {}: cards received {received:?}, sent {sent:?}",
+                    mode.name,
+                    question.arguments()
+                );
+                let why = || format!("{} {asker:?}: {report}\n{packets}", mode.name);
+                ensure!(report.failures().is_empty(), "not all was answered, {}", why());
+                ensure!(report.nodes().len() == NODES.len(), "not all pods were met, {}", why());
+                if mode == NAT && matches!(asker, Asker::Pod(..)) {
+                    let answers =
+                        packets.only(|packet| packet.leaving && packet.source.ip() == question.target.ip());
+                    ensure!(
+                        answers.sent().keys().eq([&holder]),
+                        "answers did not leave from {holder}, {}",
+                        why()
+                    );
+                } else {
+                    ensure!(packets.is_empty(), "packets for the VIP were on the wire, {}", why());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// All nodes but the holder are told, behind kvip's back, that the pods are on each other.
 #[test]
 fn nothing_goes_round_where_tables_differ() -> Result<()> {
@@ -88,7 +127,7 @@ fn crossed(lab: &Lab, holder: &str, others: &[&str]) -> Result<()> {
     keep_only(lab, first, second)?;
     keep_only(lab, second, first)?;
     for question in DSR.questions() {
-        let (report, packets) = traced(lab, question.transport, &question.target.ip().to_string(), 3)?;
+        let (report, packets) = traced(lab, Asker::Client, &question, 3)?;
         println!(
             "tables differ, {}: {report}; a packet passed {} times at most",
             question.arguments(),

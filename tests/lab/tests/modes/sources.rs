@@ -48,7 +48,14 @@ fn check(lab: &Lab, mode: Mode, holder: &str, name: &str, asker: Asker) -> Resul
         let question = question.connections(CONNECTIONS).every(Duration::from_secs(1));
         let report = lab.ask(asker, &question, 1)?;
         let Question { transport, target, .. } = question;
-        println!("{:4} {transport} {:14} from {name:20} pods saw {}", mode.name, target.ip(), seen(&report));
+        for node in report.nodes().keys() {
+            let seen = seen(&report.from_node(node));
+            println!(
+                "{:4} {transport} {:14} from {name:20} pod of {node} saw {seen}",
+                mode.name,
+                target.ip()
+            );
+        }
         let why = || format!("{} {}: {report}\n{}", mode.name, question.arguments(), diagnosis(lab));
         ensure!(report.answered() == usize::from(CONNECTIONS), "{name} was not always answered, {}", why());
         ensure!(report.pods().len() == 3, "{name} met not all pods, {}", why());

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use kvip_lab::asking::{Asking, POOLS, events, explain, must, settings, wait_for_answer, wait_until_gone};
+use kvip_lab::asking::{
+    Asking, POOLS, events_and_writers, explain, must, settings, wait_for_answer, wait_until_gone,
+};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{API_PORT, BRIDGE_V4, NODES};
@@ -22,11 +24,12 @@ fn a_node_that_is_excluded_hands_over_and_takes_nothing_back() -> Result<()> {
     let holder = moved.with_context(|| explain(&lab, ""))?;
     must(&lab, lab.curl(VIP).is_some(), "the VIPs are served by the other holder")?;
     let said = lab.wait_for(&format!("an Event of {holder}, that it holds the VIP"), SOON, || {
-        let events = events(&lab, "default", "nginx").ok()?;
+        let events = events_and_writers(&lab, "default", "nginx").ok()?;
         let words = format!("Normal HolderChanged: {holder} now holds {VIP}");
-        events.iter().any(|event| event.starts_with(&words)).then_some(())
+        events.into_iter().find(|(event, _)| event.starts_with(&words))
     });
-    said.with_context(|| explain(&lab, "nginx"))?;
+    let (_, writer) = said.with_context(|| explain(&lab, "nginx"))?;
+    must(&lab, writer == holder, &format!("{writer} said that {holder} holds the VIP"))?;
     lab.kubectl(&["label", "node", excluded, &format!("{EXCLUDE}-")])?;
     wait_until_settled(&lab)?;
     must(&lab, lab.holder() == Some(holder), &format!("{excluded} took the VIPs back"))
