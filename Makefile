@@ -18,7 +18,7 @@ DEMO := target/debian-demo
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: demo-parts ## three virtual machines, the tutorial, the holder's death: everything at once (17 minutes from nothing, then 3)
+demo: demo-parts ## three virtual machines, the tutorial, the holder's death: everything at once (15 minutes from nothing, then 3)
 	@$(SUDO) $(DEMO)/lab demo $(DEMO)
 
 test: packages lint unit lab-parts ## lint, unit, golden and property tests, and in the lab what every change must keep (45 minutes from nothing, then 20)
@@ -29,7 +29,7 @@ lab-more: lab-parts ## more of the lab's tests: racing allocators, bad input, dr
 	@$(SUDO) cargo test --locked --package kvip-lab --features more --test cluster --test ipam --test machines \
 		--test operations --test options --test protocols --test trouble -- --test-threads=1
 
-lab-long: lab-parts ## the longest: Service fields, forwarding modes, HAProxy, repairs, kube-proxy (an hour)
+lab-long: lab-parts ## the longest: Service fields, forwarding modes, HAProxy, repairs, kube-proxy (two hours)
 	@$(SUDO) tests/lab/controlplane/build $(CACHE)/controlplane --with-kube-proxy
 	@$(SUDO) cargo test --locked --package kvip-lab --features long \
 		--test services --test modes --test proxy --test repair --test kube_proxy -- --test-threads=1 --nocapture

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
     Asking, ECHO, ECHO_PORTS, POOLS, check_answered_inside, condition, explain, ingress, must, object,
-    settings, wait_for_addresses, wait_for_answer, wait_until_gone,
+    settings, traces, wait_for_addresses, wait_for_answer,
 };
 use kvip_lab::kube_proxy::Mode;
 use kvip_lab::kvip::Settings;
@@ -152,7 +152,7 @@ fn check_foreign(lab: &Lab) -> Result<()> {
     check_shield(lab, FOREIGN)?;
     ask_for(lab, FOREIGN, None)?;
     lab.kubectl(&["delete", "service", "foreign"])?;
-    wait_until_gone(lab, FOREIGN)
+    given_back(lab, FOREIGN)
 }
 
 /// spec.externalIPs, which kube-proxy always has rules for: in mode nat, and in mode dsr, where pods see the client only if
@@ -160,7 +160,7 @@ fn check_foreign(lab: &Lab) -> Result<()> {
 fn check_external(lab: &Lab) -> Result<()> {
     let gone = || {
         lab.kubectl(&["delete", "service", "external"])?;
-        wait_until_gone(lab, EXTERNAL)
+        given_back(lab, EXTERNAL)
     };
     Asking::new("external").spec("externalIPs", json!([EXTERNAL])).apply(lab)?;
     check_shield(lab, EXTERNAL)?;
@@ -189,7 +189,7 @@ fn check_announced(lab: &Lab, by_ipvs: bool) -> Result<()> {
     }
     check_open_connections(lab, given[0].parse()?)?;
     lab.kubectl(&["delete", "service", "announced"])?;
-    given.iter().try_for_each(|vip| wait_until_gone(lab, vip))
+    given.iter().try_for_each(|vip| given_back(lab, vip))
 }
 
 /// What docs/services.md says of open connections in mode announce: when the holder is drained those over TCP end, as another
@@ -249,9 +249,34 @@ fn check_dsr(lab: &Lab) -> Result<()> {
             all_are_answered(lab, vip.parse()?, true)?;
         }
         lab.kubectl(&["delete", "service", "direct"])?;
-        given.iter().try_for_each(|vip| wait_until_gone(lab, vip))?;
+        given.iter().try_for_each(|vip| given_back(lab, vip))?;
     }
     Ok(())
+}
+
+/// Waits until no node has anything of a VIP, but for NodePorts: kube-proxy in ipvs mode has these at each address that a
+/// node had when it looked, and never takes them from one that excludeCIDRs cover.
+fn given_back(lab: &Lab, vip: &str) -> Result<()> {
+    let left = || -> Result<String> {
+        let all = lab.nodes().map(|node| traces(lab, node.spec().name, vip)).collect::<Result<Vec<_>>>()?;
+        let lines = all.iter().flat_map(|node| node.lines()).filter(|line| !is_of_node_port(line));
+        Ok(lines.collect::<Vec<_>>().join("\n"))
+    };
+    let gone = lab.wait_for(&format!("all nodes to be without {vip}"), SOON, || {
+        left().is_ok_and(|left| left.is_empty()).then_some(())
+    });
+    gone.with_context(|| format!("there is still:\n{}", left().unwrap_or_default()))
+}
+
+/// Whether that line of `ipvsadm -S` is of a port out of the range of NodePorts.
+fn is_of_node_port(line: &str) -> bool {
+    match line.split(' ').collect::<Vec<_>>()[..] {
+        ["-A" | "-a", _, frontend, ..] => {
+            let port = frontend.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            port.is_some_and(|port| (30_000..32_768).contains(&port))
+        }
+        _ => false,
+    }
 }
 
 /// The client, a process on each node and a pod of each are answered over TCP and UDP; pods see the client where that is

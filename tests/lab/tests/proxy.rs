@@ -36,15 +36,14 @@ fn service(protocol: &str) -> Asking {
         .spec("ipFamilyPolicy", "RequireDualStack")
 }
 
-/// Waits until nginx answers at `address`, having seen `client`, if that is told.
+/// Waits until nginx answers at `address`, which is as in a URL, having seen `client`, if that is told.
 fn answered(lab: &Lab, address: &str, client: Option<&str>) -> Result<()> {
-    let url = in_url(address);
     let done = lab.wait_for(&format!("{address} to be answered, with {client:?} seen"), SOON, || {
-        let answer = lab.curl(&url)?;
+        let answer = lab.curl(address)?;
         let seen = client.map_or_else(|| " saw ".into(), |client| format!(" saw {client}\n"));
         answer.contains(&seen).then_some(())
     });
-    done.with_context(|| format!("the last answer: {:?}\n{}", lab.curl(&url), diagnosis(lab)))
+    done.with_context(|| format!("the last answer: {:?}\n{}", lab.curl(address), diagnosis(lab)))
 }
 
 #[test]
@@ -60,7 +59,7 @@ fn nginx_is_told_the_clients_address() -> Result<()> {
     for protocol in ["v1", "v2"] {
         service(protocol).apply(&lab)?;
         answered(&lab, VIP, Some(CLIENT_V4))?;
-        answered(&lab, VIP6, Some(CLIENT_V6))?;
+        answered(&lab, &in_url(VIP6), Some(CLIENT_V6))?;
     }
     insiders_are_answered(&lab, holder)?;
     answers_leave_from_the_holder(&lab, holder)?;

@@ -1,11 +1,12 @@
 //! Who asks, from where, and whom the pods see.
 
+use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kvip_lab::lab::Lab;
-use kvip_lab::layout;
+use kvip_lab::layout::{self, NodeSpec};
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
@@ -59,21 +60,48 @@ fn check(lab: &Lab, mode: Mode, holder: &str, name: &str, asker: Asker) -> Resul
         let why = || format!("{} {}: {report}\n{}", mode.name, question.arguments(), diagnosis(lab));
         ensure!(report.answered() == usize::from(CONNECTIONS), "{name} was not always answered, {}", why());
         ensure!(report.pods().len() == 3, "{name} met not all pods, {}", why());
-        if let Some(promised) = promised(asker, target.is_ipv4()) {
-            for node in report.nodes().keys() {
-                let saw: Vec<String> = report.from_node(node).sources().into_keys().collect();
-                let expected =
-                    if mode == NAT && node != holder { address(holder, target.is_ipv4()) } else { promised };
-                ensure!(saw == [expected], "{name}: on {node} {saw:?} was seen, not {expected}, {}", why());
-            }
+        for node in report.nodes().keys() {
+            let saw: Vec<String> = report.from_node(node).sources().into_keys().collect();
+            let expected = expected(mode, asker, holder, node, target.ip());
+            ensure!(saw == [&*expected], "{name}: on {node} {saw:?} was seen, not {expected}, {}", why());
         }
     }
     Ok(())
 }
 
+/// Whom a pod on `node` is to see.
+fn expected(mode: Mode, asker: Asker, holder: &str, node: &str, vip: IpAddr) -> String {
+    let is_v4 = vip.is_ipv4();
+    // Where the holder picks in mode nat, what leaves it for another node gets its address.
+    let through_holder =
+        |client: &str| if mode == NAT && node != holder { address(holder, is_v4) } else { client }.to_owned();
+    match asker {
+        Asker::Client | Asker::Outside => {
+            through_holder(promised(asker, is_v4).expect("they are promised it"))
+        }
+        // What a node sends to an address of its own comes from there.
+        Asker::Node(own) if own == node && own == holder => vip.to_string(),
+        // The CNI gives it its node's address on the way to the holder.
+        Asker::Pod(own, _) if mode == NAT && own != holder => through_holder(address(own, is_v4)),
+        Asker::Pod(own, _) if own == node => bridge(own, is_v4),
+        // Its own node picks.
+        Asker::Node(own) | Asker::Pod(own, _) => address(own, is_v4).to_owned(),
+    }
+}
+
 fn address(node: &str, is_v4: bool) -> &'static str {
-    let spec = layout::node(node).expect("the holder is a node");
+    let spec = spec(node);
     if is_v4 { spec.v4 } else { spec.v6 }
+}
+
+/// The address that the node has in the network of its own pods.
+fn bridge(node: &str, is_v4: bool) -> String {
+    let spec = spec(node);
+    if is_v4 { spec.pod4.replace(".0/24", ".1") } else { spec.pod6.replace("/64", "1") }
+}
+
+fn spec(node: &str) -> &'static NodeSpec {
+    layout::node(node).expect("a node of the lab")
 }
 
 /// `10.87.2.4 (8), 10.87.2.200 (4)`.
