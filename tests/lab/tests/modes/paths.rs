@@ -20,8 +20,8 @@ const CONNECTIONS: u16 = 24;
 const PASSES: usize = 2;
 
 /// What all nodes' cards see of somebody who asks a VIP, each connection a few times.
-fn traced(lab: &Lab, asker: Asker, question: &Question, count: u64) -> Result<(Report, Packets)> {
-    let question = question.clone().connections(CONNECTIONS).count(count);
+fn traced(lab: &Lab, asker: Asker, question: Question, count: u64) -> Result<(Report, Packets)> {
+    let question = question.connections(CONNECTIONS).count(count);
     let trace = lab.trace(&format!("host {} and port {ECHO}", question.target.ip()))?;
     let report = lab.asking(asker, &question)?.stop()?;
     Ok((report, trace.stop()?))
@@ -33,7 +33,7 @@ fn answers_leave_from_the_pods_node_or_through_the_holder() -> Result<()> {
     let holder = lab.wait_for_holder()?;
     for mode in MODES {
         for question in mode.questions() {
-            let (report, packets) = traced(&lab, Asker::Client, &question, 5)?;
+            let (report, packets) = traced(&lab, Asker::Client, question, 5)?;
             let answers = packets.only(|packet| packet.leaving && packet.source.ip() == question.target.ip());
             println!(
                 "{:4} {} {:14} answers by pods of {:?}, sent by {:?}",
@@ -82,7 +82,7 @@ fn who_asks_in_the_cluster_is_served_by_its_own_node() -> Result<()> {
     for mode in MODES {
         for asker in [Asker::Node(other), Asker::Pod(other, &pod)] {
             for question in mode.questions() {
-                let (report, packets) = traced(&lab, asker, &question, 2)?;
+                let (report, packets) = traced(&lab, asker, question, 2)?;
                 let (received, sent) = (packets.received(), packets.sent());
                 println!(
                     "{:4} {asker:?} {}: cards received {received:?}, sent {sent:?}",
@@ -127,7 +127,7 @@ fn crossed(lab: &Lab, holder: &str, others: &[&str]) -> Result<()> {
     keep_only(lab, first, second)?;
     keep_only(lab, second, first)?;
     for question in DSR.questions() {
-        let (report, packets) = traced(lab, Asker::Client, &question, 3)?;
+        let (report, packets) = traced(lab, Asker::Client, question, 3)?;
         println!(
             "tables differ, {}: {report}; a packet passed {} times at most",
             question.arguments(),
