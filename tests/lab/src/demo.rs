@@ -78,7 +78,7 @@ impl Story {
             node.copy_in(deb, &format!("/tmp/{file}"))?;
             node.write("/tmp/kubeconfig", kubeconfig.as_bytes())
         })?;
-        self.done_on(name, &format!("apt-get install --yes /tmp/{file}"))?;
+        self.done_on(name, &format!("dpkg -i /tmp/{file}"))?;
         self.done_on(name, "install -m 0600 /tmp/kubeconfig /etc/kvip/kubeconfig")?;
         node.write("/etc/kvip/config.toml", settings.toml().as_bytes())?;
         self.done_on(name, "cat /etc/kvip/config.toml")?;

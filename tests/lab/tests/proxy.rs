@@ -108,9 +108,11 @@ fn a_reload_loses_no_request() -> Result<()> {
     let holder = lab.node(lab.wait_for_holder()?);
     let reloads = || -> Result<usize> {
         let journal =
-            holder.must("journalctl -u kvip-haproxy --no-pager -o cat | grep -c Reloaded || true")?;
+            holder.must("journalctl -u kvip --no-pager -o cat | grep -c 'haproxy reloaded' || true")?;
         journal.trim().parse().with_context(|| format!("a count, not {journal:?}"))
     };
+    let master = || holder.must("systemctl show -P MainPID -P NRestarts kvip-haproxy");
+    let master_before = master()?;
     let before = reloads()?;
     without_a_lost_request_at(&lab, VIP, || {
         for port in 8081..8085 {
@@ -126,6 +128,7 @@ fn a_reload_loses_no_request() -> Result<()> {
     let reloaded = reloads()? - before;
     println!("HAProxy was reloaded {reloaded} times");
     ensure!(reloaded >= 4, "HAProxy was reloaded {reloaded} times only\n{}", diagnosis(&lab));
+    ensure!(master()? == master_before, "HAProxy was started anew\n{}", diagnosis(&lab));
     (8081..8085)
         .try_for_each(|port| lab.kubectl(&["delete", "service", &format!("proxied-{port}")]).map(drop))
 }
