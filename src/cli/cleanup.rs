@@ -154,26 +154,19 @@ fn files(paths: &Paths, with_list: bool) -> anyhow::Result<usize> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::net::IpAddr;
 
     use super::*;
-    use crate::keepalived::MARKER;
+    use crate::daemon::ledger::tests::damaged;
 
     #[test]
     fn a_damaged_list_is_a_failure_and_stays() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths::under(root.path());
-        fs::create_dir_all(&paths.state).unwrap();
-        fs::create_dir_all(paths.keepalived_folder()).unwrap();
+        let (paths, vip) = damaged(root.path());
         let list = paths.state.join("owned.json");
-        fs::write(&list, r#"{"vips":["10.87"#).unwrap();
         fs::write(paths.state.join("snapshot.json"), "").unwrap();
-        let block = "vrrp_instance a {\nvirtual_ipaddress_excluded {\n10.87.2.50/32 dev eth0\n}\n}\n";
-        fs::write(&paths.keepalived_conf, format!("{MARKER}\n{block}")).unwrap();
 
         let mut done = Done::new("cleanup");
         let Remembered { owned, all } = remembered(&paths, &mut done);
-        let vip: IpAddr = "10.87.2.50".parse().unwrap();
         assert_eq!((owned.vips, all), ([vip].into(), false), "those of keepalived's file");
         let said = serde_json::to_value(&done).unwrap();
         assert_eq!(said["complete"], false);

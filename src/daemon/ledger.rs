@@ -77,28 +77,33 @@ impl super::pass::Ledger for Ledger {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
     use std::net::IpAddr;
 
     use super::*;
     use crate::keepalived::MARKER;
 
+    const CUT_OFF: &str = r#"{"vips":["10.87"#;
+
+    /// A host whose list is damaged, with this VIP in keepalived's file.
+    pub fn damaged(root: &Path) -> (Paths, IpAddr) {
+        let paths = Paths::under(root);
+        fs::create_dir_all(&paths.state).unwrap();
+        fs::create_dir_all(paths.keepalived_folder()).unwrap();
+        fs::write(paths.state.join(NAME), CUT_OFF).unwrap();
+        let block = "vrrp_instance a {\nvirtual_ipaddress_excluded {\n10.87.2.50/32 dev eth0\n}\n}\n";
+        fs::write(&paths.keepalived_conf, format!("{MARKER}\n{block}")).unwrap();
+        (paths, "10.87.2.50".parse().unwrap())
+    }
+
     #[test]
     fn a_damaged_list_is_kept_and_the_vips_of_keepalived_stand_in() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths::under(root.path());
-        fs::create_dir_all(&paths.state).unwrap();
-        fs::create_dir_all(paths.keepalived_folder()).unwrap();
-        let damaged = r#"{"vips":["10.87"#;
-        fs::write(paths.state.join(NAME), damaged).unwrap();
-        let block = "vrrp_instance a {\nvirtual_ipaddress_excluded {\n10.87.2.50/32 dev eth0\n}\n}\n";
-        fs::write(&paths.keepalived_conf, format!("{MARKER}\n{block}")).unwrap();
-
+        let (paths, vip) = damaged(root.path());
         let owned = Ledger::new(&paths.state).load_or_stand_in(&paths);
-        let vip: IpAddr = "10.87.2.50".parse().unwrap();
         assert_eq!(owned, Owned { vips: [vip].into(), ..Owned::default() });
-        assert_eq!(fs::read_to_string(paths.state.join(DAMAGED)).unwrap(), damaged);
+        assert_eq!(fs::read_to_string(paths.state.join(DAMAGED)).unwrap(), CUT_OFF);
         assert!(!paths.state.join(NAME).exists());
     }
 }

@@ -372,7 +372,7 @@ impl Tasks<'_> {
     fn mark(&mut self) {
         let bits = self.inputs.settings.dsr.mark_bits;
         let mut owners: Vec<(&Owner, &Task)> = self.by_owner.iter().collect();
-        owners.sort_by_key(|(owner, _)| self.created(owner));
+        owners.sort_by_key(|(owner, _)| self.age(owner));
         let dsr = |(_, task): (_, &Task)| task.of_modes(|mode| mode == Mode::Dsr).collect::<Vec<_>>();
         let frontends: Vec<Frontend> = owners.into_iter().flat_map(dsr).collect();
         let marks = bits.allot(frontends.iter());
@@ -391,10 +391,10 @@ impl Tasks<'_> {
         }
     }
 
-    /// When the Service that is to be served was made; what is static comes before all.
-    fn created(&self, owner: &Owner) -> Option<i64> {
+    /// When the Service that is to be served was made, and its UID, as of Services that ask alike; what is static comes first.
+    fn age(&self, owner: &Owner) -> Option<(i64, &str)> {
         let Owner::Service(key) = owner else { return None };
-        self.inputs.snapshot.services.get(key).map(|service| service.created)
+        self.inputs.snapshot.services.get(key).map(|service| (service.created, &*service.uid))
     }
 
     /// VIPs with a frontend that others balance, so that kvip cannot know which of their ports are taken.

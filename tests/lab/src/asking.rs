@@ -263,13 +263,19 @@ pub fn traces(lab: &Lab, node: &str, address: &str) -> Result<String> {
 
 /// Waits until no node has anything of that address.
 pub fn wait_until_gone(lab: &Lab, address: &str) -> Result<()> {
+    wait_until_gone_but(lab, address, |_| false)
+}
+
+/// As [`wait_until_gone`], but for lines that are `of_others`.
+pub fn wait_until_gone_but(lab: &Lab, address: &str, of_others: impl Fn(&str) -> bool) -> Result<()> {
     let mut left = String::new();
     let gone = lab.wait_for(&format!("all nodes to be without {address}"), SOON, || {
         left.clear();
         for node in &NODES {
             let found = traces(lab, node.name, address).ok()?;
-            if !found.is_empty() {
-                let _ = write!(left, "\n{} has still:\n{found}", node.name);
+            let ours: Vec<&str> = found.lines().filter(|line| !of_others(line)).collect();
+            if !ours.is_empty() {
+                let _ = write!(left, "\n{} has still:\n{}", node.name, ours.join("\n"));
             }
         }
         left.is_empty().then_some(())

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 
+use crate::command::Output;
 use crate::kvip::Settings;
 use crate::lab::{Lab, Node, Options};
 use crate::layout::API_URL;
@@ -182,26 +183,30 @@ impl Story {
 impl Story {
     /// Shows a command on a node and what it said. An exit status tells findings, which are the node's to tell.
     fn on(&self, node: &str, command: &str) -> anyhow::Result<()> {
-        self.stage.typed(node, command);
-        let output = patiently(command, || self.lab.node(node).run(command))?;
-        self.stage.output(&format!("{}{}", output.stdout, output.stderr));
-        Ok(())
+        self.shown(node, command, || self.lab.node(node).run(command)).map(drop)
     }
 
     /// As [`Story::on`], of what must succeed.
     fn done_on(&self, node: &str, command: &str) -> anyhow::Result<()> {
-        self.stage.typed(node, command);
-        let output = patiently(command, || self.lab.node(node).run_within(LIMIT, command, b""))?;
-        self.stage.output(&format!("{}{}", output.stdout, output.stderr));
+        let output = self.shown(node, command, || self.lab.node(node).run_within(LIMIT, command, b""))?;
         anyhow::ensure!(output.ok(), "{node}: {command}: {output}");
         Ok(())
     }
 
-    fn on_host(&self, place: &str, argv: &[&str]) -> anyhow::Result<()> {
-        self.stage.typed(place, &self.as_typed(argv));
-        let output = self.lab.host(argv)?;
+    fn shown(
+        &self,
+        place: &str,
+        typed: &str,
+        run: impl FnOnce() -> anyhow::Result<Output>,
+    ) -> anyhow::Result<Output> {
+        self.stage.typed(place, typed);
+        let output = patiently(typed, run)?;
         self.stage.output(&format!("{}{}", output.stdout, output.stderr));
-        Ok(())
+        Ok(output)
+    }
+
+    fn on_host(&self, place: &str, argv: &[&str]) -> anyhow::Result<()> {
+        self.shown(place, &self.as_typed(argv), || self.lab.host(argv)).map(drop)
     }
 
     fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
     Asking, ECHO, ECHO_PORTS, POOLS, check_answered_inside, condition, explain, ingress, must, object,
-    settings, traces, wait_for_addresses, wait_for_answer,
+    settings, wait_for_addresses, wait_for_answer, wait_until_gone_but,
 };
 use kvip_lab::kube_proxy::Mode;
 use kvip_lab::kvip::Settings;
@@ -257,15 +257,7 @@ fn check_dsr(lab: &Lab) -> Result<()> {
 /// Waits until no node has anything of a VIP, but for NodePorts: kube-proxy in ipvs mode has these at each address that a
 /// node had when it looked, and never takes them from one that excludeCIDRs cover.
 fn given_back(lab: &Lab, vip: &str) -> Result<()> {
-    let left = || -> Result<String> {
-        let all = lab.nodes().map(|node| traces(lab, node.spec().name, vip)).collect::<Result<Vec<_>>>()?;
-        let lines = all.iter().flat_map(|node| node.lines()).filter(|line| !is_of_node_port(line));
-        Ok(lines.collect::<Vec<_>>().join("\n"))
-    };
-    let gone = lab.wait_for(&format!("all nodes to be without {vip}"), SOON, || {
-        left().is_ok_and(|left| left.is_empty()).then_some(())
-    });
-    gone.with_context(|| format!("there is still:\n{}", left().unwrap_or_default()))
+    wait_until_gone_but(lab, vip, is_of_node_port)
 }
 
 /// Whether that line of `ipvsadm -S` is of a port out of the range of NodePorts.
