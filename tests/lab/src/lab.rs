@@ -251,6 +251,14 @@ impl Node<'_> {
         if output.ok() { Ok(output.stdout) } else { bail!("{}: {script}: {output}", self.spec.name) }
     }
 
+    /// The name of one of its pods that begins with `prefix`; its network namespace has the same.
+    pub fn pod(&self, prefix: &str) -> anyhow::Result<String> {
+        let list = self.must("lab-pod list")?;
+        let mut names = list.lines().filter_map(|line| line.split(' ').next());
+        let name = names.find(|name| !name.is_empty() && name.starts_with(prefix));
+        Ok(name.with_context(|| format!("no pod {prefix}* on {}: {list}", self.spec.name))?.to_owned())
+    }
+
     /// Copies a file of this host to `destination` on the node, with the mode 0644.
     pub fn copy_in(&self, path: &Path, destination: &str) -> anyhow::Result<()> {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;

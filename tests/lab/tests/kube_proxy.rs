@@ -274,10 +274,7 @@ fn is_of_node_port(line: &str) -> bool {
 /// The client, a process on each node and a pod of each are answered over TCP and UDP; pods see the client where that is
 /// promised.
 fn all_are_answered(lab: &Lab, vip: IpAddr, client_is_seen: bool) -> Result<()> {
-    let pods: Vec<String> = lab
-        .nodes()
-        .map(|node| Ok(node.must("lab-pod list | awk 'NR == 1 { print $1 }'")?.trim().to_owned()))
-        .collect::<Result<_>>()?;
+    let pods: Vec<String> = lab.nodes().map(|node| node.pod("")).collect::<Result<_>>()?;
     let insiders =
         NODES.iter().zip(&pods).flat_map(|(node, pod)| [Asker::Node(node.name), Asker::Pod(node.name, pod)]);
     for asker in [Asker::Client].into_iter().chain(insiders) {

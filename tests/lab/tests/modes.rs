@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use kvip_lab::asking::{Asking, ECHO, ECHO_PORTS};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
@@ -106,13 +106,6 @@ fn answered_by(lab: &Lab, mode: Mode, count: usize) -> Result<()> {
 fn pods_behind(lab: &Lab, vip: &str) -> Result<BTreeSet<String>> {
     let report = lab.ask(Asker::Client, &question(Transport::Udp, vip).connections(16), 1)?;
     Ok(report.pods().into_keys().collect())
-}
-
-/// The name of the pod on that node.
-fn pod_on(lab: &Lab, node: &str) -> Result<String> {
-    let list = lab.node(node).must_within(SOON, "lab-pod list")?;
-    let mut names = list.lines().filter_map(|line| line.split(' ').next());
-    Ok(names.find(|name| name.starts_with("echo-")).with_context(|| format!("no pod on {node}"))?.to_owned())
 }
 
 /// Whose address pods are to see where it is kept. Of askers in the cluster they may see whatever lets them answer.

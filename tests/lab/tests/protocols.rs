@@ -76,14 +76,6 @@ fn check_answered(lab: &Lab, asker: Asker, question: &Question) -> Result<Report
     Ok(report)
 }
 
-/// The name of a pod on that node.
-fn pod_on(lab: &Lab, node: &str) -> Result<String> {
-    let list = lab.node(node).must("lab-pod list")?;
-    let names = list.lines().filter_map(|line| line.split(' ').next());
-    let mut echoes = names.filter(|name| name.starts_with("echo-"));
-    Ok(echoes.next().context("an echo pod on each node")?.to_owned())
-}
-
 #[test]
 fn client_nodes_and_pods_are_answered_over_udp() -> Result<()> {
     let lab = echoing()?;
@@ -91,7 +83,7 @@ fn client_nodes_and_pods_are_answered_over_udp() -> Result<()> {
         check_answered(&lab, Asker::Client, &udp(vip))?;
         for node in &NODES {
             check_answered(&lab, Asker::Node(node.name), &udp(vip))?;
-            check_answered(&lab, Asker::Pod(node.name, &pod_on(&lab, node.name)?), &udp(vip))?;
+            check_answered(&lab, Asker::Pod(node.name, &lab.node(node.name).pod("echo-")?), &udp(vip))?;
         }
     }
     Ok(())
@@ -105,7 +97,7 @@ fn nodes_and_pods_are_answered_over_sctp() -> Result<()> {
     for vip in [VIP, VIP6] {
         for node in &NODES {
             check_answered(&lab, Asker::Node(node.name), &sctp(vip))?;
-            check_answered(&lab, Asker::Pod(node.name, &pod_on(&lab, node.name)?), &sctp(vip))?;
+            check_answered(&lab, Asker::Pod(node.name, &lab.node(node.name).pod("echo-")?), &sctp(vip))?;
         }
     }
     Ok(())

@@ -92,9 +92,9 @@ fn answers_leave_from_the_holder(lab: &Lab, holder: &str) -> Result<()> {
         let answers = (0..12).filter_map(|_| lab.curl(&url)).count();
         let packets = trace.stop()?;
         let vip: IpAddr = vip.parse()?;
-        let sent = packets.only(|packet| packet.leaving && packet.source.ip() == vip);
-        println!("mode proxy at {vip}: {answers} of 12 answered, answers sent by {:?}", sent.sent());
-        ensure!(answers == 12 && sent.sent().keys().eq([&holder]), "{vip}: {packets}\n{}", diagnosis(lab));
+        let senders = packets.sent_from(vip).sent();
+        println!("mode proxy at {vip}: {answers} of 12 answered, answers sent by {senders:?}");
+        ensure!(answers == 12 && senders.keys().eq([&holder]), "{vip}: {packets}\n{}", diagnosis(lab));
     }
     Ok(())
 }

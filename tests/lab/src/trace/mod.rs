@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -134,6 +135,12 @@ impl Packets {
     #[must_use]
     pub fn only(&self, keep: impl Fn(&Packet) -> bool) -> Self {
         Self(self.0.iter().filter(|packet| keep(packet)).cloned().collect())
+    }
+
+    /// Those that left a node with this source: answers, where it is a VIP.
+    #[must_use]
+    pub fn sent_from(&self, source: IpAddr) -> Self {
+        self.only(|packet| packet.leaving && packet.source.ip() == source)
     }
 
     /// How many there are.

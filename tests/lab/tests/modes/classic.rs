@@ -12,7 +12,7 @@ use kvip_lab::peer::install;
 use kvip_lab::scenario::{SOON, diagnosis, explained};
 use serde_json::json;
 
-use super::{Mode, answered_by, kept_source, modes, pod_on};
+use super::{Mode, answered_by, kept_source, modes};
 
 pub const DR: Mode = Mode { name: "dr", v4: "10.87.2.55", v6: "fd00:87:2::55" };
 pub const TUNNEL: Mode = Mode { name: "tunnel", v4: "10.87.2.56", v6: "fd00:87:2::56" };
@@ -93,7 +93,7 @@ fn pods_that_carry_the_vip_are_served_through_tunnels() -> Result<()> {
 /// Lets the pod of each of these nodes carry the VIPs, behind a Service in mode tunnel.
 pub fn tunnels(lab: &Lab, service: Asking, nodes: &[&str]) -> Result<()> {
     let backends = nodes.iter().map(|node| {
-        let pod = pod_on(lab, node)?;
+        let pod = lab.node(node).pod("echo-")?;
         let shown = lab.node(node).must_within(SOON, &pod_script(node, &pod))?;
         Ok(["inet", "inet6"].map(|family| address_of(family, &shown)))
     });

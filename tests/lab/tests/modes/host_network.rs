@@ -8,7 +8,7 @@ use kvip_lab::peer::install;
 use kvip_lab::scenario::{SOON, diagnosis};
 use serde_json::json;
 
-use super::{Mode, answered_by, kept_source, modes, pod_on};
+use super::{Mode, answered_by, kept_source, modes};
 
 const HOST: Mode = Mode { name: "dsr", v4: "10.87.2.57", v6: "fd00:87:2::57" };
 const NAME: &str = "host-network";
@@ -43,7 +43,7 @@ fn pods_of_the_hosts_network_see_the_client() -> Result<()> {
     answered_by(&lab, HOST, 3)?;
     let holder = lab.wait_for_holder()?;
     let other = lab.other_than(holder);
-    let (near, far) = (pod_on(&lab, holder)?, pod_on(&lab, other)?);
+    let (near, far) = (lab.node(holder).pod("echo-")?, lab.node(other).pod("echo-")?);
     let askers = [
         Asker::Client,
         Asker::Outside,

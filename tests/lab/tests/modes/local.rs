@@ -9,7 +9,7 @@ use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::SOON;
 use serde_json::json;
 
-use super::{kept_source, modes, pod_on, question};
+use super::{kept_source, modes, question};
 
 #[test]
 fn policy_local_keeps_the_client_wherever_the_vip_is() -> Result<()> {
@@ -25,7 +25,7 @@ fn policy_local_keeps_the_client_wherever_the_vip_is() -> Result<()> {
     });
     lab.kubectl_with(&["apply", "-f", "-"], &pod.to_string())?;
     local_service().apply(&lab)?;
-    let near = pod_on(&lab, holder)?;
+    let near = lab.node(holder).pod("echo-")?;
     let askers =
         [Asker::Client, Asker::Outside, Asker::Node(holder), Asker::Node(other), Asker::Pod(holder, &near)];
     for address in wait_for_addresses(&lab, "local", 2)? {

@@ -11,7 +11,7 @@ use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
 use kvip_lab::scenario::{SOON, diagnosis};
 
-use super::{MODES, Mode, modes, pod_on};
+use super::{MODES, Mode, modes};
 
 /// Connections, so that each pod has some.
 const CONNECTIONS: u16 = 6;
@@ -36,7 +36,7 @@ fn what_is_too_long_for_the_way_is_made_shorter_by_the_pod() -> Result<()> {
 /// Pods know what routers said for ten minutes.
 fn forget_the_way(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
-        let pod = pod_on(lab, node.spec().name)?;
+        let pod = node.pod("echo-")?;
         let script = format!("for family in -4 -6; do ip -n {pod} $family route flush cache; done");
         node.must_within(SOON, &script)?;
     }
@@ -66,7 +66,7 @@ fn check(lab: &Lab, mode: Mode, question: Question) -> Result<()> {
 
 /// Whether the pod on that node knows the limit of the way to whom it saw.
 fn known_limit(lab: &Lab, node: &str, report: &Report) -> Result<bool> {
-    let pod = pod_on(lab, node)?;
+    let pod = lab.node(node).pod("echo-")?;
     let limit = format!("mtu {OUTSIDE_MTU}");
     for source in report.sources().keys() {
         let route = lab.node(node).must_within(SOON, &format!("ip -n {pod} route get {source}"))?;

@@ -9,7 +9,7 @@ use kvip_lab::layout::{NODES, NodeSpec};
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::{SOON, diagnosis, explained, finding};
 
-use super::{DSR, kept_source, modes, pod_on};
+use super::{DSR, kept_source, modes};
 
 /// The devices, named as flannel names its own.
 const VXLAN: &str = "flannel.1";
@@ -44,7 +44,7 @@ fn check(lab: &Lab, device: &str) -> Result<()> {
     explained(lab, marked)?;
     let holder = lab.wait_for_holder()?;
     let other = lab.other_than(holder);
-    let far = pod_on(lab, other)?;
+    let far = lab.node(other).pod("echo-")?;
     for question in DSR.questions() {
         for asker in [Asker::Client, Asker::Outside, Asker::Node(holder), Asker::Pod(other, &far)] {
             let question = question.connections(24).every(Duration::from_secs(1));

@@ -12,7 +12,7 @@ use kvip_lab::probe::Report;
 use kvip_lab::scenario::{SOON, diagnosis};
 use kvip_lab::trace::Packets;
 
-use super::{DSR, MODES, Mode, NAT, modes, pod_on};
+use super::{DSR, MODES, Mode, NAT, modes};
 
 /// Connections, so that each pod has some: they are hashed, not dealt out.
 const CONNECTIONS: u16 = 24;
@@ -34,7 +34,7 @@ fn answers_leave_from_the_pods_node_or_through_the_holder() -> Result<()> {
     for mode in MODES {
         for question in mode.questions() {
             let (report, packets) = traced(&lab, Asker::Client, question, 5)?;
-            let answers = packets.only(|packet| packet.leaving && packet.source.ip() == question.target.ip());
+            let answers = packets.sent_from(question.target.ip());
             println!(
                 "{:4} {} {:14} answers by pods of {:?}, sent by {:?}",
                 mode.name,
@@ -78,7 +78,7 @@ fn who_asks_in_the_cluster_is_served_by_its_own_node() -> Result<()> {
     let lab = modes()?;
     let holder = lab.wait_for_holder()?;
     let other = lab.other_than(holder);
-    let pod = pod_on(&lab, other)?;
+    let pod = lab.node(other).pod("echo-")?;
     for mode in MODES {
         for asker in [Asker::Node(other), Asker::Pod(other, &pod)] {
             for question in mode.questions() {
@@ -93,13 +93,8 @@ fn who_asks_in_the_cluster_is_served_by_its_own_node() -> Result<()> {
                 ensure!(report.failures().is_empty(), "not all was answered, {}", why());
                 ensure!(report.nodes().len() == NODES.len(), "not all pods were met, {}", why());
                 if mode == NAT && matches!(asker, Asker::Pod(..)) {
-                    let answers =
-                        packets.only(|packet| packet.leaving && packet.source.ip() == question.target.ip());
-                    ensure!(
-                        answers.sent().keys().eq([&holder]),
-                        "answers did not leave from {holder}, {}",
-                        why()
-                    );
+                    let senders = packets.sent_from(question.target.ip()).sent();
+                    ensure!(senders.keys().eq([&holder]), "answers did not leave from {holder}, {}", why());
                 } else {
                     ensure!(packets.is_empty(), "packets for the VIP were on the wire, {}", why());
                 }
@@ -146,7 +141,7 @@ fn crossed(lab: &Lab, holder: &str, others: &[&str]) -> Result<()> {
 
 /// In the node's tables for the VIPs of dsr, leaves the pod of `kept` alone. What serves packets of peers stays.
 fn keep_only(lab: &Lab, node: &str, kept: &str) -> Result<()> {
-    let pod = pod_on(lab, kept)?;
+    let pod = lab.node(kept).pod("echo-")?;
     let shown = lab.node(kept).must_within(SOON, &format!("ip -n {pod} -br addr show eth0"))?;
     let addresses = shown.split_whitespace().filter_map(|word| word.split_once('/'));
     let kept: Vec<String> = addresses.flat_map(|(address, _)| at_port(address)).collect();

@@ -12,7 +12,7 @@ use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
 use kvip_lab::scenario::diagnosis;
 
-use super::{MODES, Mode, NAT, modes, pod_on, promised};
+use super::{MODES, Mode, NAT, modes, promised};
 
 /// So many connections, each asked once: enough to meet every pod.
 const CONNECTIONS: u16 = 24;
@@ -22,7 +22,7 @@ fn all_are_answered_and_pods_see_whom_the_mode_promises() -> Result<()> {
     let lab = modes()?;
     let holder = lab.wait_for_holder()?;
     let other = lab.other_than(holder);
-    let (near, far) = (pod_on(&lab, holder)?, pod_on(&lab, other)?);
+    let (near, far) = (lab.node(holder).pod("echo-")?, lab.node(other).pod("echo-")?);
     let askers = [
         ("client", Asker::Client),
         ("outside", Asker::Outside),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use kvip_lab::asking::wait_for_refusal;
 use kvip_lab::lab::Lab;
 use kvip_lab::scenario::{
@@ -29,13 +29,7 @@ fn client_nodes_and_pods_are_served() -> Result<()> {
         for node in lab.nodes() {
             let name = node.spec().name;
             curl_on(&lab, name, "", address)?;
-            let pod = node
-                .must("lab-pod list")?
-                .split_whitespace()
-                .next()
-                .context("a pod on each node")?
-                .to_owned();
-            curl_on(&lab, name, &format!("ip netns exec {pod}"), address)?;
+            curl_on(&lab, name, &format!("ip netns exec {}", node.pod("")?), address)?;
         }
     }
     Ok(())

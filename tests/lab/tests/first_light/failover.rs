@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::{Lab, Node};
-use kvip_lab::scenario::{SOON, VIP, VIP6, diagnosis, explained, serving, set_up, wait_until_settled};
+use kvip_lab::scenario::{SOON, VIP, VIP6, diagnosis, explained, package, serving, wait_until_settled};
 
 /// Adverts are 1 s here: three of them and the skew are missed before a backup takes over; the rest is for a slow machine.
 const TAKE_OVER: Duration = Duration::from_secs(15);
@@ -88,8 +88,10 @@ fn take_over(lab: &Lab, dead: &str) -> Result<()> {
 /// A node that comes back fresh, kvip installed again, takes nothing back.
 fn node_returns(lab: &Lab, returned: &str) -> Result<()> {
     let holder = lab.wait_for("a holder", SOON, || lab.holder().filter(|node| *node != returned))?;
-    lab.node(returned).restore()?;
-    set_up(lab, &Settings::default())?;
+    let node = lab.node(returned);
+    node.restore()?;
+    node.install_kvip(&package()?, &Settings::default(), &lab.enroll()?)?;
+    wait_until_settled(lab)?;
     ensure!(lab.holder() == Some(holder), "the node that returned took the VIPs back\n{}", diagnosis(lab));
     Ok(())
 }
