@@ -2,7 +2,8 @@
 //!
 //! kvip cannot read kube-proxy's configuration, so it goes by the admin's word that ipvs.excludeCIDRs keeps kube-proxy
 //! away. Without it this host yields: it holds no VIP that IPVS would balance, as there would soon be nothing behind it,
-//! and programs nothing for it. Other modes go on.
+//! and programs no virtual server for it. Other modes go on, and so does what the holder hands on to this host's pods in
+//! mode dsr: virtual servers by mark are none that kube-proxy could name (toVirtualServer, pkg/proxy/ipvs/util/ipvs_linux.go).
 //!
 //! That is of this host and not of the cluster: what Services are assigned, and what is said to the API, stays as it is.
 
@@ -10,8 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::assign::Task;
-use super::{Inputs, Owner};
+use super::assign::{Serving, Task};
+use super::{Balanced, Inputs, Owner};
+use crate::config::Mode;
 use crate::keepalived;
 use crate::model::Finding;
 use crate::net::KUBE_PROXY_DEVICE as DEVICE;
@@ -23,6 +25,17 @@ pub fn yielded(inputs: &Inputs, tasks: &BTreeMap<Owner, Arc<Task>>) -> BTreeSet<
         return BTreeSet::new();
     }
     tasks.values().flat_map(|task| task.balanced_by_ipvs()).map(|frontend| frontend.vip).collect()
+}
+
+/// Whether a frontend is served on a host that yields its VIP.
+pub fn goes_on(serving: &Serving) -> bool {
+    serving.mode == Mode::Dsr
+}
+
+/// What is left of a frontend's virtual servers on a host that yields its VIP.
+pub fn left(mut virtual_servers: Vec<Balanced>) -> Vec<Balanced> {
+    virtual_servers.retain(|balanced| balanced.key.mark().is_some());
+    virtual_servers
 }
 
 /// What is said of them.

@@ -346,14 +346,16 @@ impl Deriver {
     /// What the nftables table must do.
     fn ruleset(&self, inputs: &Inputs) -> nft::Ruleset {
         let Assignment { vips, tasks, source_ranges, yielded, .. } = &*self.assignment;
-        let here = |vip: &IpAddr| !yielded.contains(vip);
+        let here = |frontend: &Frontend| {
+            !yielded.contains(&frontend.vip) || self.desired.frontends.contains_key(frontend)
+        };
         let vips = vips.iter();
         let frontends = tasks.values().flat_map(|task| task.balanced_here());
         let sources = source_ranges.iter().map(|(frontend, networks)| (*frontend, networks.clone()));
         nft::Ruleset {
-            frontends: frontends.filter(|frontend| here(&frontend.vip)).collect(),
+            frontends: frontends.filter(here).collect(),
             closed: vips.filter(|(_, vip)| !vip.floats_only && !vip.announced).map(|(vip, _)| *vip).collect(),
-            sources: sources.filter(|(frontend, _)| here(&frontend.vip)).collect(),
+            sources: sources.filter(|(frontend, _)| here(frontend)).collect(),
             host: self.assignment.host.clone(),
             shielded: self.assignment.shielded.clone(),
             local_pods: self.local_pods.networks(),
@@ -373,8 +375,7 @@ impl Deriver {
 
     /// Whether a frontend of mode dsr is served.
     fn steers(&self) -> bool {
-        let mut tasks = self.assignment.tasks.values();
-        self.assignment.yielded.is_empty() && tasks.any(|task| task.marks().next().is_some())
+        self.assignment.tasks.values().any(|task| task.marks().next().is_some())
     }
 
     fn policy_routes(&self, inputs: &Inputs) -> BTreeSet<PolicyRoute> {

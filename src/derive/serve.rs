@@ -10,7 +10,7 @@ use super::checks::{self, Checking, Judged};
 use super::endpoints::{self, Behind, Handing, Scope, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
-use super::{Balanced, Forwarding, Owner, Place, Proxying, Served, Server, WantedServer, mode};
+use super::{Balanced, Forwarding, Owner, Place, Proxying, Served, Server, WantedServer, kube_proxy, mode};
 use crate::config::Mode;
 use crate::haproxy;
 use crate::health::check::{Down, Target};
@@ -31,6 +31,13 @@ pub struct Context {
     pub firewall: Firewall,
     /// VIPs that this host leaves to others.
     pub yielded: BTreeSet<IpAddr>,
+}
+
+impl Context {
+    /// Whether this host leaves the VIP of `frontend` to others.
+    fn yields(&self, frontend: &Frontend) -> bool {
+        self.yielded.contains(&frontend.vip)
+    }
 }
 
 /// What one owner's task comes to.
@@ -59,15 +66,16 @@ pub fn serve(
     slices: &[&Arc<EndpointSlice>],
 ) -> Part {
     let mut part = Part::default();
-    let here = |frontend: &Frontend| !context.yielded.contains(&frontend.vip);
     match (task, owner) {
         (Task::Service { options, selector, frontends, .. }, Owner::Service(key)) => {
             let service = Facts { key, options, selector: selector.as_ref() };
-            for (frontend, serving) in frontends.iter().filter(|(frontend, _)| here(frontend)) {
+            let here = |frontend, serving| !context.yields(frontend) || kube_proxy::goes_on(serving);
+            for (frontend, serving) in frontends.iter().filter(|(frontend, serving)| here(frontend, serving))
+            {
                 part.service(context, down, service, *frontend, serving, slices);
             }
         }
-        (Task::Static { frontend, backends, checking }, owner) if here(frontend) => {
+        (Task::Static { frontend, backends, checking }, owner) if !context.yields(frontend) => {
             part.fixed(context, down, owner, *frontend, backends, checking.as_ref());
         }
         (Task::Static { .. }, _) | (Task::Service { .. }, Owner::Static(_)) => {}
@@ -117,11 +125,12 @@ impl Part {
         self.findings.extend(nothing_behind(service, frontend, serving, &behind, &judged));
         self.judged(&owner, frontend, judged);
         self.findings.extend(beyond(service.key, frontend, serving, &behind, dropping));
+        let all = virtual_servers(service.options, frontend, serving);
         let served = Served {
             owner,
             source: serving.source,
             mode: serving.mode,
-            virtual_servers: virtual_servers(service.options, frontend, serving),
+            virtual_servers: if context.yields(&frontend) { kube_proxy::left(all) } else { all },
             servers: listening(serving.mode, frontend, behind.servers),
             thresholds: service.options.thresholds,
             check: checking.and_then(|checking| checking.check_of(frontend.protocol)),

@@ -116,6 +116,31 @@ fn an_address_that_the_host_gains_counts_as_its_own() {
     assert!(of_host(&world).contains(&ip("10.87.2.5")));
 }
 
+/// kube-proxy in ipvs mode deletes the virtual servers of a host's VIPs, but none by mark.
+#[test]
+fn a_host_that_yields_its_vips_still_serves_what_peers_hand_on() {
+    let mut world = serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.tick(1);
+    let served = by_mark(&world);
+    world.kernel().facts.send_modify(|facts| _ = facts.links.insert("kube-ipvs0".into(), Link::default()));
+    world.turn();
+    assert!(world.servers(nginx()).is_some(), "the VIP is still here");
+    world.keepalived_reads();
+    for address in ["169.254.255.50", "10.87.2.50"] {
+        world.remove_address(address);
+    }
+    world.tick(1);
+    assert_eq!(world.servers(nginx()), None);
+    assert_eq!(by_mark(&world), served);
+    let written = world.kernel().written.clone();
+    assert!(written.frontends.contains(&nginx()) && written.steering.frontends.contains_key(&nginx()));
+    let status = world.status();
+    assert_eq!((status.as_planned, status.faults), (true, 0));
+    assert_eq!(world.wanted().unwrap().instances, []);
+}
+
 #[test]
 fn a_pod_between_others_stands_where_a_fresh_start_would_put_it() {
     let mut world = serving();

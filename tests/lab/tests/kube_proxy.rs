@@ -338,6 +338,7 @@ fn ipvs() -> Result<()> {
     must(&lab, lab.curl(VIP).is_none(), "a VIP is held although kube-proxy would delete what serves it")?;
     // Before it is told to leave these addresses alone, which keeps it from cleaning up after itself too.
     check_announced(&lab, true)?;
+    one_node_goes_over(&lab)?;
 
     let exclude_cidrs = ["10.87.2.0/24", "fd00:87:2::/64"].map(str::to_owned).into();
     lab.start_kube_proxy(&Mode::Ipvs { exclude_cidrs })?;
@@ -351,6 +352,17 @@ fn ipvs() -> Result<()> {
     check_both(&lab, &given)?;
     lab.stop_kube_proxy()?;
     wait_until_whole(&lab)
+}
+
+/// The first node without kube-proxy's mode ipvs holds all VIPs, and hands on to the pods of those that yield.
+fn one_node_goes_over(lab: &Lab) -> Result<()> {
+    let first = NODES[0].name;
+    lab.node(first).must_within(SOON, "systemctl stop kube-proxy && ip link delete kube-ipvs0")?;
+    let held = lab.wait_for(&format!("{first} to hold the VIPs"), AUDIT, || {
+        (lab.holder()? == first && lab.curl(VIP).is_some()).then_some(())
+    });
+    held.with_context(|| explain(lab, ""))?;
+    check_dsr(lab)
 }
 
 /// In mode ipvs kube-proxy has virtual servers of its own for them, so kvip has none.
