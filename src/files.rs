@@ -10,18 +10,18 @@ use std::path::{Path, PathBuf};
 
 /// What went wrong with a file, naming it and the act.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {act} {path}: {source}", path = path.display())]
+#[error("cannot {act} {path}: {reason}", path = path.display())]
 pub struct FileError {
     /// The file.
     pub path: PathBuf,
     /// The attempted act: `read`, `write` or `remove`.
     pub act: &'static str,
     /// The system's answer.
-    pub source: io::Error,
+    pub reason: io::Error,
 }
 
 fn failed(path: &Path, act: &'static str) -> impl FnOnce(io::Error) -> FileError {
-    move |source| FileError { path: path.to_owned(), act, source }
+    move |reason| FileError { path: path.to_owned(), act, reason }
 }
 
 /// The text of `path`; `None` when there is no such file. Bytes that are no UTF-8 become U+FFFD.

@@ -62,6 +62,15 @@ fn alone_it_says_the_next_step() {
     assert_eq!(json["state"], "not-configured");
 }
 
+/// Before anything is said of settings, which may be in that folder.
+#[test]
+fn a_folder_that_is_not_there_is_named_and_why() {
+    let output = Host::new(None).kvip(&["plan", "/nowhere/at-all"]);
+    assert_eq!(output.status.code(), Some(3));
+    let expected = "kvip: read the folder /nowhere/at-all: No such file or directory (os error 2)\n";
+    assert_eq!(text(&output.stderr), expected);
+}
+
 #[test]
 fn check_lists_every_problem() {
     let host = Host::new(Some(&format!("{GOOD}[vrrp]\nvrid = 256\n")));
@@ -92,7 +101,9 @@ fn check_shows_what_is_in_force() {
 #[test]
 fn wrong_usage_exits_2() {
     let host = Host::new(Some(GOOD));
-    for arguments in [&["chek"][..], &["check", "--set", "vrid"], &["--frobnicate"]] {
+    for arguments in
+        [&["chek"][..], &["check", "--set", "vrid"], &["--frobnicate"], &["drain", "--wait", "1m"]]
+    {
         let output = host.kvip(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert_eq!(text(&output.stdout), "");

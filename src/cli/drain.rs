@@ -16,11 +16,15 @@ use crate::net;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Wait until the VIPs have left, at most so many seconds (four advert intervals are always given)
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_value = "30", default_missing_value = "30")]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_value = "30", default_missing_value = "30", value_parser = seconds)]
     pub wait: u64,
     /// Go down even when no other node takes the VIPs
     #[arg(long)]
     pub force: bool,
+}
+
+fn seconds(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "a number of seconds, as in --wait 60")
 }
 
 /// Hands over and stays out.

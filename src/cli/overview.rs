@@ -146,10 +146,15 @@ fn text(overview: &Overview, style: Style) -> String {
     )
 }
 
-/// Help texts begin with a capital, lines of a list do not.
+/// Help texts begin with a capital, lines of a list do not, unless with a name such as VIP.
 fn lower_first(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+    match chars.next() {
+        Some(first) if !chars.clone().next().is_some_and(char::is_uppercase) => {
+            first.to_lowercase().chain(chars).collect()
+        }
+        _ => text.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +227,7 @@ mod tests {
         assert!(text.starts_with("kvip 0.1.0 on node-a: configured\n\n"), "{text}");
         assert!(text.contains("  kvip check"), "{text}");
         assert!(text.contains("  is the configuration right\n"), "{text}");
+        assert!(text.contains("  VIPs, who holds them, what is behind them\n"), "{text}");
         assert!(text.ends_with("\nnext: x\n"), "{text}");
         let json = serde_json::to_value(&overview).unwrap();
         let expected = serde_json::json!({

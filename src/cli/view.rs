@@ -65,6 +65,7 @@ pub struct View {
 
 /// Plans for a folder: an empty host unless the folder says otherwise, neither cluster nor root needed.
 pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
+    std::fs::read_dir(folder).with_context(|| format!("read the folder {}", folder.display()))?;
     let own = folder.join(FOLDER_SETTINGS);
     let sources = if own.exists() {
         Sources { flags: sources.flags.clone(), ..Sources::of_file(own) }

@@ -64,7 +64,7 @@ pub enum Error {
     Silent,
     /// An answer that kvip does not understand.
     #[error("an answer from IPVS came {0}")]
-    Nonsense(#[from] DecodeError),
+    Nonsense(DecodeError),
     /// Others change the table faster than it can be read.
     #[error("the IPVS table kept changing while it was read, {DUMP_ATTEMPTS} times over")]
     Unsteady,
@@ -74,6 +74,12 @@ impl Error {
     /// Whether what a command asks for is at fault: then other commands may go on.
     pub fn is_the_commands(&self) -> bool {
         matches!(self, Self::UnknownScheduler { .. } | Self::Refused { .. })
+    }
+}
+
+impl From<DecodeError> for Error {
+    fn from(error: DecodeError) -> Self {
+        Self::Nonsense(error)
     }
 }
 

@@ -27,7 +27,7 @@ pub enum BinaryError {
     TooLong,
     /// It could not be run.
     #[error("cannot run {PROGRAM}: {0}")]
-    Run(#[source] io::Error),
+    Run(io::Error),
     /// It refuses the file.
     #[error(transparent)]
     Refused(#[from] Refusal),

@@ -21,22 +21,20 @@ const DUMP_ATTEMPTS: usize = 5;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no socket to be had.
-    #[error("open a netlink socket for {act}")]
+    #[error("open a netlink socket for {act}: {reason}")]
     Open {
         /// What the socket was for.
         act: String,
         /// The reason.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
     /// The kernel refused.
-    #[error("{act}: the kernel refused")]
+    #[error("{act}: the kernel refused: {reason}")]
     Refused {
         /// What was asked for.
         act: String,
         /// The errno of the answer.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
     /// The kernel did not answer in time, or answered something else.
     #[error("{act}: {problem}")]
@@ -70,7 +68,7 @@ impl Error {
     /// The errno with which the kernel refused, if it did.
     pub(super) fn errno(&self) -> Option<i32> {
         match self {
-            Self::Refused { source, .. } => source.raw_os_error(),
+            Self::Refused { reason, .. } => reason.raw_os_error(),
             _ => None,
         }
     }
@@ -117,7 +115,7 @@ async fn ask(
 ) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, Error> {
     let no_answer = |problem| Error::NoAnswer { act: act.to_owned(), problem };
     let (mut connection, handle, _events) =
-        rtnetlink::new_connection().map_err(|source| Error::Open { act: act.to_owned(), source })?;
+        rtnetlink::new_connection().map_err(|reason| Error::Open { act: act.to_owned(), reason })?;
     connection.set_forward_done(true);
     let mut message = NetlinkMessage::from(payload);
     message.header.flags = flags;
@@ -146,11 +144,11 @@ fn objects(
         match answer.payload {
             NetlinkPayload::InnerMessage(object) => objects.push(object),
             NetlinkPayload::Error(error) if error.code.is_some() => {
-                return Err(Error::Refused { act: act.to_owned(), source: error.to_io() });
+                return Err(Error::Refused { act: act.to_owned(), reason: error.to_io() });
             }
             NetlinkPayload::Done(done) if done.code != 0 => {
-                let source = io::Error::from_raw_os_error(done.code.saturating_abs());
-                return Err(Error::Refused { act: act.to_owned(), source });
+                let reason = io::Error::from_raw_os_error(done.code.saturating_abs());
+                return Err(Error::Refused { act: act.to_owned(), reason });
             }
             _ => {}
         }

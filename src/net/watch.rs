@@ -65,7 +65,7 @@ pub async fn watch() -> Result<watch::Receiver<HostFacts>, Error> {
 
 /// Subscribes first and reads then, so that nothing falls between.
 async fn start() -> Result<(Events, Tables), Error> {
-    let events = subscribe().map_err(|source| Error::Open { act: "watching the network".into(), source })?;
+    let events = subscribe().map_err(|reason| Error::Open { act: "watching the network".into(), reason })?;
     Ok((events, tables().await?))
 }
 

@@ -42,8 +42,8 @@ pub enum Error {
     #[error("nft did not {0} table {TABLE} within {patience} s", patience = PATIENCE.as_secs())]
     Slow(&'static str),
     /// nft could not be run.
-    #[error("cannot run nft to {0} table {TABLE}")]
-    Run(&'static str, #[source] io::Error),
+    #[error("cannot run nft to {0} table {TABLE}: {1}")]
+    Run(&'static str, io::Error),
 }
 
 /// The fingerprint of the table in the kernel: `None` without a table, [`ALTERED`] when it is not as kvip left it.

@@ -207,7 +207,7 @@ pub fn fingerprint(snapshot: &Snapshot, vips: &BTreeSet<IpAddr>, reasons: &[Reas
 
 /// Lets the snapshot with `id` through: writes it to `path`, for the daemon to find.
 pub fn accept(path: &Path, id: &str) -> io::Result<()> {
-    files::replace(path, format!("{id}\n"), files::PRIVATE).map_err(|error| error.source)
+    files::replace(path, format!("{id}\n"), files::PRIVATE).map_err(|error| error.reason)
 }
 
 /// The id that an admin let through; `None` when there is none.

@@ -20,17 +20,17 @@ use crate::model::Finding;
 
 /// Why there is no snapshot at all.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the folder of manifests {path}: {source}")]
+#[error("cannot read the folder of manifests {path}: {reason}")]
 pub struct Error {
     path: PathBuf,
-    source: io::Error,
+    reason: io::Error,
 }
 
 /// Reads the manifests in `dir`, where `settings` name the two ConfigMaps that are read.
 ///
 /// The namespace kube-system gives the cluster's UID; without it the cluster is unknown, and never another one.
 pub fn load(dir: &Path, settings: &Cluster) -> Result<(Snapshot, Vec<Finding>), Error> {
-    let paths = manifests(dir).map_err(|source| Error { path: dir.into(), source })?;
+    let paths = manifests(dir).map_err(|reason| Error { path: dir.into(), reason })?;
     let mut snapshot = Snapshot::default();
     let mut findings = Vec::new();
     for path in paths {

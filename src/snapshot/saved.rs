@@ -24,20 +24,20 @@ const FORMAT: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file is there and cannot be read.
-    #[error("cannot read the saved snapshot {path}: {source}")]
+    #[error("cannot read the saved snapshot {path}: {reason}")]
     Read {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The file is not what kvip writes.
-    #[error("the saved snapshot {path} is damaged and ignored: {source}")]
+    #[error("the saved snapshot {path} is damaged and ignored: {reason}")]
     Damaged {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: serde_json::Error,
+        reason: serde_json::Error,
     },
     /// A later kvip wrote it.
     #[error("the saved snapshot {path} is of format {format}, this kvip reads up to {FORMAT}: ignored")]
@@ -68,7 +68,7 @@ struct Read {
 /// Writes `snapshot` to `path`: readable by root alone, whole or not at all, on the disk when this returns.
 pub fn save(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
     let text = serde_json::to_vec(&Written { format: FORMAT, snapshot })?;
-    files::replace(path, text, files::PRIVATE).map_err(|error| error.source)
+    files::replace(path, text, files::PRIVATE).map_err(|error| error.reason)
 }
 
 /// The same, off the caller's thread: to serialize a large cluster and to sync the disk may take a second. Needs a tokio
@@ -83,9 +83,9 @@ pub fn load(path: &Path) -> Result<Option<Snapshot>, Error> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::Read { path: path.into(), source }),
+        Err(reason) => return Err(Error::Read { path: path.into(), reason }),
     };
-    let damaged = |source| Error::Damaged { path: path.into(), source };
+    let damaged = |reason| Error::Damaged { path: path.into(), reason };
     let header: Header = serde_json::from_slice(&text).map_err(damaged)?;
     if header.format > FORMAT {
         return Err(Error::Newer { path: path.into(), format: header.format });
