@@ -1,7 +1,7 @@
 //! What `kvip plan` and `kvip explain` tell of: one derivation and its plan, of a folder or of this host's cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +28,7 @@ use crate::{files, haproxy};
 
 /// How long the API server may take for a complete answer.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
-/// Settings and host facts of a folder, beside its manifests.
-const FOLDER_SETTINGS: &str = "config.toml";
+/// Host facts of a folder, beside its manifests.
 const FOLDER_HOST: &str = "host.toml";
 
 /// All that a plan is made of and shown from.
@@ -61,18 +60,15 @@ pub struct View {
     pub haproxy_cfg: String,
     /// The file that it reads now.
     pub haproxy_now: String,
+    /// The folder of manifests that all of it is of, where it is not this host's cluster.
+    pub folder: Option<PathBuf>,
 }
 
-/// Plans for a folder: an empty host unless the folder says otherwise, neither cluster nor root needed.
+/// Plans for a folder by the settings of `sources`: an empty host unless the folder says otherwise, neither cluster nor root
+/// needed.
 pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Result<View> {
     std::fs::read_dir(folder).with_context(|| format!("read the folder {}", folder.display()))?;
-    let own = folder.join(FOLDER_SETTINGS);
-    let sources = if own.exists() {
-        Sources { flags: sources.flags.clone(), ..Sources::of_file(own) }
-    } else {
-        sources.clone()
-    };
-    let host = config::require(&sources)?;
+    let host = config::require(sources)?;
     let (snapshot, unread) = snapshot::files::load(folder, &host.alone().settings.cluster)?;
     let facts_file = folder.join(FOLDER_HOST);
     let facts = if facts_file.exists() {
@@ -88,6 +84,7 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
     let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &down };
     let mut view = view(heading, &loaded.settings, &snapshot, host, Table::new(), None, build);
     view.findings.splice(..0, unread.into_iter().chain(loaded.findings));
+    view.folder = Some(folder.to_owned());
     Ok(view)
 }
 
@@ -201,6 +198,7 @@ fn view(
         keepalived: &keepalived,
         written: &written,
         drained: &drained,
+        refused: &BTreeSet::new(),
     };
     let plan = plan::plan(&desired, &have);
     let keepalived_conf = keepalived::render(&desired.keepalived, &Paths::default(), build);
@@ -228,6 +226,7 @@ fn view(
         allowed,
         haproxy_cfg,
         haproxy_now: String::new(),
+        folder: None,
     }
 }
 

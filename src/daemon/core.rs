@@ -53,6 +53,8 @@ pub struct Core {
     pub reach: Reach,
     /// What the kernel refuses of single Services.
     pub refusals: Refusals,
+    /// Why packets cannot be steered over IPv6 on this host.
+    pub unrouted: Option<Finding>,
     deriver: Deriver,
     /// What the kernel had when that was doubted.
     doubted: Option<Table>,
@@ -97,6 +99,7 @@ impl Core {
             unhealthy: Down::new(),
             reach: Reach::default(),
             refusals: Refusals::default(),
+            unrouted: None,
             written: Arc::default(),
             deriver: Deriver::default(),
             doubted: None,
@@ -215,8 +218,8 @@ impl Core {
     pub fn decide(&mut self, desired: &Desired, now: Instant) -> Decision {
         self.draining = self.note_drains(desired, desired.frontends.keys().copied(), now);
         self.begun = true;
-        let (drained, nothing) = (self.drained(now), Table::new());
-        let have = self.have(&drained, &nothing);
+        let (drained, refused, nothing) = (self.drained(now), self.refusals.subjects(), Table::new());
+        let have = self.have(&drained, &refused, &nothing);
         let plan = self.without_refused(plan::plan(desired, &have));
         let strays = plan::strays(&have, &self.owned.vips);
         let strays = settled(&mut self.stray_since, strays, now);
@@ -233,10 +236,19 @@ impl Core {
         let draining = self.note_drains(desired, frontends.iter().copied(), now);
         self.draining.retain(|_, drain| !frontends.contains(&drain.frontend));
         self.draining.extend(draining);
-        let (drained, nothing) = (self.drained(now), Table::new());
-        let have = self.have(&drained, &nothing);
+        let (drained, refused, nothing) = (self.drained(now), self.refusals.subjects(), Table::new());
+        let have = self.have(&drained, &refused, &nothing);
         let plan = self.without_refused(plan::plan_servers(desired, &have, frontends));
         Decision { plan, strays: Vec::new() }
+    }
+
+    /// What this host refuses, while all else is served.
+    pub fn refused(&self) -> Vec<Finding> {
+        let unrouted = self.unrouted.iter().map(|finding| {
+            let text = format!("{}, so mode dsr is not served over IPv6 here", finding.text);
+            Finding { text, ..finding.clone() }
+        });
+        self.refusals.findings().into_iter().chain(unrouted).collect()
     }
 
     /// What is left of `plan` without that which the kernel would refuse again.
@@ -256,7 +268,12 @@ impl Core {
     }
 
     /// What the host has; `nothing` stands for a table that was not read.
-    fn have<'a>(&'a self, drained: &'a BTreeSet<(Key, Backend)>, nothing: &'a Table) -> Have<'a> {
+    fn have<'a>(
+        &'a self,
+        drained: &'a BTreeSet<(Key, Backend)>,
+        refused: &'a BTreeSet<(Key, Option<Backend>)>,
+        nothing: &'a Table,
+    ) -> Have<'a> {
         Have {
             table: self.table.as_ref().unwrap_or(nothing),
             haproxy: &self.proxied,
@@ -264,6 +281,7 @@ impl Core {
             keepalived: &self.carried,
             written: &self.written,
             drained,
+            refused,
         }
     }
 

@@ -7,13 +7,12 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::core::{Core, Decision};
-use super::refusals::Refusals;
 use super::repairs::{Drift, Repairs, TableDrift};
 use super::tuning::tune;
 use crate::derive::{Changed, Desired};
 use crate::host::{Failure, Host};
 use crate::ipvs::Command;
-use crate::model::{Finding, Frontend};
+use crate::model::{Family, Finding, Frontend};
 use crate::net::PolicyRoute;
 use crate::nft;
 use crate::nft::watch::Touched;
@@ -37,6 +36,8 @@ pub struct Applied {
     drift: Drift,
     /// What was put right.
     pub repairs: Repairs,
+    /// The list on disk is not that of what kvip owns.
+    unlisted: bool,
     /// What is wrong with the host, and stands in no VIP's way.
     pub findings: Vec<Finding>,
     /// Passes after which a second plan was not empty.
@@ -86,13 +87,23 @@ pub async fn pass<H: Host, L: Ledger>(
     let (desired, changed) = core.desired(now)?;
     let settled = before.filter(|before| before.as_planned && core.table.is_some() && !core.unsettled());
     Some(match (changed, settled) {
-        (Changed::Servers(touched), Some(before)) if !applied.look_at_all => {
+        (Changed::Servers(touched), Some(before)) if !applied.look_at_all && !applied.unlisted => {
             // The same configuration, yet a holder that waited to be relieved may have waited long enough.
             switch(&desired);
             servers(core, applied, host, desired, touched, before, now).await
         }
         _ => everything(core, applied, host, ledger, desired, switch, now).await,
     })
+}
+
+/// Writes the list of what kvip owns, where it is another than that on disk.
+fn save<L: Ledger>(core: &Core, applied: &mut Applied, ledger: &L) -> Option<Finding> {
+    if !applied.unlisted {
+        return None;
+    }
+    let failed = ledger.save(&core.owned).err();
+    applied.unlisted = failed.is_some();
+    failed
 }
 
 /// Looks at the real servers of `touched` and of those that drain.
@@ -121,7 +132,7 @@ async fn servers<H: Host>(
     }
     let again = core.decide_servers(&desired, &touched, now);
     let as_planned = check(&again, core, applied);
-    Outcome { desired, as_planned, refusals: core.refusals.findings(), ..before }
+    Outcome { desired, as_planned, refusals: core.refused(), ..before }
 }
 
 async fn everything<H: Host, L: Ledger>(
@@ -136,21 +147,28 @@ async fn everything<H: Host, L: Ledger>(
     applied.look_at_all = false;
     let mut problems = Vec::new();
     if core.own(&desired) {
-        problems.extend(ledger.save(&core.owned).err());
+        applied.unlisted = true;
         core.doubt();
     }
+    problems.extend(save(core, applied, ledger));
     if let Err(finding) = read(core, applied, host, &desired).await {
         problems.push(finding);
         return Outcome { desired, problems, ..Outcome::default() };
     }
-    core.refusals = Refusals::default();
-    let decision = core.decide(&desired, now);
+    let decision = match decide(core, host, &desired, now).await {
+        Ok(decision) => decision,
+        Err(failed) => {
+            problems.extend(failed);
+            return Outcome { desired, problems, ..Outcome::default() };
+        }
+    };
     let failed = apply(core, applied, host, &desired, &decision, switch).await;
     let done = failed.is_empty();
     problems.extend(failed);
     problems.extend(remove_strays(host, &decision).await);
     if core.disown(&desired) {
-        problems.extend(ledger.save(&core.owned).err());
+        applied.unlisted = true;
+        problems.extend(save(core, applied, ledger));
     }
     applied.findings = tune(core, host, ledger, &desired).await;
     if done {
@@ -160,7 +178,28 @@ async fn everything<H: Host, L: Ledger>(
     let again = core.decide(&desired, now);
     let as_planned = done && check(&again, core, applied);
     let prepared = done && !core.serves_nothing(&desired);
-    Outcome { desired, prepared, as_planned, problems, refusals: core.refusals.findings() }
+    Outcome { desired, prepared, as_planned, problems, refusals: core.refused() }
+}
+
+/// Decides, when it is known what the kernel will have: what it refused last time is tried again first, and virtual servers are
+/// changed as such. A scheduler that it lacks, or an address that can be no real server, would else have others removed and
+/// added again for nothing.
+async fn decide<H: Host>(
+    core: &mut Core,
+    host: &mut H,
+    desired: &Desired,
+    now: Instant,
+) -> Result<Decision, Vec<Finding>> {
+    let refused = std::mem::take(&mut core.refusals);
+    let decision = core.decide(desired, now);
+    let first = decision.plan.prepare.iter();
+    let first = first.filter(|one| matches!(one, Command::SetService(..)) || refused.names(one));
+    let first: Vec<Command> = first.cloned().collect();
+    if first.is_empty() {
+        return Ok(decision);
+    }
+    let failed = change(core, host, desired, &first).await;
+    if failed.is_empty() { Ok(core.decide(desired, now)) } else { Err(failed) }
 }
 
 /// Whether a second plan is empty, as it must be (invariant 9).
@@ -228,7 +267,7 @@ async fn read_draining<H: Host>(core: &mut Core, host: &mut H) -> Result<(), Fin
     Ok(())
 }
 
-/// Applies the stages; returns what failed.
+/// Applies the stages; returns what failed. Real servers that ended go whatever becomes of rules and routes.
 async fn apply<H: Host>(
     core: &mut Core,
     applied: &mut Applied,
@@ -239,9 +278,13 @@ async fn apply<H: Host>(
 ) -> Vec<Finding> {
     let plan = &decision.plan;
     let mut failed = change(core, host, desired, &plan.prepare).await;
-    if failed.is_empty() {
-        failed.extend(add_routes(core, applied, host, &plan.routes).await);
+    if !failed.is_empty() {
+        return failed;
     }
+    let (servers, services): (Vec<_>, Vec<_>) =
+        plan.retire.iter().cloned().partition(|command| command.backend().is_some());
+    failed.extend(change(core, host, desired, &servers).await);
+    failed.extend(add_routes(core, applied, host, &plan.routes).await);
     if failed.is_empty() {
         failed.extend(write_ruleset(core, applied, host, plan.ruleset.as_ref()).await);
     }
@@ -249,7 +292,7 @@ async fn apply<H: Host>(
         if !core.serves_nothing(desired) {
             switch(desired);
         }
-        failed = change(core, host, desired, &plan.retire).await;
+        failed = change(core, host, desired, &services).await;
     }
     if failed.is_empty() {
         failed.extend(remove_routes(core, host, &plan.old_routes).await);
@@ -257,14 +300,24 @@ async fn apply<H: Host>(
     failed
 }
 
+/// Adds policy rules and routes; returns what failed. Those of IPv6 may be refused where a host has no IPv6: then mode dsr is
+/// not served over it, and all else is.
 async fn add_routes<H: Host>(
     core: &mut Core,
     applied: &mut Applied,
     host: &mut H,
     routes: &[PolicyRoute],
 ) -> Option<Finding> {
+    core.unrouted = None;
     for route in routes {
+        if route.family == Family::V6 && core.unrouted.is_some() {
+            continue;
+        }
         match host.add_policy_route(route).await {
+            Err(finding) if route.family == Family::V6 => {
+                core.unrouted = Some(finding);
+                continue;
+            }
             Err(finding) => return Some(finding),
             // What was read of the host is older than the route.
             Ok(false) => {}
@@ -299,6 +352,9 @@ async fn write_ruleset<H: Host>(
     let mut ruleset = Arc::clone(ruleset?);
     if !core.refusals.is_empty() {
         core.refusals.close(Arc::make_mut(&mut ruleset), core.table.as_ref());
+    }
+    if core.unrouted.is_some() {
+        Arc::make_mut(&mut ruleset).close_steered(Family::V6);
     }
     if applied.ruleset.as_ref() == Some(&nft::fingerprint(&ruleset)) {
         core.written = ruleset;
@@ -370,7 +426,8 @@ fn left_to_do(again: &Decision, core: &Core) -> usize {
     let plan = &again.plan;
     let drains = |command: &&Command| matches!(command, Command::DelDest(..) | Command::SetDest(..));
     let waiting = if core.draining() { plan.retire.iter().filter(drains).count() } else { 0 };
-    let routes = plan.routes.len() + plan.old_routes.len();
+    let unrouted = |route: &&PolicyRoute| core.unrouted.is_some() && route.family == Family::V6;
+    let routes = plan.routes.iter().filter(|route| !unrouted(route)).count() + plan.old_routes.len();
     let left = plan.prepare.len() + plan.retire.len() + routes - waiting;
     debug!(left, waiting, "planned again");
     left

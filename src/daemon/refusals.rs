@@ -35,8 +35,17 @@ impl Refusals {
 
     /// Whether `command` would be refused again.
     pub fn covers(&self, command: &Command, table: Option<&Table>) -> bool {
-        let refused = || self.0.contains_key(&(*command.key(), command.backend().copied()));
-        !self.0.is_empty() && !command.removes() && (refused() || self.lacks(command.key(), table))
+        !self.0.is_empty() && !command.removes() && (self.names(command) || self.lacks(command.key(), table))
+    }
+
+    /// Whether something of what `command` is about was refused.
+    pub fn names(&self, command: &Command) -> bool {
+        self.0.contains_key(&(*command.key(), command.backend().copied()))
+    }
+
+    /// The virtual servers, and real servers of one, of which something was refused.
+    pub fn subjects(&self) -> BTreeSet<(Key, Option<Backend>)> {
+        self.0.keys().copied().collect()
     }
 
     /// Takes the frontends that were refused out of `ruleset`: the host's own programs must not answer in their place.

@@ -21,6 +21,7 @@ pub fn of(assignment: &Assignment, desired: &Desired, inputs: &Inputs) -> Steeri
         nodes: BTreeSet::clone(peers),
         tunnels: tunnels(desired, inputs),
         host: own.map(|address| address.ip).collect(),
+        left: !assignment.yielded.is_empty(),
     }
 }
 

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 pub use render::{fingerprint, render};
 
 use crate::marks::{MarkBits, Marks};
-use crate::model::Frontend;
+use crate::model::{Family, Frontend};
 use crate::net::MacAddress;
 
 /// What the table must do; rendered whole, replaced in one transaction.
@@ -47,6 +47,15 @@ pub struct Ruleset {
     pub steering: Steering,
 }
 
+impl Ruleset {
+    /// Takes out what is steered in one family: the host's own programs must not answer in its place.
+    pub fn close_steered(&mut self, family: Family) {
+        let is_it = |frontend: &Frontend| Family::of(frontend.vip) == family;
+        self.frontends.retain(|frontend| !is_it(frontend) || !self.steering.frontends.contains_key(frontend));
+        self.steering.frontends.retain(|frontend, _| !is_it(frontend));
+    }
+}
+
 /// What mode dsr needs: packets to its frontends are marked by where they come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Steering {
@@ -62,6 +71,8 @@ pub struct Steering {
     pub tunnels: BTreeSet<String>,
     /// This node's own addresses: its own processes are clients on it.
     pub host: BTreeSet<IpAddr>,
+    /// The VIPs are left to other nodes, so that clients' packets which pass here go on to them.
+    pub left: bool,
 }
 
 impl Default for Steering {
@@ -73,6 +84,7 @@ impl Default for Steering {
             nodes: BTreeSet::new(),
             tunnels: BTreeSet::new(),
             host: BTreeSet::new(),
+            left: false,
         }
     }
 }

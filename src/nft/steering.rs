@@ -95,7 +95,8 @@ pub(super) fn sets(steering: &Steering, family: Family) -> Vec<Set> {
 ///
 /// prerouting: of pods on this node, what is theirs; of what comes from a peer's card and is not that peer's own, or through
 /// an overlay network, what was handed on; all else is for the holder's table wherever the VIP is, as packets that are
-/// under way while it moves must not get lost. output: processes on this node; what IPVS hands on by direct routing passes
+/// under way while it moves must not get lost; but on a host that leaves its VIPs to others, and has no such table, it goes
+/// on to these. output: processes on this node; what IPVS hands on by direct routing passes
 /// here too, and is told apart by its source. Their packets are routed anew, into this host: where IPVS picks an endpoint
 /// with an address of this host (a pod of its network) it leaves the packet on the way that it was on (ip_vs_xmit.c), which
 /// else leads out of the card. postrouting: a mark has done its work. Left on, it would be that of the datagram around the
@@ -115,6 +116,7 @@ pub(super) fn chains(steering: &Steering) -> String {
     let errors = each(&|Words { number, ip, errors }| {
         format!("\t\t{ip} daddr @dsrvips{number} {errors} meta mark set {steer:#010x}\n")
     });
+    let errors = if steering.left { String::new() } else { errors };
     let output = each(&|Words { number, ip, .. }| {
         format!(
             "\t\t{ip} saddr @here{number} {ip} daddr . meta l4proto . th dport @dsr{number} goto here{number}\n"
@@ -155,13 +157,13 @@ fn family_chains(Words { number, ip, .. }: &Words, steering: &Steering) -> Strin
     let key = format!("{ip} daddr . meta l4proto . th dport");
     let tunnel = |name: &String| format!("\t\tiifname \"{name}\" goto frompeers{number}\n");
     let tunnels = steering.tunnels.iter().map(tunnel).collect::<Vec<_>>().concat();
+    let others = if steering.left { String::new() } else { format!("\t\tmeta mark set {steer:#010x}\n") };
     format!(
         "
 \tchain steer{number} {{
 \t\t{ip} saddr @localpods{number} meta mark set {key} map @fromhere{number} return
 \t\tether saddr @peers {ip} saddr != @nodes{number} goto frompeers{number}
-{tunnels}\t\tmeta mark set {steer:#010x}
-\t}}
+{tunnels}{others}\t}}
 
 \tchain frompeers{number} {{
 \t\tmeta mark set {key} map @frompeers{number}

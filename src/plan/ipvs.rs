@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Have, Plan};
 use crate::derive::{Balanced, Served, WantedServer};
-use crate::ipvs::{Command, Key, RealServer, VirtualServer};
+use crate::ipvs::{Command, Key, RealServer, Service, VirtualServer};
 use crate::model::{Backend, Protocol};
 
 /// What is wanted of each real server, and how it is while it gets connections.
@@ -18,7 +18,7 @@ pub fn serve(protocol: Protocol, served: &Served, have: &Have, plan: &mut Plan) 
         let now = have.table.get(&balanced.key);
         properties(balanced, now, plan);
         let one = One { key: balanced.key, now, have, forgets: protocol != Protocol::Tcp };
-        if balanced.service.goes_by_order() {
+        if one.goes_by_order(&balanced.service) {
             one.in_order(&wanted, plan);
         } else {
             one.in_any_order(&wanted, plan);
@@ -48,6 +48,18 @@ struct One<'a> {
 }
 
 impl One<'_> {
+    /// Whether the order of its real servers counts, by the scheduler that it is to have and can have.
+    fn goes_by_order(&self, wanted: &Service) -> bool {
+        let keeps_its_own = self.have.refused.contains(&(self.key, None));
+        let has_one = self.now.filter(|_| keeps_its_own);
+        has_one.map_or(wanted, |now| &now.service).goes_by_order()
+    }
+
+    /// Whether the kernel will not have `backend`, which is then in nobody's way.
+    fn is_refused(&self, backend: &Backend) -> bool {
+        self.here(backend).is_none() && self.have.refused.contains(&(self.key, Some(*backend)))
+    }
+
     fn here(&self, backend: &Backend) -> Option<&RealServer> {
         self.now.and_then(|now| now.real_servers.get(backend))
     }
@@ -100,6 +112,9 @@ impl One<'_> {
     /// Weights are taken away last of all here too.
     fn in_order(&self, wanted: &Wanted, plan: &mut Plan) {
         let stays = |backend: &Backend| {
+            if self.is_refused(backend) {
+                return false;
+            }
             let drained = self.have.drained.contains(&(self.key, *backend));
             wanted
                 .get(backend)

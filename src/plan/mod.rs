@@ -39,6 +39,8 @@ pub struct Have<'a> {
     pub written: &'a Ruleset,
     /// Real servers that have drained for as long as they may.
     pub drained: &'a BTreeSet<(Key, Backend)>,
+    /// Virtual servers, or real servers of one, that the kernel would not have as they are wanted.
+    pub refused: &'a BTreeSet<(Key, Option<Backend>)>,
 }
 
 /// The ordered changes of IPVS and routing, and the ruleset that goes with them.

@@ -136,6 +136,7 @@ fn a_host_that_yields_its_vips_still_serves_what_peers_hand_on() {
     assert_eq!(by_mark(&world), served);
     let written = world.kernel().written.clone();
     assert!(written.frontends.contains(&nginx()) && written.steering.frontends.contains_key(&nginx()));
+    assert!(written.steering.left, "packets of clients are let through to the holder");
     let status = world.status();
     assert_eq!((status.as_planned, status.faults), (true, 0));
     assert_eq!(world.wanted().unwrap().instances, []);

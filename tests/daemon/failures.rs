@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvip::config::Scheduler;
-use kvip::model::ObjectKey;
+use kvip::model::{Family, ObjectKey};
 use kvip::snapshot::Snapshot;
 use kvip::snapshot::problem::Problem;
 
@@ -182,6 +182,110 @@ fn a_refused_change_leaves_what_is_there() {
     world.turn();
     assert_eq!(world.findings(), [""; 0], "another wish is tried at once");
     assert_eq!(world.kernel().table[&nginx().into()].service.scheduler, "rr");
+}
+
+fn in_mode_dsr() -> Snapshot {
+    let mut snapshot = snapshot();
+    let nginx = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(nginx).annotations.insert("kvip.io/mode".into(), "dsr".into());
+    snapshot
+}
+
+/// The order of real servers counts for Maglev hashing, which the kernel may lack.
+#[test]
+fn a_refused_scheduler_moves_no_real_server() {
+    let mut world = World::serving();
+    world.kernel().lacks_scheduler = Some("mh");
+    world.event(in_mode_dsr());
+    world.turn();
+    assert_eq!(world.servers(nginx()).unwrap().len(), 2);
+    world.acts();
+    world.tick(130);
+    let moved = world.acts().into_iter().filter(|act| act.contains("real server"));
+    assert_eq!(moved.collect::<Vec<_>>(), [""; 0]);
+    let status = world.status();
+    assert_eq!((status.as_planned, status.faults), (true, 0));
+}
+
+#[test]
+fn a_refused_real_server_moves_no_other() {
+    let mut world = World::new(settings());
+    world.kernel().impossible = Some("10.2.4.1".parse().unwrap());
+    let mut first = in_mode_dsr();
+    pods(&mut first, "nginx").insert(0, endpoint("10.2.4.1"));
+    world.list(first);
+    world.turn();
+    assert_eq!(world.servers(nginx()).unwrap().len(), 2);
+    world.acts();
+    world.tick(130);
+    let moved = world.acts().into_iter().filter(|act| act.contains("real server"));
+    let (tried, moved): (Vec<_>, Vec<_>) = moved.partition(|act| act.contains("10.2.4.1:80"));
+    assert_eq!((moved, tried.is_empty()), (Vec::new(), false), "it is tried again at the audit");
+    let status = world.status();
+    assert_eq!((status.as_planned, status.faults), (true, 0));
+}
+
+#[test]
+fn pods_that_ended_go_though_nft_refuses_what_else_is_new() {
+    let mut world = World::serving();
+    world.kernel().nft_refuses = true;
+    let mut changed = snapshot();
+    changed.vip_map.as_mut().unwrap().remove("10.87.2.51");
+    pods(&mut changed, "nginx").pop();
+    world.event(changed);
+    world.tick(5);
+    assert_eq!(world.servers(nginx()).unwrap().len(), 1);
+    assert_eq!(world.findings(), ["nftables: no such program"]);
+}
+
+/// One tenant's VIP of the other family must stand in nobody's way.
+#[test]
+fn a_host_without_ipv6_serves_all_but_mode_dsr_over_it() {
+    let mut settings = settings();
+    settings.allowed.push("fd00:87:2::/64".parse().unwrap());
+    let mut world = World::new(settings);
+    world.kernel().unroutable = Some(Family::V6);
+    let mut both = in_mode_dsr();
+    both.vip_map.as_mut().unwrap().insert("fd00-87-2--50".into(), "default/nginx".into());
+    world.list(both.clone());
+    world.turn();
+    assert_eq!(world.weight(), Some(0), "it may hold VIPs");
+    let findings = world.findings();
+    assert!(
+        findings.iter().any(|finding| finding.ends_with("mode dsr is not served over IPv6 here")),
+        "{findings:?}"
+    );
+    let written = world.kernel().written.clone();
+    assert!(written.frontends.contains(&nginx()) && written.steering.frontends.contains_key(&nginx()));
+    assert!(
+        written.steering.frontends.keys().chain(&written.frontends).all(|frontend| frontend.vip.is_ipv4())
+    );
+    assert!(world.status().as_planned);
+    world.acts();
+    world.tick(5);
+    assert_eq!(world.acts(), [""; 0], "it is not asked again at once");
+    pods(&mut both, "nginx").pop();
+    world.event(both);
+    world.turn();
+    assert_eq!(world.servers(nginx()).unwrap().len(), 1);
+}
+
+#[test]
+fn a_list_of_what_is_owned_that_cannot_be_written_is_tried_until_it_can() {
+    let mut world = World::serving();
+    let file = world.paths.state.join("owned.json");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let mut more = snapshot();
+    more.vip_map.as_mut().unwrap().insert("10.87.2.52".into(), "default/nginx".into());
+    world.event(more);
+    world.tick(70);
+    let findings = world.findings();
+    assert!(findings.len() == 1 && findings[0].contains("owned.json"), "{findings:?}");
+    std::fs::remove_dir(&file).unwrap();
+    world.tick(5);
+    assert_eq!(world.findings(), [""; 0]);
+    assert!(world.owned().contains(&"10.87.2.52".to_owned()));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A simulated host: an IPVS table, a ruleset and addresses in memory, which can refuse and which counts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::FutureExt as _;
@@ -8,7 +9,7 @@ use futures::future::BoxFuture;
 use kvip::host::{Failure, Host};
 use kvip::ipvs::{Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts, VirtualServer};
 use kvip::keepalived::Config;
-use kvip::model::Finding;
+use kvip::model::{Family, Finding};
 use kvip::net::{Address, HostFacts, PolicyRoute};
 use kvip::nft::firewall::Firewall;
 use kvip::nft::{self, Ruleset};
@@ -40,6 +41,10 @@ pub struct Kernel {
     pub ipvs_refuses: bool,
     /// The scheduler that the kernel lacks.
     pub lacks_scheduler: Option<&'static str>,
+    /// What can be no real server.
+    pub impossible: Option<IpAddr>,
+    /// The family for which there are no policy rules and routes.
+    pub unroutable: Option<Family>,
     /// IPVS cannot even be read.
     pub ipvs_is_gone: bool,
     /// nft refuses every table.
@@ -61,6 +66,9 @@ impl Kernel {
                 if self.lacks_scheduler == Some(&service.scheduler) =>
             {
                 Err(("have it: no such scheduler", true))
+            }
+            Command::NewDest(_, backend, _) if self.impossible == Some(backend.address) => {
+                Err(("have it: invalid argument", true))
             }
             Command::NewDest(key, ..) | Command::SetDest(key, ..) if !self.table.contains_key(key) => {
                 Err(("no such virtual server", false))
@@ -93,6 +101,8 @@ impl Simulated {
             rules: String::new(),
             ipvs_refuses: false,
             lacks_scheduler: None,
+            impossible: None,
+            unroutable: None,
             ipvs_is_gone: false,
             nft_refuses: false,
             acts: Vec::new(),
@@ -232,6 +242,9 @@ impl Host for Simulated {
     async fn add_policy_route(&mut self, route: &PolicyRoute) -> Result<bool, Finding> {
         let mut kernel = self.kernel();
         kernel.note(format!("add {route}"));
+        if kernel.unroutable == Some(route.family) {
+            return Err(Finding::new("routing", format!("add {route}: permission denied")));
+        }
         let mut is_new = false;
         kernel.facts.send_modify(|facts| is_new = facts.policy_routes.insert(*route));
         Ok(is_new)

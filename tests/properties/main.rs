@@ -97,6 +97,7 @@ fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, sett
             haproxy: &proxied,
             written: &kvip::nft::Ruleset::default(),
             drained: &drained,
+            refused: &BTreeSet::new(),
         },
     )
 }
