@@ -66,11 +66,8 @@ impl Joined {
     }
 
     fn keep_good(&self, text: Option<&str>) {
-        let kept = match text {
-            Some(text) => files::replace(&self.good, text, files::PRIVATE),
-            None => files::remove(&self.good),
-        };
-        if let Err(error) = kept {
+        // That there is none is an answer too, kept as a text that sets nothing.
+        if let Err(error) = files::replace(&self.good, text.unwrap_or_default(), files::PRIVATE) {
             warn!("the cluster's last good settings: {error}");
         }
     }
@@ -78,7 +75,7 @@ impl Joined {
 
 /// The settings by what the cluster says, and true; or by the last good text where that cannot be used, and false.
 ///
-/// Where there never was a good text nobody knows what tenants may do, so they may do nothing.
+/// Where there never was a good answer nobody knows what tenants may do, so they may do nothing.
 pub fn in_force(
     host: &HostLayers,
     said: Result<Option<&str>, Unknown>,
@@ -150,7 +147,17 @@ mod tests {
         assert_eq!(again.first().allowed.len(), 1);
         assert_eq!(again.take(Err(Unknown)).unwrap().allowed.len(), 1);
         assert_eq!(again.take(Ok(None)).unwrap().allowed.len(), 0, "the admin deleted it");
-        assert_eq!(last_good(folder.path()), None);
+        assert_eq!(last_good(folder.path()), Some(String::new()));
+    }
+
+    /// Its Role may be deleted later, and its namespace.
+    #[test]
+    fn that_there_are_no_settings_of_the_cluster_is_remembered_over_a_restart_too() {
+        let (folder, mut joined) = joined();
+        assert_eq!(joined.take(Ok(None)).unwrap().tenants, []);
+        assert_eq!(joined.take(Err(Unknown)).unwrap().tenants, []);
+        let mut again = Joined::new(joined.host.clone(), folder.path());
+        assert_eq!(again.take(Err(Unknown)).unwrap().tenants, []);
     }
 
     #[test]

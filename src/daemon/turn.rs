@@ -72,7 +72,8 @@ pub struct Daemon<H, L> {
     /// A configuration waits for weight files that cannot be written: keepalived would take a missing one for 0.
     held_back: bool,
     saving: Saving,
-    started: Option<Instant>,
+    /// When the cluster was last heard, by whichever feed; when kvip started, before that.
+    contact: Option<Instant>,
     audited: Option<Instant>,
     /// Since the last audit.
     firewall_read: bool,
@@ -116,7 +117,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             unwritten: BTreeSet::new(),
             held_back: false,
             saving: Saving::to(snapshot),
-            started: None,
+            contact: None,
             audited: None,
             firewall_read: false,
             firewall: None,
@@ -131,7 +132,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
 
     /// One turn.
     pub async fn turn(&mut self, now: Instant) {
-        self.started.get_or_insert(now);
+        self.contact.get_or_insert(now);
         self.take_in(now);
         let prepared = weight_files::prepare(&self.paths, self.vrids());
         let closed = prepared.is_ok();
@@ -333,8 +334,10 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
 
     /// Sets the weight files that should say something else, and tells what they say.
     fn weigh(&mut self, now: Instant) -> BTreeMap<Vrid, i16> {
-        let contact = self.inputs.contact.borrow().last_ok.map(tokio::time::Instant::into_std);
-        let contact = contact.or(self.started).unwrap_or(now);
+        // A feed that has just begun has heard nothing yet.
+        let heard = self.inputs.contact.borrow().last_ok.map(tokio::time::Instant::into_std);
+        self.contact = self.contact.max(heard);
+        let contact = self.contact.unwrap_or(now);
         let Some(outcome) = self.outcome.as_ref() else { return BTreeMap::new() };
         let wanted = self.weights.weights(&self.core, outcome, contact, now);
         // Whoever made the mark lowers the weights, softly.

@@ -56,6 +56,21 @@ fn keepalived_is_told_of_no_group_whose_weight_file_cannot_be_written() {
 }
 
 #[test]
+fn a_reload_that_follows_the_cluster_anew_leaves_the_holder_what_it_is() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    for _ in 0..15 {
+        world.tick(60);
+        world.confirm();
+    }
+    world.turn();
+    world.follow_anew();
+    world.tick(30);
+    assert_eq!(world.weight(), Some(64));
+}
+
+#[test]
 fn without_the_api_a_backup_is_stale_before_the_holder() {
     let mut world = World::serving();
     world.after(299);

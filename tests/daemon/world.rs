@@ -254,6 +254,11 @@ impl World {
         (writers.allocate.borrow().clone(), writers.own.borrow().clone())
     }
 
+    /// The cluster is followed anew, and nothing is heard of it yet.
+    pub fn follow_anew(&mut self) {
+        self.ends.contact.send_replace(Contact::default());
+    }
+
     pub fn lose_contact(&mut self, problem: kvip::snapshot::problem::Problem) {
         self.ends.contact.send_modify(|contact| contact.problem = Some(problem));
     }
