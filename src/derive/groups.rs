@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::Inputs;
 use super::membership::{self, Group};
 use crate::config::Transport;
-use crate::keepalived::{Config, Instance, Unicast};
+use crate::keepalived::{Config, Instance};
 use crate::model::{Family, Finding, Vrid};
 use crate::snapshot::Node;
 
@@ -92,6 +92,7 @@ pub fn groups(
     all.keepalived.gone_after = inputs.settings.vrrp.gone_after;
     // A node that is no member needs a name too: keepalived must be able to read the file that takes its instances away.
     own.unwrap_or(&inputs.facts.hostname).clone_into(&mut all.keepalived.router_id);
+    findings.extend(unicast::node_address(inputs));
     let mut left = vips.clone();
     for group in membership::groups(inputs.settings) {
         let own_vips: BTreeSet<IpAddr> = left.iter().copied().filter(|vip| group.carries(*vip)).collect();
@@ -148,6 +149,7 @@ impl<'a> Maker<'a> {
                 match self.instance(own, family, vips) {
                     Ok(instance) => {
                         findings.extend(self.speechless(&instance));
+                        findings.extend(self.lonely(&instance));
                         instances.push(instance);
                     }
                     Err(finding) => findings.push(finding),
@@ -196,7 +198,7 @@ impl<'a> Maker<'a> {
         let source = self.source(node, family);
         let unicast = match vrrp.transport {
             Transport::Multicast => None,
-            Transport::Unicast => self.unicast(name, family, source)?,
+            Transport::Unicast => self.unicast(name, node, family, source)?,
         };
         let interface = self.interface(node, source, &vips)?;
         Ok(Instance {
@@ -219,43 +221,6 @@ impl<'a> Maker<'a> {
         let mut candidates = set.into_iter().chain(addresses).filter(|ip| Family::of(*ip) == family);
         let Some(interface) = self.group.interface else { return candidates.next() };
         candidates.find(|address| self.inputs.facts.link_of(*address) == Some(interface))
-    }
-
-    /// The peers of a unicast instance: the other members, and those that left a moment ago. A member without peers has
-    /// nobody to speak to, so multicast, which keepalived would use anyway, does no harm and keeps its VIPs.
-    fn unicast(&self, own: &str, family: Family, source: Option<IpAddr>) -> Result<Option<Unicast>, Finding> {
-        let others: Vec<&Node> =
-            self.members.iter().filter(|(name, _)| **name != own).map(|(_, node)| *node).collect();
-        let leaving = self.inputs.leaving.get(&self.group.vrrp.vrid).into_iter().flatten().copied();
-        let leaving: Vec<IpAddr> = leaving.filter(|address| Family::of(*address) == family).collect();
-        if self.members.is_empty() {
-            return Ok(None);
-        }
-        let source = source.ok_or_else(|| self.no_source(own, family))?;
-        let peers = others.into_iter().filter_map(|node| self.address_near(node, source));
-        let peers: BTreeSet<IpAddr> = peers.chain(leaving).filter(|peer| *peer != source).collect();
-        Ok((!peers.is_empty()).then_some(Unicast { source, peers }))
-    }
-
-    fn no_source(&self, own: &str, family: Family) -> Finding {
-        let number = family.number();
-        let place = self.group.interface.map(|name| format!(" on {name}")).unwrap_or_default();
-        let text = format!("it has no IPv{number} InternalIP{place} to speak unicast VRRP from");
-        let mend = if self.group.interface.is_some() {
-            format!("use transport = \"multicast\" for the group {}", self.group.name)
-        } else {
-            "set node.address in /etc/kvip/config.toml, or use vrrp.transport = \"multicast\"".into()
-        };
-        Finding::new(format!("node {own}"), text).mend(mend)
-    }
-
-    /// The address of `node` that is in the network of `source`, or else its first of that family.
-    fn address_near(&self, node: &Node, source: IpAddr) -> Option<IpAddr> {
-        let network = networks(self.inputs).find(|(_, network)| network.addr() == source);
-        let near = |address: &IpAddr| network.is_some_and(|(_, network)| network.contains(address));
-        let mut family = node.addresses.iter().copied().filter(|ip| ip.is_ipv4() == source.is_ipv4());
-        let first = family.clone().next();
-        family.find(near).or(first)
     }
 
     /// The interface that holds the VIPs: the configured one, the one with this node's address, or where the cluster knows
@@ -327,6 +292,8 @@ fn networks<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = (&'a str, IpNet)> {
     });
     real.filter_map(|address| Some((address.link.as_str(), IpNet::new(address.ip, address.prefix_len).ok()?)))
 }
+
+mod unicast;
 
 #[cfg(test)]
 mod tests;

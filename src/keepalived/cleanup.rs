@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::handover::{WhenAlone, hand_over, vrids_here};
 use super::place::Disk;
-use super::{Config, Paths, Service, render, vips_in};
+use super::{Config, Paths, Service, hold, render, vips_in};
 use crate::files::{self, FileError};
 use crate::model::Vrid;
 use crate::net;
@@ -32,6 +32,7 @@ pub async fn cleanup<S: Service>(paths: &Paths, service: &mut S) -> anyhow::Resu
     let Some((place, text)) = place.and_then(|place| Some((place, disk.ours(place)?))) else {
         // kvip writes these before keepalived reads a file of kvip's.
         remove_weights(paths, &vrids)?;
+        hold::clear_stopping(paths)?;
         return Ok(!vrids.is_empty());
     };
     hand_over(paths, &vrids, HAND_OVER_LIMIT, WhenAlone::GoDown, async || net::read().await).await?;
@@ -44,6 +45,7 @@ pub async fn cleanup<S: Service>(paths: &Paths, service: &mut S) -> anyhow::Resu
     files::remove(&place.path(paths))?;
     files::remove(&paths.loaded())?;
     remove_weights(paths, &vrids)?;
+    hold::clear_stopping(paths)?;
     Ok(true)
 }
 

@@ -174,12 +174,15 @@ impl<S: Service> Driver<S> {
                 Ok(Done::Rest(State::Active))
             }
             Step::Idle => {
+                // There may be one of an earlier kvip, or of a stop while the file went.
+                hold::clear_stopping(&self.paths)?;
                 self.publish(|status| status.vips = Carried::new());
                 Ok(Done::Rest(State::Idle))
             }
             Step::Remove(place) => {
                 files::remove(&place.path(&self.paths))?;
                 files::remove(&self.paths.loaded())?;
+                hold::clear_stopping(&self.paths)?;
                 self.publish(|status| status.vips = Carried::new());
                 Ok(Done::More)
             }

@@ -102,13 +102,17 @@ pub fn before_start(paths: &Paths, wanted: impl IntoIterator<Item = Vrid>) -> Re
     hold::clear_stopping(paths)
 }
 
-/// keepalived's ExecStop: a soft hand-over that goes down in any case.
+/// keepalived's ExecStop: a soft hand-over that goes down in any case. Without instances of kvip's nothing of kvip's is being
+/// stopped, and a mark might stay for good: systemd skips ExecStartPre too when it skips the start of a keepalived without a
+/// file (ConditionFileNotEmpty= in Debian's unit).
 pub async fn before_stop<F, E>(paths: &Paths, limit: Duration, read: F) -> Result<Outcome, HandOverError>
 where
     F: AsyncFnMut() -> Result<HostFacts, E>,
     E: fmt::Display,
 {
-    hold::set_stopping(paths)?;
+    if runs_instances(paths) {
+        hold::set_stopping(paths)?;
+    }
     hand_over(paths, &vrids_here(paths)?, limit, WhenAlone::GoDown, read).await
 }
 
@@ -234,6 +238,11 @@ fn restore(
 fn our_text(paths: &Paths) -> Result<String, FileError> {
     let here = [files::read(&paths.keepalived_conf)?, files::read(&paths.fragment())?];
     Ok(here.into_iter().flatten().find(|text| super::is_ours(text)).unwrap_or_default())
+}
+
+/// Whether kvip's file has instances; one that cannot be read counts as such, as low is the safe side.
+fn runs_instances(paths: &Paths) -> bool {
+    our_text(paths).map_or(true, |text| !vrids_in(&text).is_empty())
 }
 
 fn advert(paths: &Paths) -> Result<Duration, FileError> {

@@ -53,8 +53,9 @@ pub enum Step {
         /// What follows; `None` when keepalived cannot or must not run now.
         act: Option<Act>,
     },
-    /// Nothing is wanted here and keepalived carries nothing of it any more: the file goes. One that is left would be in
-    /// the way of the next boot, as keepalived never calls itself ready without an instance.
+    /// Nothing is wanted here and keepalived carries nothing of it any more: the file goes, and with it the mark of a stop.
+    /// A file that is left would be in the way of the next boot, as keepalived never calls itself ready without an
+    /// instance; a mark, in the way of the next VIP, as nothing starts keepalived without a file.
     Remove(Place),
     /// Another must act first.
     Wait(Obstacle),
@@ -115,8 +116,8 @@ fn keepalived_next(view: &View, place: Place, want: &Config) -> Next {
     match view.unit.active.as_str() {
         _ if view.unit.runs() => Next::Act(Act::Reload),
         "deactivating" => Next::Wait(Obstacle::Stopping),
-        _ if view.stopping => Next::Wait(Obstacle::Stopped),
         _ if want.instances.is_empty() => Next::Rest,
+        _ if view.stopping => Next::Wait(Obstacle::Stopped),
         _ => Next::Act(Act::Start),
     }
 }

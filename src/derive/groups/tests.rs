@@ -6,9 +6,12 @@ use super::super::{DEFAULT_GROUP, Desired, EXCLUDED, Leaving, derive};
 use super::*;
 use crate::config::{self, Settings, Static};
 use crate::health::check::Down;
+use crate::keepalived::Unicast;
 use crate::model::Protocol;
 use crate::net::{Address, HostFacts, Link};
 use crate::snapshot::Snapshot;
+
+mod unicast;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -69,12 +72,15 @@ fn with_static(mut settings: Settings, vip: &str) -> Settings {
 }
 
 fn desired(settings: &Settings, snapshot: &Snapshot) -> Desired {
-    let facts = facts();
+    desired_on(&facts(), settings, snapshot)
+}
+
+fn desired_on(facts: &HostFacts, settings: &Settings, snapshot: &Snapshot) -> Desired {
     let (dead, leaving, unhealthy) = (BTreeSet::new(), Leaving::new(), Down::new());
     derive(&Inputs {
         settings,
         snapshot,
-        facts: &facts,
+        facts,
         dead: &dead,
         leaving: &leaving,
         unhealthy: &unhealthy,
@@ -219,8 +225,8 @@ fn a_group_with_an_interface_speaks_from_there() {
     let [vips, edge] = &both.keepalived.instances[..] else { panic!("{:?}", both.keepalived) };
     assert_eq!((vips.interface.as_str(), vips.gone_after), ("eth0", Duration::from_secs(60)));
     assert_eq!((edge.interface.as_str(), edge.gone_after), ("eth1", Duration::from_secs(5)));
-    let unicast = Unicast { source: ip("10.1.0.1"), peers: [ip("10.1.0.2")].into() };
-    assert_eq!(edge.unicast, Some(unicast), "both ends of the network of that interface");
+    let unicast = Unicast { source: ip("10.1.0.1"), peers: [ip("10.0.0.2"), ip("10.1.0.2")].into() };
+    assert_eq!(edge.unicast, Some(unicast), "from that interface, to whatever the other speaks from");
 
     settings.groups[0].interface = Some("eth9".into());
     settings.groups[0].vrrp.transport = Transport::Multicast;

@@ -114,6 +114,10 @@ fn config(vips: u32) -> Config {
     Config { router_id: "node-a".into(), gone_after: Duration::from_secs(60), instances: vec![instance] }
 }
 
+fn none() -> Config {
+    Config { instances: vec![], ..config(0) }
+}
+
 fn vip(number: u32) -> IpAddr {
     IpAddr::from((0x0a00_0100 + number).to_be_bytes())
 }
@@ -337,7 +341,7 @@ async fn a_node_that_leaves_reloads_without_instances_and_leaves_no_file() {
     let mut bench = Bench::new("active");
     bench.want(config(2));
     bench.until_active(2).await;
-    bench.want(Config { instances: vec![], ..config(0) });
+    bench.want(none());
     let status = bench.until(|status| status.state == State::Idle).await;
     assert!(status.vips.is_empty());
     assert!(
@@ -359,4 +363,29 @@ async fn a_keepalived_that_was_stopped_by_hand_stays_stopped() {
     hold::clear_stopping(&bench.paths).unwrap();
     bench.until_active(1).await;
     assert_eq!(bench.fake.asked(), ["start"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_forgotten_when_nothing_is_to_run() {
+    let mut bench = Bench::new("active");
+    bench.want(config(1));
+    bench.until_active(1).await;
+    bench.want(none());
+    bench.until(|status| status.state == State::Idle).await;
+    bench.fake.asked();
+    // A kvip that marked each stop, and a restart of keepalived that systemd skipped.
+    hold::set_stopping(&bench.paths).unwrap();
+    bench.fake.with(|inner| inner.unit.active = "inactive".into());
+    bench.want(none());
+    sleep(LOOK_AGAIN * 2).await;
+    assert!(!hold::stopping(&bench.paths));
+    bench.want(config(1));
+    bench.until_active(1).await;
+    assert_eq!(bench.fake.asked(), ["start"]);
+
+    bench.fake.with(|inner| inner.unit.active = "inactive".into());
+    hold::set_stopping(&bench.paths).unwrap();
+    bench.want(none());
+    bench.until(|status| status.state == State::Idle).await;
+    assert!(bench.text().is_none() && !hold::stopping(&bench.paths));
 }

@@ -12,13 +12,20 @@ fn vrid(number: i64) -> Vrid {
     Vrid::new(number).unwrap()
 }
 
-/// A host on which VRIDs 50 and 51 have weights.
+/// A host on which VRIDs 50 and 51 have instances and weights.
 fn host(weights: [i16; 2]) -> (tempfile::TempDir, Paths) {
     let root = tempfile::tempdir().unwrap();
     let paths = Paths::under(root.path());
+    write(&paths.keepalived_conf, "");
     weight::write(&paths, vrid(50), weights[0]).unwrap();
     weight::write(&paths, vrid(51), weights[1]).unwrap();
     (root, paths)
+}
+
+/// kvip's file with both VRIDs.
+fn write(file: &std::path::Path, more: &str) {
+    let vrids = "    virtual_router_id 50\n    virtual_router_id 51\n";
+    files::replace(file, format!("{}\n{vrids}{more}", super::super::MARKER), files::PUBLIC).unwrap();
 }
 
 fn weights_of(paths: &Paths) -> [Option<i16>; 2] {
@@ -60,6 +67,29 @@ async fn the_holder_leaves_softly() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_is_marked_only_where_instances_are_stopped() {
+    let (_root, paths) = host([0, 0]);
+    let stop = async || {
+        before_stop(&paths, LIMIT, async || Ok::<_, Infallible>(holding(false))).await.unwrap();
+        let marked = hold::stopping(&paths);
+        before_start(&paths, []).unwrap();
+        marked
+    };
+    assert!(stop().await);
+    files::replace(&paths.keepalived_conf, "vrrp_instance A {\n}\n", files::PUBLIC).unwrap();
+    write(&paths.fragment(), "");
+    assert!(stop().await, "in the fragment");
+    files::remove(&paths.fragment()).unwrap();
+    assert!(!stop().await, "somebody else's");
+    let none = format!("{}\nglobal_defs {{\n}}\n", super::super::MARKER);
+    files::replace(&paths.keepalived_conf, none, files::PUBLIC).unwrap();
+    assert!(!stop().await, "none");
+    files::remove(&paths.keepalived_conf).unwrap();
+    assert!(!stop().await, "no file: a start would be skipped, and with it what ends the mark");
+    assert_eq!(weights_of(&paths), [Some(weight::OUT); 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_backup_goes_out_at_once() {
     let (_root, paths) = host([0, 0]);
     let outcome =
@@ -90,8 +120,7 @@ async fn a_drain_that_nobody_answers_changes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn the_wait_lasts_four_adverts_at_least() {
     let (_root, paths) = host([64, 0]);
-    let slow = format!("{}\n    advert_int 10\n", super::super::MARKER);
-    files::replace(&paths.keepalived_conf, &slow, files::PUBLIC).unwrap();
+    write(&paths.keepalived_conf, "    advert_int 10\n");
     let start = Instant::now();
     let read = leaving_after(&paths, Duration::from_secs(38));
     let outcome = before_stop(&paths, LIMIT, read).await.unwrap();
@@ -111,8 +140,7 @@ async fn a_stop_goes_down_even_when_the_addresses_cannot_be_read() {
 fn missing_weights_are_made_for_every_vrid_of_the_file() {
     let root = tempfile::tempdir().unwrap();
     let paths = Paths::under(root.path());
-    let text = format!("{}\n    virtual_router_id 50\n    virtual_router_id 51\n", super::super::MARKER);
-    files::replace(&paths.fragment(), &text, files::PUBLIC).unwrap();
+    write(&paths.fragment(), "");
     files::replace(&paths.weight(vrid(51)), "64\n", files::PUBLIC).unwrap();
     files::replace(&paths.weight(vrid(52)), "junk", files::PUBLIC).unwrap();
     hold::set_stopping(&paths).unwrap();

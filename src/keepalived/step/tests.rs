@@ -110,6 +110,7 @@ fn a_stop_by_hand_is_respected() {
     let stopped = View { stopping: true, ..view(Some(text(&config(2))), None, "inactive") };
     check(&stopped, &config(2), &Step::Wait(Obstacle::Stopped));
     check(&stopped, &config(3), &write(&config(3), None));
+    check(&stopped, &none(), &Step::Remove(Place::Main));
     let stopping = view(Some(text(&config(2))), None, "deactivating");
     check(&stopping, &config(2), &Step::Wait(Obstacle::Stopping));
 }

@@ -55,7 +55,8 @@ fn a_node_without_kvip_is_drained_all_the_same() -> Result<()> {
     Ok(())
 }
 
-/// keepalived's own unit hands over before it stops, and starts closed where nobody has said what this node can serve.
+/// keepalived's own unit hands over before it stops, and starts closed where nobody has said what this node can serve. A
+/// kvip that starts leaves one alone that was stopped by hand.
 #[test]
 fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
     let lab = serving()?;
@@ -66,6 +67,13 @@ fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
     for vip in ["10.87.2.50/", "fd00:87:2::50/", "169.254.255.50/"] {
         ensure!(!addresses.contains(vip), "keepalived has stopped and {vip} is left: {addresses}");
     }
+    node.must_within(SOON, "systemctl restart kvip")?;
+    let told = lab.wait_for("kvip to say that keepalived was stopped", SOON, || {
+        node.kvip_status().ok()?.to_string().contains("stopped by hand").then_some(())
+    });
+    explained(&lab, told)?;
+    let state = node.must("systemctl show -P ActiveState keepalived")?;
+    ensure!(state.trim() == "inactive", "kvip's start made keepalived {state}\n{}", diagnosis(&lab));
     node.must_within(SOON, "systemctl stop kvip; rm -r /run/kvip; systemctl start keepalived")?;
     let weight = node.must("cat /run/kvip/weight-50")?;
     ensure!(weight.trim() == "-254", "keepalived's start made a weight of {weight}\n{}", diagnosis(&lab));
@@ -73,6 +81,28 @@ fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
     wait_until_settled(&lab)?;
     ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     Ok(())
+}
+
+/// A restart of keepalived that systemd skips, for want of a file, does not keep it down when there is a VIP again.
+#[test]
+fn a_keepalived_that_had_nothing_to_run_is_started_again() -> Result<()> {
+    let lab = serving()?;
+    let backup = lab.other_than(lab.wait_for_holder()?);
+    let node = lab.node(backup);
+    let label = "node.kubernetes.io/exclude-from-external-load-balancers";
+    lab.kubectl(&["label", "node", backup, &format!("{label}=")])?;
+    let gone = lab.wait_for("kvip to remove keepalived.conf", SOON * 2, || {
+        node.must("test ! -e /etc/keepalived/keepalived.conf").ok().map(drop)
+    });
+    explained(&lab, gone)?;
+    node.must_within(SOON, "systemctl restart keepalived; test ! -e /run/kvip/stopping")?;
+    lab.kubectl(&["label", "node", backup, &format!("{label}-")])?;
+    let back = lab.wait_for("keepalived to run and the weight of a backup", SOON * 2, || {
+        let state = node.must("systemctl show -P ActiveState keepalived; cat /run/kvip/weight-50").ok()?;
+        (state.trim() == "active\n0").then_some(())
+    });
+    explained(&lab, back)?;
+    wait_until_settled(&lab)
 }
 
 /// keepalived itself notices that kvip is gone, and what has moved then stays where it is when kvip is back.
