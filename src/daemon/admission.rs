@@ -48,6 +48,7 @@ impl Admitted {
 
     fn judge(&mut self, update: Option<Update>, accepted: Option<&str>) -> News {
         let (waiting, held) = self.waiting.take().unzip();
+        let update = update.map(|update| update.with_unread_of(self.accepted.as_ref()));
         let Some(update) = update.or(waiting) else { return News::Nothing };
         match admit::admit(self.accepted.as_ref(), &update, &derive::vips_asked_for, accepted) {
             Admission::Take => {
@@ -89,6 +90,26 @@ mod tests {
     fn nodes(names: &[&str]) -> Update {
         let nodes = names.iter().map(|name| ((*name).to_owned(), Arc::new(Node::default()))).collect();
         Update { snapshot: Arc::new(Snapshot { nodes, ..Snapshot::default() }), lists: 1 }
+    }
+
+    #[test]
+    fn what_may_not_be_read_after_a_restart_stays_with_every_update() {
+        let shop = |snapshot: &Snapshot| snapshot.namespaces.contains_key("shop");
+        let of_cluster =
+            |update: Update| Snapshot { cluster: Some("a".into()), ..(*update.snapshot).clone() };
+        let mut saved = of_cluster(nodes(&["a"]));
+        saved.namespaces.insert("shop".into(), Arc::default());
+        let mut admitted = Admitted::saved(saved);
+        for names in [&["a"][..], &["a", "b"]] {
+            let mut fresh = of_cluster(nodes(names));
+            fresh.skipped.insert("Namespace".into(), Vec::new());
+            admitted.consider(Some(Update { snapshot: Arc::new(fresh), lists: 1 }), None);
+            let accepted = admitted.snapshot().unwrap();
+            assert_eq!((accepted.nodes.len(), shop(&accepted)), (names.len(), true));
+        }
+        let fresh = Arc::new(of_cluster(nodes(&["a"])));
+        admitted.consider(Some(Update { snapshot: fresh, lists: 2 }), None);
+        assert!(!shop(&admitted.snapshot().unwrap()), "what is read counts");
     }
 
     #[test]

@@ -65,8 +65,11 @@ pub fn spawn(link: &watch::Receiver<Option<Link>>, settings_map: ObjectKey) -> (
     let status = objects::spawn(link.clone(), to_say);
     let settings = objects::settings::spawn(link.clone(), owns, settings_map);
     let mut allocator = JoinSet::new();
-    allocator.spawn(keep_allocating(link.clone(), allocations, out));
     let (said, agreed) = (status.findings.clone(), settings.findings.clone());
+    let differing = agreed.clone();
+    // Also a finding on what cannot be said or heard: then it is not known.
+    let agree: ipam::Agreed = Arc::new(move || differing.borrow().is_empty());
+    allocator.spawn(keep_allocating(link.clone(), allocations, agree, out));
     let writers = Writers { _allocator: allocator, _status: status, _settings: settings };
     (Orders { allocate, say, own }, Answers { outcomes, said, agreed }, writers)
 }
@@ -75,6 +78,7 @@ pub fn spawn(link: &watch::Receiver<Option<Link>>, settings_map: ObjectKey) -> (
 async fn keep_allocating(
     mut link: watch::Receiver<Option<Link>>,
     mut orders: watch::Receiver<Option<Allocation>>,
+    agree: ipam::Agreed,
     out: watch::Sender<Arc<Outcomes>>,
 ) {
     loop {
@@ -82,7 +86,7 @@ async fn keep_allocating(
         let order = orders.borrow_and_update().clone();
         let end = match (connection, order) {
             (Some(connection), Some(order)) => {
-                allocate(&connection, order, &mut link, &mut orders, &out).await
+                allocate(&connection, order, &mut link, &mut orders, &agree, &out).await
             }
             _ => tokio::select! {
                 changed = link.changed() => changed.is_err(),
@@ -101,11 +105,12 @@ async fn allocate(
     first: Allocation,
     link: &mut watch::Receiver<Option<Link>>,
     orders: &mut watch::Receiver<Option<Allocation>>,
+    agree: &ipam::Agreed,
     out: &watch::Sender<Arc<Outcomes>>,
 ) -> bool {
     let store = Arc::new(KubeStore::new(connection.client.clone(), first.asking));
     let (tell, wanted) = watch::channel(Some(Arc::clone(&first.wanted)));
-    let mut allocator = ipam::spawn(&first.node, store, wanted, Arc::new(seconds_now));
+    let mut allocator = ipam::spawn(&first.node, store, wanted, Arc::clone(agree), Arc::new(seconds_now));
     loop {
         tokio::select! {
             changed = link.changed() => return changed.is_err(),

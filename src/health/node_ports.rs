@@ -5,13 +5,16 @@
 //! the number in `localEndpoints` and the header `X-Load-Balancing-Endpoint-Weight`. It is made when somebody asks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::sockopt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -27,6 +30,8 @@ const ASKER_LIMIT: Duration = Duration::from_secs(5);
 const REQUEST_MAX: u64 = 8192;
 /// Before a port that somebody else has is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// Askers that may wait to be taken, as many as tokio lets by itself.
+const BACKLOG: u32 = 1024;
 
 /// What the answers are made of.
 #[derive(Debug, Clone)]
@@ -92,7 +97,7 @@ async fn run(mut local: watch::Receiver<Option<Local>>) {
 async fn listen(port: u16, service: ObjectKey, local: watch::Receiver<Option<Local>>) {
     let mut told = false;
     let listener = loop {
-        match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        match or_ipv4(bind(Ipv6Addr::UNSPECIFIED.into(), port), || bind(Ipv4Addr::UNSPECIFIED.into(), port)) {
             Ok(listener) => break listener,
             Err(error) if !told => {
                 warn!(port, "{service}: healthCheckNodePort {port} cannot be answered on: {error}");
@@ -117,7 +122,29 @@ async fn listen(port: u16, service: ObjectKey, local: watch::Receiver<Option<Loc
     }
 }
 
-async fn answer(mut stream: TcpStream, text: String) -> std::io::Result<()> {
+/// What came of binding for both families, or of binding for IPv4 where the host has no IPv6 (`ipv6.disable=1`).
+fn or_ipv4<T>(both: io::Result<T>, ipv4: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let no_ipv6 = |error: &io::Error| {
+        matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
+    };
+    if both.as_ref().is_err_and(no_ipv6) { ipv4() } else { both }
+}
+
+/// Listens on `port` of `address`. `::` takes IPv4 too, whatever net.ipv6.bindv6only says (ipv6(7)).
+fn bind(address: IpAddr, port: u16) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv6() {
+        let socket = TcpSocket::new_v6()?;
+        sockopt::set_ipv6_v6only(&socket, false)?;
+        socket
+    } else {
+        TcpSocket::new_v4()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind((address, port).into())?;
+    socket.listen(BACKLOG)
+}
+
+async fn answer(mut stream: TcpStream, text: String) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut request = Vec::new();
     let mut reader = reader.take(REQUEST_MAX);
@@ -177,8 +204,31 @@ mod tests {
         assert_eq!([count([true; 3]), count([true, false, true]), count([false, false, true])], [2, 1, 0]);
     }
 
+    #[test]
+    fn a_host_without_ipv6_is_answered_from_over_ipv4_and_a_taken_port_is_left() {
+        let check = |errno: Errno, want: Result<&str, Errno>| {
+            let came = or_ipv4(Err(errno.into()), || Ok("IPv4"));
+            assert_eq!(came.map_err(|error| Errno::from_io_error(&error).unwrap()), want);
+        };
+        check(Errno::AFNOSUPPORT, Ok("IPv4"));
+        check(Errno::ADDRNOTAVAIL, Ok("IPv4"));
+        check(Errno::ADDRINUSE, Err(Errno::ADDRINUSE));
+        check(Errno::ACCESS, Err(Errno::ACCESS));
+        assert_eq!(or_ipv4(Ok("both"), || Ok("IPv4")).unwrap(), "both");
+    }
+
+    #[tokio::test]
+    async fn ipv4_alone_can_be_listened_on() {
+        let port = bind(Ipv4Addr::UNSPECIFIED.into(), 0).unwrap().local_addr().unwrap();
+        assert_eq!(port.ip(), Ipv4Addr::UNSPECIFIED);
+    }
+
     async fn ask(port: u16) -> Option<String> {
-        let mut stream = TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.ok()?;
+        ask_at(Ipv6Addr::LOCALHOST.into(), port).await
+    }
+
+    async fn ask_at(address: IpAddr, port: u16) -> Option<String> {
+        let mut stream = TcpStream::connect((address, port)).await.ok()?;
         stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await.ok()?;
@@ -206,6 +256,7 @@ mod tests {
                 .is_some_and(|text| text.starts_with("HTTP/1.1 200") && text.contains("\"localEndpoints\":2"))
         })
         .await;
+        assert!(ask_at(Ipv4Addr::LOCALHOST.into(), port).await.is_some(), "both families are answered");
         local.send_replace(Some(cluster(port, [false; 3])));
         until(|text| text.as_ref().is_some_and(|text| text.starts_with("HTTP/1.1 503"))).await;
         local.send_replace(None);

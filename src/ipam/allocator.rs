@@ -30,6 +30,9 @@ const JOB_LIMIT: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// The longest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest before a Service that has an address and does not ask here is looked at again: where nodes have other
+/// settings that may go on for long, and for all their Services.
+const LONGEST_LOOK: Duration = Duration::from_secs(300);
 
 /// For how long an object of others is believed to be there still, which the watches do not tell of. Then it is looked
 /// for, if some Service gets no address as long.
@@ -37,6 +40,9 @@ const FOREIGN_FOR: Duration = Duration::from_secs(3600);
 
 /// Tells the time in seconds since 1970, as claims have it.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// Tells whether no node is known to go by other settings than this one, and all would be heard.
+pub type Agreed = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// What Services came to, by key; only those that ask.
 pub type Outcomes = BTreeMap<ObjectKey, Outcome>;
@@ -54,12 +60,14 @@ pub fn spawn<S: ClaimStore + 'static>(
     node: impl Into<String>,
     store: Arc<S>,
     wanted: watch::Receiver<Option<Arc<Wanted>>>,
+    agreed: Agreed,
     clock: Clock,
 ) -> Allocator {
     let (out, outcomes) = watch::channel(Arc::default());
     let turns = Turns {
         node: node.into(),
         store,
+        agreed,
         clock,
         out,
         entries: BTreeMap::new(),
@@ -74,6 +82,7 @@ pub fn spawn<S: ClaimStore + 'static>(
 struct Turns<S> {
     node: String,
     store: Arc<S>,
+    agreed: Agreed,
     clock: Clock,
     out: watch::Sender<Arc<Outcomes>>,
     entries: BTreeMap<Job, Entry>,
@@ -85,11 +94,22 @@ struct Turns<S> {
 /// A thing on the agenda.
 #[derive(Debug, Clone)]
 struct Entry {
+    /// Since when it has been on the agenda without a break.
+    since: Instant,
     next: Instant,
     tries: u32,
     running: bool,
     trouble: Option<String>,
     first: Option<Step>,
+}
+
+/// A thing whose time has come.
+struct Task {
+    job: Job,
+    /// Addresses that objects of others have.
+    foreign: BTreeSet<IpAddr>,
+    /// What nothing but this node's settings keeps from asking is given back.
+    by_settings: bool,
 }
 
 /// How a thing ended.
@@ -149,6 +169,7 @@ impl<S: ClaimStore + 'static> Turns<S> {
         self.entries.retain(|job, entry| entry.running || agenda.jobs.contains_key(job));
         for (job, todo) in &agenda.jobs {
             let new = || Entry {
+                since: now,
                 next: now + todo.wait,
                 tries: 0,
                 running: false,
@@ -166,15 +187,17 @@ impl<S: ClaimStore + 'static> Turns<S> {
     }
 
     fn start(&mut self, wanted: &Arc<Wanted>, foreign: &BTreeSet<IpAddr>, now: Instant) {
+        // Within the rest a node that is of another mind has been heard. Even if none was, an address does not come and
+        // go faster.
+        let by_settings = |entry: &Entry| now >= entry.since + wanted.rest && (self.agreed)();
         for (job, entry) in self.entries.iter_mut().filter(|(_, entry)| !entry.running && entry.next <= now) {
             if self.running.len() >= AT_ONCE {
                 break;
             }
             entry.running = true;
-            let (store, wanted, job, clock) =
-                (self.store.clone(), wanted.clone(), job.clone(), self.clock.clone());
-            let foreign = foreign.clone();
-            self.running.spawn(async move { carry_out(&*store, &wanted, job, foreign, &*clock).await });
+            let task = Task { job: job.clone(), foreign: foreign.clone(), by_settings: by_settings(entry) };
+            let (store, wanted, clock) = (self.store.clone(), wanted.clone(), self.clock.clone());
+            self.running.spawn(async move { carry_out(&*store, &wanted, task, &*clock).await });
         }
     }
 
@@ -190,7 +213,9 @@ impl<S: ClaimStore + 'static> Turns<S> {
             self.foreign.entry(address).or_insert(now + FOREIGN_FOR);
         }
         if let Some(entry) = self.entries.get_mut(&ended.job) {
-            let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(entry.tries)).min(LONGEST_PAUSE);
+            let looked = matches!(ended.job, Job::Release { .. }) && ended.trouble.is_none();
+            let longest = if looked { LONGEST_LOOK } else { LONGEST_PAUSE };
+            let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(entry.tries)).min(longest);
             entry.next = now + pause;
             entry.tries += 1;
             entry.running = false;
@@ -213,15 +238,10 @@ impl<S: ClaimStore + 'static> Turns<S> {
     }
 }
 
-async fn carry_out<S: ClaimStore>(
-    store: &S,
-    wanted: &Wanted,
-    job: Job,
-    foreign: BTreeSet<IpAddr>,
-    clock: settle::Now<'_>,
-) -> Ended {
+async fn carry_out<S: ClaimStore>(store: &S, wanted: &Wanted, task: Task, clock: settle::Now<'_>) -> Ended {
+    let Task { job, foreign, by_settings } = task;
     let mut known = Known { claims: wanted.claims.clone(), foreign };
-    let done = timeout(JOB_LIMIT, act(store, wanted, &job, &mut known, clock)).await;
+    let done = timeout(JOB_LIMIT, act(store, wanted, &job, by_settings, &mut known, clock)).await;
     let trouble = match done {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -234,6 +254,7 @@ async fn act<S: ClaimStore>(
     store: &S,
     wanted: &Wanted,
     job: &Job,
+    by_settings: bool,
     known: &mut Known,
     clock: settle::Now<'_>,
 ) -> Result<(), StoreError> {
@@ -249,7 +270,7 @@ async fn act<S: ClaimStore>(
             Ok(())
         }
         Job::Release { address, service, uid } => {
-            let released = release(store, *address, service, uid, clock).await?;
+            let released = release(store, *address, service, uid, by_settings, clock).await?;
             debug!(%service, %address, released, "looked whether the Service still asks");
             Ok(())
         }

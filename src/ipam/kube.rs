@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::claim::{Claim, Kind};
 use super::object;
 use super::step::Kinds;
-use super::store::{ClaimStore, Found, LiveService, Look, StoreError};
+use super::store::{Asks, ClaimStore, Found, LiveService, Look, StoreError};
 use crate::config::LoadBalancers;
 use crate::model::ObjectKey;
 
@@ -152,22 +152,25 @@ impl ClaimStore for KubeStore {
 
 /// What the API has of a Service. One that is being deleted asks for nothing, however long a finalizer keeps it.
 fn live(object: Service, asking: LoadBalancers) -> LiveService {
-    let stays = object.metadata.deletion_timestamp.is_none();
+    let spec = object.spec.filter(|_| object.metadata.deletion_timestamp.is_none());
     LiveService {
-        asks: stays && object.spec.as_ref().is_some_and(|spec| asks(spec, asking)),
+        asks: spec.map_or(Asks::No, |spec| asks(&spec, asking)),
         uid: object.metadata.uid.unwrap_or_default(),
     }
 }
 
-/// Whether a Service asks kvip for an address out of a pool.
-pub fn asks(spec: &ServiceSpec, asking: LoadBalancers) -> bool {
-    let class = spec.load_balancer_class.as_deref();
-    spec.type_.as_deref() == Some("LoadBalancer")
-        && match asking {
-            LoadBalancers::Off => false,
-            LoadBalancers::Class => class == Some(CLASS),
-            LoadBalancers::Default => class.is_none_or(|class| class == CLASS),
+/// Whether a Service asks kvip for an address out of a pool, where `asking` says which do.
+pub fn asks(spec: &ServiceSpec, asking: LoadBalancers) -> Asks {
+    if spec.type_.as_deref() != Some("LoadBalancer") {
+        return Asks::No;
+    }
+    match (spec.load_balancer_class.as_deref(), asking) {
+        (Some(class), _) if class != CLASS => Asks::No,
+        (None, LoadBalancers::Default) | (Some(_), LoadBalancers::Default | LoadBalancers::Class) => {
+            Asks::Yes
         }
+        (None, LoadBalancers::Class) | (_, LoadBalancers::Off) => Asks::NotBySettings,
+    }
 }
 
 async fn get<K>(api: &Api<K>, name: &str, read: impl Fn(&K) -> Option<Claim>) -> Result<Found, StoreError>
@@ -225,20 +228,35 @@ async fn call<T>(
 mod tests {
     use super::*;
 
+    /// What a Service of that spec asks where `load_balancers` is off, class and default; `deleted` is more metadata.
+    fn check(deleted: &str, spec: &str, want: [Asks; 3]) {
+        let text = format!(r#"{{"metadata": {{"uid": "u1"{deleted}}}, "spec": {{{spec}}}}}"#);
+        let object: Service = serde_json::from_str(&text).unwrap();
+        let said = [LoadBalancers::Off, LoadBalancers::Class, LoadBalancers::Default].map(|asking| {
+            let LiveService { uid, asks } = live(object.clone(), asking);
+            assert_eq!(uid, "u1");
+            asks
+        });
+        assert_eq!(said, want, "{text}");
+    }
+
+    const OURS: &str = r#""type": "LoadBalancer", "loadBalancerClass": "kvip.io/kvip""#;
+    const CLASSLESS: &str = r#""type": "LoadBalancer""#;
+
+    #[test]
+    fn what_settings_alone_keep_from_asking_is_told_from_what_asks_nowhere() {
+        check("", OURS, [Asks::NotBySettings, Asks::Yes, Asks::Yes]);
+        check("", CLASSLESS, [Asks::NotBySettings, Asks::NotBySettings, Asks::Yes]);
+        check("", r#""type": "LoadBalancer", "loadBalancerClass": "example.com/lb""#, [Asks::No; 3]);
+        check("", r#""type": "NodePort""#, [Asks::No; 3]);
+        check("", "", [Asks::No; 3]);
+    }
+
     #[test]
     fn a_service_that_is_being_deleted_asks_for_nothing() {
-        let service = |deleted: &str| -> Service {
-            let text = format!(
-                r#"{{"metadata": {{"uid": "u1"{deleted}}}, "spec": {{"type": "LoadBalancer", "loadBalancerClass": "{CLASS}"}}}}"#
-            );
-            serde_json::from_str(&text).unwrap()
-        };
-        let said = |deleted| {
-            let LiveService { uid, asks } = live(service(deleted), LoadBalancers::Class);
-            (uid, asks)
-        };
-        assert_eq!(said(""), ("u1".to_owned(), true));
         let deleted = r#", "deletionTimestamp": "2026-01-05T10:00:00Z", "finalizers": ["example.com/held"]"#;
-        assert_eq!(said(deleted), ("u1".to_owned(), false));
+        for spec in [OURS, CLASSLESS] {
+            check(deleted, spec, [Asks::No; 3]);
+        }
     }
 }

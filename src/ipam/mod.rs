@@ -13,6 +13,10 @@
 //!
 //! A freed address rests before another Service gets it, as a node without contact may serve it that long. There is no
 //! leader to remember that, so the claim itself does: it stays, with the time, until an allocator finds the rest over.
+//!
+//! That a Service asks no more is the cluster's to say, and any allocator acts on it. A setting of this node alone takes no
+//! address away: others would give it again, and so on for ever. Only once all nodes have been of that mind for a while
+//! is it given back.
 
 mod agenda;
 mod allocator;
@@ -29,7 +33,7 @@ mod store;
 mod words;
 
 pub use agenda::{Outcome, Wanted};
-pub use allocator::{Allocator, Clock, Outcomes, spawn};
+pub use allocator::{Agreed, Allocator, Clock, Outcomes, spawn};
 pub use candidates::{Known, pool_use};
 pub use claim::{Claim, Claims, Kind, Port, User, Version};
 pub use granted::{Grant, Granted, Notice, granted};
@@ -38,4 +42,4 @@ pub use refusal::{PoolUse, Refusal};
 pub use request::{Request, Reserved, Wish};
 pub use settle::{Now, Terms, expire, release, settle};
 pub use step::{Kinds, Settled, Step, View, next_step};
-pub use store::{ClaimStore, Found, LiveService, Look, StoreError};
+pub use store::{Asks, ClaimStore, Found, LiveService, Look, StoreError};

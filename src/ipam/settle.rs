@@ -9,7 +9,7 @@ use super::candidates::Known;
 use super::claim::{Claim, Claims, Kind};
 use super::request::{Request, Reserved};
 use super::step::{self, Kinds, Settled, Step, View};
-use super::store::{ClaimStore, Found, LiveService, Look, StoreError};
+use super::store::{Asks, ClaimStore, Found, Look, StoreError};
 use crate::model::ObjectKey;
 
 /// Steps that one request may take before its turn is over: a create may meet an address that is taken, once for each
@@ -141,16 +141,24 @@ async fn learn<S: ClaimStore>(
     Ok(())
 }
 
-/// Ends the use of `address` by the Service with that UID, if it is gone or asks for no address any more; whether it
-/// was so. The Service is asked for by name first: the watches may be behind.
+/// Ends the use of `address` by the Service with that UID, if it is gone or asks for no address any more, or if
+/// `by_settings` and nothing but this node's settings keeps it from asking; whether it was so. The Service is asked for
+/// by name first: the watches may be behind.
 pub async fn release<S: ClaimStore>(
     store: &S,
     address: IpAddr,
     service: &ObjectKey,
     uid: &str,
+    by_settings: bool,
     clock: Now<'_>,
 ) -> Result<bool, StoreError> {
-    if store.service(service).await?.is_some_and(|live: LiveService| live.uid == uid && live.asks) {
+    let live = store.service(service).await?.filter(|live| live.uid == uid);
+    let stays = match live.map_or(Asks::No, |live| live.asks) {
+        Asks::Yes => true,
+        Asks::NotBySettings => !by_settings,
+        Asks::No => false,
+    };
+    if stays {
         return Ok(false);
     }
     for kind in [Kind::Lease, Kind::IpAddress] {

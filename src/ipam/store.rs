@@ -56,8 +56,19 @@ pub enum Found {
 pub struct LiveService {
     /// Its UID.
     pub uid: String,
-    /// Whether it asks for an address out of a pool: its type and class say so, and it is not being deleted.
-    pub asks: bool,
+    /// Whether it asks for an address out of a pool.
+    pub asks: Asks,
+}
+
+/// Whether a Service asks kvip for an address out of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// Its type and class say so, and it is not being deleted.
+    Yes,
+    /// They do, but by this node's settings such a Service gets nothing. A node with other settings may serve it.
+    NotBySettings,
+    /// It is of another type or of the class of others, or it is being deleted: no node's settings change that.
+    No,
 }
 
 /// Why a call came to nothing.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Snapshot;
+use super::{Snapshot, store};
 use crate::files;
 use crate::model::ObjectKey;
 
@@ -40,6 +40,16 @@ impl Update {
     /// The snapshot that was saved before the start.
     pub fn saved(snapshot: Snapshot) -> Self {
         Self { snapshot: Arc::new(snapshot), lists: 0 }
+    }
+
+    /// This with what `accepted`, if it is of the same cluster, has of the parts that the server does not let kvip read:
+    /// that is no word that there is nothing. They are empty when it was so from this run's start on.
+    #[must_use]
+    pub fn with_unread_of(self, accepted: Option<&Self>) -> Self {
+        let known = accepted.map(|accepted| &*accepted.snapshot);
+        let known = known.filter(|known| known.cluster.is_some() && known.cluster == self.snapshot.cluster);
+        let kept = known.and_then(|known| store::with_unread_of(&self.snapshot, known));
+        Self { snapshot: kept.map_or(self.snapshot, Arc::new), ..self }
     }
 
     /// Whether a list, and not watch events alone, lies between `accepted` and this.

@@ -173,3 +173,38 @@ fn a_claim_that_changes_its_kind_is_not_gone() {
     let lease = |n| Claim { kind: ClaimKind::Lease, ..claim(n) };
     check(2, |s| s.claims = [lease(0), lease(1)].into_iter().collect(), &[]);
 }
+
+/// The update of a run that may not read IPAddresses and so has no claim.
+fn unread(uid: &str) -> Update {
+    let mut fresh = cluster(uid, 2);
+    fresh.claims = Claims::default();
+    fresh.skipped.insert("IPAddress".into(), vec![]);
+    update(1, &fresh)
+}
+
+#[test]
+fn claims_that_may_not_be_read_after_a_restart_stay_and_hold_nothing() {
+    for count in [1, 2] {
+        let saved = Update::saved(cluster("a", count));
+        let update = unread("a").with_unread_of(Some(&saved));
+        assert_eq!(update.snapshot.claims, saved.snapshot.claims);
+        assert_eq!(admit(Some(&saved), &update, &vips, None), Admission::Take);
+    }
+}
+
+#[test]
+fn what_another_cluster_had_is_none_of_it() {
+    let saved = Update::saved(cluster("b", 2));
+    assert_eq!(unread("a").with_unread_of(Some(&saved)), unread("a"));
+    assert_eq!(
+        unread("a").with_unread_of(None),
+        unread("a"),
+        "nor is anything known at the very first start"
+    );
+    let nameless = |update: Update| {
+        let snapshot = Snapshot { cluster: None, ..(*update.snapshot).clone() };
+        Update { snapshot: Arc::new(snapshot), ..update }
+    };
+    let (fresh, saved) = (nameless(unread("a")), nameless(saved));
+    assert_eq!(fresh.clone().with_unread_of(Some(&saved)), fresh);
+}

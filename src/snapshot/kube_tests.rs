@@ -351,7 +351,7 @@ async fn kinds_that_an_older_cluster_lacks_hold_nothing_back() {
     let server = Server::start(World { refused, ..rich_world() }).await;
     let mut fixture = follow(&server, timing());
     let update = fixture.extras(3).await;
-    assert!(update.snapshot.skipped.is_empty());
+    assert_eq!(update.snapshot.skipped.values().flatten().count(), 0);
     fixture.problem("").await;
     server.change(|w| w.refused.clear());
     fixture.extras(5).await;
@@ -393,6 +393,28 @@ async fn what_can_no_longer_be_read_keeps_its_last_state() {
     let update = timeout(Duration::from_secs(10), fixture.handles.snapshots.wait_for(refused)).await;
     assert_eq!(extras(&update.unwrap().unwrap().as_ref().unwrap().snapshot), 5);
     fixture.problem("").await;
+}
+
+#[tokio::test]
+async fn what_a_new_run_may_not_read_is_what_the_last_one_accepted() {
+    let server = Server::start(rich_world()).await;
+    let before = follow(&server, timing()).extras(5).await;
+    let refused =
+        vec![(IP_ADDRESSES, 403), (LEASES, 404), (NAMESPACES, 403), (SERVICE_CIDRS, 404), (SETTINGS, 403)];
+    server.change(|w| w.refused = refused);
+    let mut fixture = follow(&server, timing());
+    let update = fixture.services(&["web"]).await;
+    assert_eq!(extras(&update.snapshot), 0);
+    let saved = Update::saved((*before.snapshot).clone());
+    assert_eq!(extras(&update.with_unread_of(Some(&saved)).snapshot), 5);
+    server.change(|w| {
+        w.refused.clear();
+        w.others.clear();
+    });
+    let fresh = |update: &Option<Update>| update.as_ref().is_some_and(|u| u.snapshot.skipped.is_empty());
+    let update = timeout(Duration::from_secs(10), fixture.handles.snapshots.wait_for(fresh)).await;
+    let update = update.unwrap().unwrap().clone().unwrap();
+    assert_eq!(extras(&update.with_unread_of(Some(&saved)).snapshot), 0, "what is read counts");
 }
 
 #[tokio::test]

@@ -157,6 +157,9 @@ fn adopt_map(have: &mut Option<OrdMap<String, String>>, fresh: Option<&OrdMap<St
 }
 
 fn adopt_claims(have: &mut Claims, kind: Kind, fresh: &Claims) -> bool {
+    if have.is_copy_of(fresh) {
+        return false;
+    }
     let of_kind = |claims: &Claims| {
         let objects = claims.objects().filter(|claim| claim.kind == kind);
         objects.map(|claim| claim.address).collect::<Vec<_>>()
@@ -188,6 +191,19 @@ fn adopt_part(have: &mut Snapshot, part: Part, fresh: &Snapshot) -> bool {
             differs
         }
     }
+}
+
+/// `fresh` with what `known` has of the parts that the server did not let be read; `None` when that is the same. They may
+/// be empty only because this run never read them.
+pub(super) fn with_unread_of(fresh: &Snapshot, known: &Snapshot) -> Option<Snapshot> {
+    let unread = |part: &Part| fresh.skipped.contains_key(part.kind());
+    let unread: Vec<Part> = Part::ALL.into_iter().filter(unread).collect();
+    if unread.is_empty() {
+        return None;
+    }
+    let mut kept = fresh.clone();
+    let differing = unread.into_iter().filter(|part| adopt_part(&mut kept, *part, known)).count();
+    (differing > 0).then_some(kept)
 }
 
 /// The snapshot as it grows, and what was published of it.
@@ -227,10 +243,10 @@ impl Store {
     }
 
     /// Takes that `part` cannot be had: it counts as complete with what is known of it, at first nothing. `finding`
-    /// says why, when a person is to mend it.
+    /// says why, when a person is to mend it; that it cannot be had is said in any case.
     pub(super) fn refuse(&mut self, part: Part, finding: Option<Finding>) {
-        let finding = finding.map(|finding| vec![finding]);
-        let said = set(&mut self.snapshot.skipped, part.kind().to_owned(), finding);
+        let findings = finding.into_iter().collect();
+        let said = set(&mut self.snapshot.skipped, part.kind().to_owned(), Some(findings));
         self.filled(&[part], said);
     }
 

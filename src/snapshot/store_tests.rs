@@ -162,7 +162,13 @@ fn what_cannot_be_had_counts_as_complete_with_what_is_known() {
     for part in Part::ALL {
         store.refuse(part, None);
     }
-    assert_eq!(store.due(now), None, "the same is known");
+    let third = store.publish(now).unwrap().snapshot;
+    assert_eq!(third.namespaces, second.snapshot.namespaces, "the same is known");
+    assert!(third.skipped["Namespace"].is_empty(), "and that it is not read is said, to no one");
+    for part in Part::ALL {
+        store.refuse(part, None);
+    }
+    assert_eq!(store.publish(now), None, "once");
     store.begin("b".into(), BTreeSet::new());
     for part in Part::ALL {
         store.refuse(part, None);
@@ -171,6 +177,37 @@ fn what_cannot_be_had_counts_as_complete_with_what_is_known() {
         store.publish(now).unwrap().snapshot.namespaces.is_empty(),
         "nothing is known of another cluster"
     );
+}
+
+/// The extras of a snapshot whose `unread` parts a fresh start was refused, when all was known before.
+#[track_caller]
+fn check_unread(unread: &[Part], want: (usize, Option<&str>, usize)) {
+    let (mut before, mut after) = (Store::default(), Store::default());
+    fill(&mut before, "a", vec![]);
+    fill(&mut after, "a", vec![]);
+    before.list(Part::Namespaces, vec![namespace("shop")]);
+    let settings = Converted {
+        key: ObjectKey::new("kvip-system", "kvip"),
+        value: Some(Arc::new("a = 1".to_owned())),
+        skipped: vec![],
+    };
+    before.list(Part::Settings, vec![Change::Settings(settings)]);
+    before.snapshot.claims = [claim(Kind::IpAddress), claim(Kind::Lease)].into_iter().collect();
+    for part in unread {
+        after.refuse(*part, None);
+    }
+    let kept = with_unread_of(&after.snapshot, &before.snapshot);
+    let kept = kept.as_ref().unwrap_or(&after.snapshot);
+    assert_eq!((kept.namespaces.len(), kept.cluster_settings.as_deref(), kept.claims.len()), want);
+    assert_eq!(with_unread_of(kept, &before.snapshot), None, "the same again");
+}
+
+#[test]
+fn what_a_fresh_start_is_not_let_read_is_what_was_known_and_what_it_reads_counts() {
+    check_unread(&[], (0, None, 0));
+    check_unread(&[Part::Namespaces], (1, None, 0));
+    check_unread(&[Part::Settings, Part::Leases], (0, Some("a = 1"), 1));
+    check_unread(&[Part::IpAddresses, Part::Leases], (0, None, 2));
 }
 
 fn namespace(name: &str) -> Change {

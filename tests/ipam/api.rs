@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kvip::ipam::{
-    Claim, ClaimStore, Claims, Found, Kind, Kinds, LiveService, Look, Port, Request, StoreError, granted,
+    Asks, Claim, ClaimStore, Claims, Found, Kind, Kinds, LiveService, Look, Port, Request, StoreError,
+    granted,
 };
 use kvip::model::ObjectKey;
 use kvip::snapshot::Map;
@@ -193,12 +194,14 @@ pub struct Way {
     pub failing: Arc<Mutex<u64>>,
     /// It never asks whether IPAddresses are served.
     pub leases_alone: bool,
+    /// By its settings no Service gets an address.
+    pub takes_none: bool,
 }
 
 impl Way {
-    pub fn new(api: &Arc<Api>, seed: u64, failing: &Arc<Mutex<u64>>, leases_alone: bool) -> Self {
+    pub fn new(api: &Arc<Api>, seed: u64, failing: &Arc<Mutex<u64>>) -> Self {
         let random = Mutex::new(seed | 1);
-        Self { api: api.clone(), random, failing: failing.clone(), leases_alone }
+        Self { api: api.clone(), random, failing: failing.clone(), leases_alone: false, takes_none: false }
     }
 
     /// xorshift64.
@@ -298,7 +301,8 @@ impl ClaimStore for Way {
     async fn service(&self, key: &ObjectKey) -> Result<Option<LiveService>, StoreError> {
         self.call(|api| {
             let truth = api.truth.borrow();
-            Ok(truth.requests.get(key).map(|request| LiveService { uid: request.uid.clone(), asks: true }))
+            let asks = if self.takes_none { Asks::NotBySettings } else { Asks::Yes };
+            Ok(truth.requests.get(key).map(|request| LiveService { uid: request.uid.clone(), asks }))
         })
         .await
     }

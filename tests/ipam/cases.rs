@@ -1,9 +1,10 @@
 //! Single stories, each a thing that people do.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kvip::ipam::{Refusal, granted};
+use kvip::ipam::{Claims, Refusal, granted};
 use kvip::model::ObjectKey;
 use tokio::time::sleep;
 
@@ -134,5 +135,66 @@ fn when_the_first_allocator_is_dead_the_next_one_acts_after_the_delay() {
         cluster.happen(&ask(0, shape(None, false, 80)));
         sleep(Duration::from_secs(40)).await;
         assert_eq!(has(cluster, 0).len(), 1);
+    });
+}
+
+/// Claims with what they are at; another write is another state.
+fn claims(cluster: &Cluster) -> Claims {
+    cluster.api.truth.borrow().claims.clone()
+}
+
+#[test]
+fn a_node_whose_settings_take_no_services_leaves_those_of_the_others_alone() {
+    story(async |cluster| {
+        for name in 0..3 {
+            cluster.happen(&ask(name, shape(None, false, 80)));
+        }
+        sleep(Duration::from_secs(100)).await;
+        let given = claims(cluster);
+        assert_eq!(given.len(), 3);
+        cluster.agree.store(false, Ordering::Relaxed);
+        for node in [0, 1] {
+            cluster.start_set_otherwise(node);
+            let calls = cluster.api.calls();
+            sleep(Duration::from_secs(24 * 3600)).await;
+            assert_eq!(claims(cluster), given, "not even for a moment");
+            let looks = cluster.api.calls() - calls;
+            assert!(looks <= 2 * 3 * (24 * 12 + 10), "{looks} calls in a day");
+        }
+        cluster.happen(&Event::Delete { name: 0 });
+        sleep(Duration::from_secs(400)).await;
+        assert_eq!(claims(cluster).len(), 2, "but one that is gone is gone");
+    });
+}
+
+#[test]
+fn once_no_node_takes_services_any_more_what_they_have_is_given_back() {
+    story(async |cluster| {
+        cluster.happen(&ask(0, shape(None, false, 80)));
+        sleep(Duration::from_secs(100)).await;
+        cluster.agree.store(false, Ordering::Relaxed);
+        for node in 0..3 {
+            cluster.start_set_otherwise(node);
+            sleep(Duration::from_secs(1000)).await;
+            assert_eq!(has(cluster, 0).len(), 1);
+        }
+        cluster.agree.store(true, Ordering::Relaxed);
+        sleep(Duration::from_secs(1000)).await;
+        assert_eq!(claims(cluster).len(), 0);
+    });
+}
+
+#[test]
+fn a_node_that_has_not_heard_the_others_yet_waits() {
+    story(async |cluster| {
+        cluster.happen(&ask(0, shape(None, false, 80)));
+        sleep(Duration::from_secs(100)).await;
+        let given = claims(cluster);
+        cluster.start_set_otherwise(0);
+        cluster.start_set_otherwise(1);
+        sleep(Duration::from_secs(250)).await;
+        cluster.agree.store(false, Ordering::Relaxed);
+        sleep(Duration::from_secs(1000)).await;
+        assert_eq!(claims(cluster), given);
     });
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use kvip::ipam::{
     Allocator, Kinds, Known, Request, Reserved, Step, View, Wanted, Wish, granted, next_step, spawn,
 };
 use kvip::model::{Family, ObjectKey, Protocol};
-use kvip::snapshot::FamilyPolicy;
+use kvip::snapshot::{FamilyPolicy, Map};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -77,6 +78,8 @@ pub fn address(last: u8) -> IpAddr {
 pub struct Cluster {
     pub api: Arc<Api>,
     pub failing: Arc<Mutex<u64>>,
+    /// Each node hears that all have the same settings.
+    pub agree: Arc<AtomicBool>,
     pub allocators: [Option<(Allocator, JoinSet<()>)>; 3],
     seed: u64,
     lives: u32,
@@ -85,7 +88,8 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(ip_addresses_served: bool, seed: u64) -> Self {
         let failing = Arc::new(Mutex::new(0));
-        Self { api: Api::new(ip_addresses_served), failing, allocators: [None, None, None], seed, lives: 0 }
+        let (api, agree) = (Api::new(ip_addresses_served), Arc::new(AtomicBool::new(true)));
+        Self { api, failing, agree, allocators: [None, None, None], seed, lives: 0 }
     }
 
     pub fn happen(&mut self, event: &Event) {
@@ -112,17 +116,29 @@ impl Cluster {
     }
 
     pub fn start(&mut self, node: usize, lag: [u64; 2], leases_alone: bool) {
+        self.begin(node, lag, |way| way.leases_alone = leases_alone);
+    }
+
+    /// Starts an allocator on a node by whose settings no Service gets an address.
+    pub fn start_set_otherwise(&mut self, node: usize) {
+        self.begin(node, [0, 0], |way| way.takes_none = true);
+    }
+
+    fn begin(&mut self, node: usize, lag: [u64; 2], set: impl FnOnce(&mut Way)) {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let way = Arc::new(Way::new(&self.api, self.seed, &self.failing, leases_alone));
-        let (wanted, feeds) = watches(&self.api, lag, leases_alone);
-        let api = self.api.clone();
-        let allocator = spawn(NODES[node], way, wanted, Arc::new(move || api.now()));
+        let mut way = Way::new(&self.api, self.seed, &self.failing);
+        set(&mut way);
+        let (wanted, feeds) = watches(&self.api, lag, &way);
+        let (api, agree) = (self.api.clone(), self.agree.clone());
+        let agreed = Arc::new(move || agree.load(Ordering::Relaxed));
+        let allocator = spawn(NODES[node], Arc::new(way), wanted, agreed, Arc::new(move || api.now()));
         self.allocators[node] = Some((allocator, feeds));
     }
 
     /// Lets all be well for as long as it takes that nothing is left to do, then checks the end.
     pub async fn end_well(&mut self) {
         *self.failing.lock().unwrap() = 0;
+        self.agree.store(true, Ordering::Relaxed);
         for node in 0..NODES.len() {
             self.start(node, [0, 0], false);
         }
@@ -138,19 +154,19 @@ impl Cluster {
 }
 
 /// Two watches, of Services and of claims, each behind by its own time.
-fn watches(
-    api: &Arc<Api>,
-    lag: [u64; 2],
-    leases_alone: bool,
-) -> (watch::Receiver<Option<Arc<Wanted>>>, JoinSet<()>) {
+fn watches(api: &Arc<Api>, lag: [u64; 2], way: &Way) -> (watch::Receiver<Option<Arc<Wanted>>>, JoinSet<()>) {
     let (out, wanted) = watch::channel(None);
     let out = Arc::new(out);
     let mut feeds = JoinSet::new();
+    let (leases_alone, takes_none) = (way.leases_alone, way.takes_none);
     for (of_claims, lag) in [(false, lag[0]), (true, lag[1])] {
         let (mut truth, out) = (api.truth.subscribe(), out.clone());
         feeds.spawn(async move {
             loop {
-                let now = truth.borrow_and_update().clone();
+                let mut now = truth.borrow_and_update().clone();
+                if takes_none {
+                    now.requests = Map::new();
+                }
                 sleep(Duration::from_secs(lag)).await;
                 out.send_modify(|wanted| {
                     *wanted = Some(Arc::new(told(wanted.as_deref(), &now, of_claims, leases_alone)));

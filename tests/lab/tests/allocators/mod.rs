@@ -122,7 +122,7 @@ impl Cluster {
                 let (out, wanted) = watch::channel(None);
                 let mut feed = JoinSet::new();
                 feed.spawn(tell(self.admin.clone(), view, takeover_after, out));
-                let allocator = spawn(name, Arc::new(store), wanted, Arc::new(now));
+                let allocator = spawn(name, Arc::new(store), wanted, Arc::new(|| true), Arc::new(now));
                 nodes.push(Node { allocator, _feed: feed });
             }
             Ok(nodes)
