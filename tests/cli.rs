@@ -39,6 +39,20 @@ impl Host {
     }
 }
 
+/// What `kvip` says without a settings' file of its own to use.
+fn kvip(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kvip")).env_clear().args(arguments).output().unwrap()
+}
+
+/// The folder of a golden case.
+fn golden(case: &str) -> String {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/").to_owned() + case
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
@@ -125,19 +139,48 @@ fn a_reader_that_has_gone_is_no_error() {
 
 #[test]
 fn an_explanation_ends_as_its_subject_fares() {
-    let host = Host::new(None);
-    let golden = |case: &str| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/").to_owned() + case;
     for (about, case, code) in [
         ("default/nginx", "tutorial", 0),
+        ("default/nginx:80", "tutorial", 0),
         ("10.87.2.50", "tutorial", 0),
         ("10.87.2.99", "tutorial", 1),
         ("default/missing", "bad-services", 1),
         ("nginx", "tutorial", 2),
+        ("10.87.2.999", "tutorial", 2),
     ] {
-        let output = host.kvip(&["explain", about, &golden(case)]);
+        let output = kvip(&["explain", about, &golden(case)]);
         assert_eq!(output.status.code(), Some(code), "{about}: {output:?}");
     }
-    let output = host.kvip(&["--json", "explain", "default/nginx", &golden("tutorial")]);
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let json = json(&kvip(&["--json", "explain", "default/nginx", &golden("tutorial")]));
     assert_eq!((&json["schema"], &json["served"]), (&"kvip.explain.v1".into(), &true.into()));
+}
+
+#[test]
+fn what_a_plan_would_write_is_json_too() {
+    let words = ["plan", &golden("tutorial"), "--show", "nft"];
+    let written = kvip(&words);
+    let json = json(&kvip(&[&words[..], &["--json"]].concat()));
+    assert_eq!(json["schema"], "kvip.plan.text.v1");
+    assert_eq!(json["text"], text(&written.stdout));
+}
+
+#[test]
+fn settings_named_by_hand_count_before_a_folders_own() {
+    let host = Host::new(Some("[vips]\nallowed = [\"192.0.2.0/24\"]\n"));
+    let output = host.kvip(&["plan", &golden("tutorial")]);
+    assert!(text(&output.stdout).contains("outside"), "{output:?}");
+    assert!(!text(&kvip(&["plan", &golden("tutorial")]).stdout).contains("outside"));
+}
+
+#[test]
+fn wrong_settings_are_json_too() {
+    for words in [&["plan"][..], &["explain", "default/nginx"]] {
+        let folder = golden("tutorial");
+        let words = [words, &[&folder, "--json", "--set", "vrrp.vrid=0"]].concat();
+        let output = kvip(&words);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), ""), "{words:?}");
+        let json = json(&output);
+        assert_eq!(json["schema"], format!("kvip.{}.v1", words[0]));
+        assert_eq!(json["problems"][0]["message"], "--set vrrp.vrid = 0: a VRID is 1 to 255");
+    }
 }

@@ -32,8 +32,8 @@ const PROGRAMS: [Program; 2] = [("keepalived", "keepalived"), ("nft", "nftables"
 struct HostView {
     /// Of the kubeconfig, or of the folder of manifests that is read in its place.
     source: Result<(), String>,
-    /// Whether the interface that the settings name is there; true when they name none.
-    interface: bool,
+    /// Interfaces that settings name and that are not there, each with the key that names it.
+    no_links: Vec<(String, String)>,
     /// Those of [`PROGRAMS`] that are not installed.
     missing: Vec<Program>,
     ip_vs: bool,
@@ -58,17 +58,29 @@ pub(super) fn run(args: &SettingsArgs, global: &Global) -> anyhow::Result<Exit> 
 }
 
 fn look(settings: &Settings) -> HostView {
-    let interface = settings.node.interface.as_ref();
+    let is_there = |name: &str| Path::new("/sys/class/net").join(name).exists();
     HostView {
         source: match &settings.cluster.manifests {
             Some(folder) if folder.is_dir() => Ok(()),
             Some(_) => Err("no such folder".to_owned()),
             None => kubeconfig(&settings.cluster.kubeconfig),
         },
-        interface: interface.is_none_or(|name| Path::new("/sys/class/net").join(name).exists()),
+        no_links: links(settings).filter(|(_, name)| !is_there(name)).collect(),
         missing: PROGRAMS.into_iter().filter(|(name, _)| !has_program(name)).collect(),
         ip_vs: Path::new("/proc/net/ip_vs").exists(),
     }
+}
+
+/// The interfaces that this host must have, each behind the key that names it. Those of groups with members of their own are
+/// not among them: only the cluster knows whether this host is one.
+fn links(settings: &Settings) -> impl Iterator<Item = (String, String)> {
+    let Settings { node, balancing, groups, .. } = settings;
+    let groups = groups.iter().enumerate().filter(|(_, group)| group.vrrp.members.is_empty());
+    let of_groups =
+        groups.map(|(number, group)| (format!("groups.{number}.interface"), group.interface.as_ref()));
+    let own = [("node.interface", &node.interface), ("balancing.sync_interface", &balancing.sync.interface)];
+    let own = own.into_iter().map(|(key, name)| (key.to_owned(), name.as_ref()));
+    own.chain(of_groups).filter_map(|(key, name)| Some((key, name?.clone())))
 }
 
 /// Whether the kubeconfig can be read and names a context of its own; whether it lets anyone in is for the API to say.
@@ -106,10 +118,9 @@ fn findings(settings: &Settings, view: &HostView) -> Vec<Finding> {
         };
         findings.push(Finding::new(path.display(), text).mend(mend));
     }
-    if let (false, Some(name)) = (view.interface, &settings.node.interface) {
-        findings.push(
-            Finding::new(name, "node.interface names it, but this host has none so called").mend("ip link"),
-        );
+    for (key, name) in &view.no_links {
+        let text = format!("{key} names it, but this host has none so called");
+        findings.push(Finding::new(name, text).mend("ip link"));
     }
     for (program, package) in &view.missing {
         let mend = format!("apt install {package}, or dnf install {package}");
@@ -204,7 +215,7 @@ fn settings_json(loaded: &Loaded) -> BTreeMap<String, Value> {
 }
 
 /// A problem's parts, and the line that a person would read.
-fn problem_json(problem: &Problem) -> Value {
+pub(super) fn problem_json(problem: &Problem) -> Value {
     let Problem { file, line, column, subject, found, text, mend } = problem;
     json!({
         "file": file, "line": line, "column": column, "subject": subject, "found": found, "text": text,
@@ -237,7 +248,8 @@ mod tests {
         load_with_origins(&sources)
     }
 
-    const GOOD: HostView = HostView { source: Ok(()), interface: true, missing: Vec::new(), ip_vs: true };
+    const GOOD: HostView =
+        HostView { source: Ok(()), no_links: Vec::new(), missing: Vec::new(), ip_vs: true };
 
     #[test]
     fn right_settings_are_shown_with_their_origins() {
@@ -349,7 +361,7 @@ to mend on this host
         assert_eq!(findings(settings, &GOOD), []);
         let view = HostView {
             source: Err("not there".into()),
-            interface: false,
+            no_links: links(settings).collect(),
             missing: vec![PROGRAMS[1]],
             ip_vs: false,
         };
@@ -366,6 +378,27 @@ to mend on this host
                         modprobe ip_vs
 ";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn every_interface_that_is_named_is_looked_for() {
+        let text = "vips.allowed = ['10.87.2.0/24']\n[node]\ninterface = 'gone-a'\n\
+             [balancing]\nsync_interface = 'gone-b'\n\
+             [[groups]]\nname = 'a'\nvrid = 60\naddresses = ['10.87.2.64/28']\ninterface = 'lo'\n\
+             [[groups]]\nname = 'b'\nvrid = 61\naddresses = ['10.87.2.7']\ninterface = 'gone-c'\n\
+             [[groups]]\nname = 'c'\nvrid = 62\naddresses = ['10.87.2.8']\ninterface = 'gone-d'\nmembers = 'a=b'\n";
+        let (_folder, result) = of_file(text);
+        let settings = &result.unwrap().settings;
+        let view = HostView { no_links: look(settings).no_links, ..GOOD };
+        let names = [
+            ("gone-a", "node.interface"),
+            ("gone-b", "balancing.sync_interface"),
+            ("gone-c", "groups.1.interface"),
+        ];
+        let expected = names.map(|(name, key)| {
+            Finding::new(name, format!("{key} names it, but this host has none so called")).mend("ip link")
+        });
+        assert_eq!(findings(settings, &view), expected);
     }
 
     #[test]

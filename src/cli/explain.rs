@@ -5,13 +5,13 @@
 //! and what the running daemon says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::view::{self, View};
-use super::{Exit, Global, SettingsArgs, finding_rows, status, style};
+use super::{Exit, Global, SettingsArgs, finding_rows, status, style, told_as_json};
 use crate::daemon::SOCKET;
 use crate::derive::{Owner, Served, WantedServer};
 use crate::ipvs::Key;
@@ -42,11 +42,32 @@ enum Subject {
     Vip(IpAddr),
 }
 
+/// Reads a subject as people copy it: a Service also with the port and the method of an entry of the ConfigMap, a VIP also as
+/// the ConfigMap's key, with a port or as a network of one address.
 fn subject(text: &str) -> Result<Subject, String> {
-    let vip = text.parse().ok().map(Subject::Vip);
-    vip.or_else(|| ObjectKey::parse(text).map(Subject::Service)).ok_or_else(|| {
-        "a Service is written namespace/name, as in default/nginx, and a VIP 10.87.2.50".to_owned()
+    let text = text.trim();
+    let (first, rest) = text.split_once('/').unwrap_or((text, ""));
+    if let Some(vip) = vip(first) {
+        let whole = if vip.is_ipv4() { "32" } else { "128" };
+        let is_one = first == text || rest == whole;
+        return is_one.then_some(Subject::Vip(vip)).ok_or_else(|| format!("a VIP is one address, as {vip}"));
+    }
+    if first.contains('.') && first.chars().all(|c| c.is_ascii_digit() || c == '.') {
+        let number = "an IPv4 address is four numbers from 0 to 255, without zeros before them, and an IPv6 one fd00::50";
+        return Err(format!("{first} is no address: {number}"));
+    }
+    let service = text.split_once(':').map_or(text, |(service, _)| service);
+    ObjectKey::parse(service).map(Subject::Service).ok_or_else(|| {
+        "a Service is written namespace/name, as in default/nginx, and a VIP 10.87.2.50 or fd00::50"
+            .to_owned()
     })
+}
+
+/// An address, also with `-` for `:`, which no key of a ConfigMap may hold, or with a port behind it.
+fn vip(text: &str) -> Option<IpAddr> {
+    let with_port = || text.parse::<SocketAddr>().ok().map(|frontend| frontend.ip());
+    let as_key = || text.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    text.parse().ok().or_else(as_key).or_else(with_port)
 }
 
 /// An explanation; its JSON form is this.
@@ -94,10 +115,9 @@ struct Server {
 /// # Errors
 /// When the settings are wrong, or cluster, folder or host cannot be read.
 pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let sources = &args.settings.sources(global);
-    let (view, here) = match &args.folder {
-        Some(folder) => (view::of_folder(folder, sources).await?, None),
-        None => (view::of_cluster(sources).await?, Some(Here::ask().await)),
+    let (view, here) = match of(args, global).await {
+        Ok(view) => view,
+        Err(error) => return told_as_json(SCHEMA, error, global),
     };
     let explanation = explain(&view, here.as_ref(), &args.subject);
     style::print(&if global.json {
@@ -106,6 +126,13 @@ pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         text(&explanation)
     })?;
     Ok(if explanation.findings.is_empty() { Exit::Fine } else { Exit::Mend })
+}
+
+async fn of(args: &Args, global: &Global) -> anyhow::Result<(View, Option<Here>)> {
+    Ok(match &args.folder {
+        Some(folder) => (view::of_folder(folder, &args.settings.sources_for(folder, global)).await?, None),
+        None => (view::of_cluster(&args.settings.sources(global)).await?, Some(Here::ask().await)),
+    })
 }
 
 /// This host, as far as the running daemon tells it.
@@ -219,7 +246,11 @@ fn address(view: &View, vip: IpAddr, frontends: &Frontends) -> Option<Link> {
     let range = view.allowed.iter().find(|range| range.contains(&vip))?;
     let claim = view.snapshot.claims.at(vip).filter(|claim| claim.released.is_none());
     let pool = claim.and_then(|claim| claim.pool.as_ref()).map(|pool| format!(", of pool {pool}"));
-    let floats = if frontends.is_empty() { ", its ports are the host's" } else { "" };
+    let floats = match view.desired.vips.get(&vip) {
+        Some(kind) if kind.floats_only => ", its ports are the host's",
+        Some(_) if frontends.is_empty() => ", which refuses connections",
+        _ => "",
+    };
     Some(link("address", format!("{vip} in allowed range {range}{}{floats}", pool.unwrap_or_default())))
 }
 
@@ -334,7 +365,10 @@ fn not_asked(view: &View, subject: &Subject, vips: &BTreeSet<IpAddr>) -> Option<
                 format!("kubectl -n {} annotate service {} kvip.io/vips=ADDRESS", key.namespace, key.name);
             Finding::new(key, "nothing asks for a VIP for it").mend(mend)
         }
-        Subject::Vip(vip) => Finding::new(vip, "nothing asks for it").mend("kvip status lists the VIPs"),
+        Subject::Vip(vip) => Finding::new(vip, "nothing asks for it").mend(match &view.folder {
+            Some(folder) => format!("kvip plan {} lists the VIPs", folder.display()),
+            None => "kvip status lists the VIPs".to_owned(),
+        }),
     })
 }
 

@@ -7,10 +7,14 @@ use super::*;
 use crate::config::Sources;
 use crate::ipvs::{Command, Table};
 
+fn folder(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
+}
+
 fn view(case: &str) -> View {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+    let folder = folder(case);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(view::of_folder(&folder, &Sources::of_file("/nonexistent"))).unwrap()
+    runtime.block_on(view::of_folder(&folder, &Sources::of_file(folder.join("config.toml")))).unwrap()
 }
 
 /// Of a folder, as if nothing were there yet.
@@ -41,6 +45,13 @@ all of it is as it should be
         1,
     );
     check("tutorial", "10.87.2.50", &of_vip);
+}
+
+/// Only a VIP that nothing was asked for leaves its ports to the host.
+#[test]
+fn a_vip_whose_service_cannot_be_served_refuses_connections() {
+    let told = text(&explain(&view("bad-services"), None, &subject("10.87.2.55").unwrap()));
+    assert!(told.contains("10.87.2.55 in allowed range 10.87.2.0/24, which refuses connections\n"), "{told}");
 }
 
 #[test]
@@ -80,6 +91,7 @@ to mend
 
 to mend
   default/vip-configmap  key \"10.87.2.4\" ignored: it is the address of node node-a
+                         kubectl -n default edit configmap vip-configmap
 ",
     );
 }
@@ -89,14 +101,20 @@ fn what_nothing_asks_for_is_said_with_how_to_ask() {
     check(
         "tutorial",
         "10.87.2.99",
-        "\
+        &format!(
+            "\
 10.87.2.99 is no VIP
 
 to mend
   10.87.2.99  nothing asks for it
-              kvip status lists the VIPs
+              kvip plan {} lists the VIPs
 ",
+            folder("tutorial").display()
+        ),
     );
+    let of_cluster = View { folder: None, ..view("tutorial") };
+    let finding = Finding::new("10.87.2.99", "nothing asks for it").mend("kvip status lists the VIPs");
+    assert_eq!(explain(&of_cluster, None, &subject("10.87.2.99").unwrap()).findings, [finding]);
     check(
         "tutorial",
         "shop/web",
@@ -196,7 +214,24 @@ fn a_vip_is_found_in_words_as_itself_alone() {
 
 #[test]
 fn a_subject_is_a_service_or_a_vip() {
-    assert_eq!(subject("default/nginx"), Ok(Subject::Service(ObjectKey::new("default", "nginx"))));
-    assert_eq!(subject("fd00::50"), Ok(Subject::Vip("fd00::50".parse().unwrap())));
-    assert!(subject("nginx").unwrap_err().contains("default/nginx"));
+    let service = Ok(Subject::Service(ObjectKey::new("default", "nginx")));
+    for text in ["default/nginx", "default/nginx:80", "default/nginx:NAT", "default/nginx:80:NAT"] {
+        assert_eq!(subject(text), service, "{text}");
+    }
+    for text in ["10.87.2.50", "10.87.2.50/32", "10.87.2.50:80", " 10.87.2.50 "] {
+        assert_eq!(subject(text), Ok(Subject::Vip("10.87.2.50".parse().unwrap())), "{text}");
+    }
+    for text in ["fd00::50", "fd00--50", "fd00::50/128", "[fd00::50]:80"] {
+        assert_eq!(subject(text), Ok(Subject::Vip("fd00::50".parse().unwrap())), "{text}");
+    }
+    let wrong = |text: &str, why: &str| assert_eq!(subject(text), Err(why.to_owned()), "{text}");
+    let form = "a Service is written namespace/name, as in default/nginx, and a VIP 10.87.2.50 or fd00::50";
+    wrong("nginx", form);
+    wrong("fd00:::50", form);
+    wrong("10.87.2.0/24", "a VIP is one address, as 10.87.2.0");
+    let number = "is no address: an IPv4 address is four numbers from 0 to 255, without zeros before them, and an IPv6 one fd00::50";
+    for text in ["10.87.2.999", "10.87.2", "10.87.2.050"] {
+        wrong(text, &format!("{text} {number}"));
+    }
+    wrong("10.87.2.999/32", &format!("10.87.2.999 {number}"));
 }

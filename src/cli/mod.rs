@@ -19,7 +19,7 @@ mod unit;
 mod view;
 mod waiting;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -42,12 +42,19 @@ pub struct Cli {
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The settings' file; its drop-ins are in config.d beside it
-    #[arg(long, global = true, value_name = "PATH", default_value = CONFIG_FILE)]
-    pub config: PathBuf,
+    /// The settings' file; its drop-ins are in config.d beside it [default: /etc/kvip/config.toml]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub config: Option<PathBuf>,
     /// Print JSON in place of text
     #[arg(long, global = true)]
     pub json: bool,
+}
+
+impl Global {
+    /// The settings' file: the one named, or else the installed one.
+    pub fn config(&self) -> &Path {
+        self.config.as_deref().unwrap_or(Path::new(CONFIG_FILE))
+    }
 }
 
 /// The commands, in the order of the help.
@@ -90,9 +97,20 @@ pub struct SettingsArgs {
 impl SettingsArgs {
     /// Where the settings come from, these flags among it.
     pub fn sources(&self, global: &Global) -> Sources {
-        Sources { flags: self.set.clone(), ..Sources::of_file(&global.config) }
+        Sources { flags: self.set.clone(), ..Sources::of_file(global.config()) }
+    }
+
+    /// As [`sources`](Self::sources), but a config.toml among the manifests of `folder` stands for the installed file. One
+    /// that is named with --config counts before it.
+    pub fn sources_for(&self, folder: &Path, global: &Global) -> Sources {
+        let own = folder.join(FOLDER_SETTINGS);
+        let config = global.config.clone().or_else(|| own.exists().then_some(own));
+        self.sources(&Global { config, ..global.clone() })
     }
 }
+
+/// The settings of a folder of manifests, beside these.
+const FOLDER_SETTINGS: &str = "config.toml";
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 1 something to mend, 2 wrong usage, 3 could not ask";
 
@@ -172,6 +190,22 @@ fn finding_rows(finding: &Finding) -> Vec<Vec<String>> {
     rows
 }
 
+/// Tells `error` as a document of the form `schema` when it is about settings and programs are to read it.
+///
+/// # Errors
+/// With `error` itself where it is another, or people are to read it.
+fn told_as_json(schema: &str, error: anyhow::Error, global: &Global) -> anyhow::Result<Exit> {
+    match error.downcast_ref::<config::WrongSettings>() {
+        Some(config::WrongSettings(problems)) if global.json => {
+            let problems: Vec<_> = problems.iter().map(check::problem_json).collect();
+            let document = serde_json::json!({"schema": schema, "problems": problems});
+            style::print(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;
+            Ok(Exit::Mend)
+        }
+        _ => Err(error),
+    }
+}
+
 /// Splits `section.key=value`.
 fn key_and_value(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').map(|(key, value)| (key.trim(), value));
@@ -200,6 +234,27 @@ mod tests {
         assert_eq!(sources.file, PathBuf::from("/x/kvip.toml"));
         assert_eq!(sources.drop_ins, PathBuf::from("/x/config.d"));
         assert_eq!(sources.flags, [("vrrp.members".to_owned(), "a=b".to_owned())]);
+    }
+
+    #[test]
+    fn a_folders_settings_count_unless_others_are_named() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = |words: &[&str]| {
+            let cli = Cli::try_parse_from(["kvip", "plan"].iter().chain(words)).unwrap();
+            SettingsArgs::default().sources_for(folder.path(), &cli.global).file
+        };
+        assert_eq!(file(&[]), Path::new(CONFIG_FILE));
+        let own = folder.path().join("config.toml");
+        std::fs::write(&own, "").unwrap();
+        assert_eq!(file(&[]), own);
+        assert_eq!(file(&["--config", "/x/kvip.toml"]), Path::new("/x/kvip.toml"));
+    }
+
+    #[test]
+    fn the_help_names_the_installed_file() {
+        let help = Cli::command().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&format!("[default: {CONFIG_FILE}]")), "{help}");
     }
 
     #[test]

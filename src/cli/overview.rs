@@ -75,12 +75,12 @@ fn of_daemon(status: &Status) -> Overview {
 
 /// The overview of a host on which no daemon answers.
 fn of_installation(global: &Global) -> Overview {
-    let host = read_host(&Sources::of_file(&global.config));
+    let host = read_host(&Sources::of_file(global.config()));
     let settings = host.map(|host| settings::known(&host, &Paths::default().state).settings);
     let kubeconfig = settings
         .as_ref()
         .is_ok_and(|settings| settings.cluster.manifests.is_some() || is_there(&settings.cluster.kubeconfig));
-    let (state, next) = next_step(&settings, kubeconfig, &global.config);
+    let (state, next) = next_step(&settings, kubeconfig, global.config());
     Overview {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION"),

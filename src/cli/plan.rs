@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::view::{View, of_cluster, of_folder};
-use super::{Exit, Global, SettingsArgs, plan_haproxy, style};
+use super::{Exit, Global, SettingsArgs, plan_haproxy, style, told_as_json};
 use crate::derive::{Served, Source};
 use crate::ipvs::{Command, Key};
 use crate::keepalived::Carried;
@@ -20,12 +20,14 @@ use crate::nft;
 
 /// The document's shape; its number rises when a field changes its meaning or goes.
 const SCHEMA: &str = "kvip.plan.v1";
+/// That of what `--show` prints.
+const TEXT_SCHEMA: &str = "kvip.plan.text.v1";
 
 /// Arguments of `kvip plan`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A folder of manifests to plan for instead of the cluster; its config.toml and host.toml, if there, stand for the
-    /// settings and this host.
+    /// settings (unless --config names others) and this host.
     pub folder: Option<PathBuf>,
     /// Print the file or the rules that would be written instead of the changes.
     #[arg(long)]
@@ -51,19 +53,43 @@ pub enum Show {
 /// # Errors
 /// When the settings are wrong, or cluster, folder or host cannot be read.
 pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let sources = &args.settings.sources(global);
-    let view = match &args.folder {
-        Some(folder) => of_folder(folder, sources).await?,
-        None => of_cluster(sources).await?,
+    let view = match of(args, global).await {
+        Ok(view) => view,
+        Err(error) => return told_as_json(SCHEMA, error, global),
     };
-    style::print(&match args.show {
-        Some(Show::Keepalived) => view.keepalived_conf.clone(),
-        Some(Show::Nft) => nft::render(view.plan.ruleset.as_deref().unwrap_or(&view.desired.ruleset)),
-        Some(Show::Haproxy) => view.haproxy_cfg.clone(),
+    let shown = args.show.map(|show| shown(&view, show));
+    style::print(&match shown {
+        Some(text) if global.json => {
+            serde_json::to_string_pretty(&Text { schema: TEXT_SCHEMA, text })? + "\n"
+        }
+        Some(text) => text,
         None if global.json => serde_json::to_string_pretty(&document(&view))? + "\n",
         None => text(&view),
     })?;
     Ok(if view.findings.is_empty() { Exit::Fine } else { Exit::Mend })
+}
+
+async fn of(args: &Args, global: &Global) -> anyhow::Result<View> {
+    match &args.folder {
+        Some(folder) => of_folder(folder, &args.settings.sources_for(folder, global)).await,
+        None => of_cluster(&args.settings.sources(global)).await,
+    }
+}
+
+/// The file or the rules that would be written.
+fn shown(view: &View, show: Show) -> String {
+    match show {
+        Show::Keepalived => view.keepalived_conf.clone(),
+        Show::Nft => nft::render(view.plan.ruleset.as_deref().unwrap_or(&view.desired.ruleset)),
+        Show::Haproxy => view.haproxy_cfg.clone(),
+    }
+}
+
+/// What `--show` prints, for programs.
+#[derive(Debug, Serialize)]
+struct Text {
+    schema: &'static str,
+    text: String,
 }
 
 /// One line of the plan.

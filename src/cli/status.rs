@@ -131,7 +131,8 @@ fn rows(status: &Status, vip: &Vip, holders: &BTreeMap<IpAddr, String>) -> Vec<V
     let group = grouped(status).then(|| vip.group.clone());
     let first: Vec<String> = [vip.vip.to_string()].into_iter().chain(group).chain([holder, age]).collect();
     if vip.frontends.is_empty() {
-        return vec![[first, vec!["(VIP only)".into()]].concat()];
+        let what = if vip.floats_only { "(VIP only)" } else { "(refuses connections)" };
+        return vec![[first, vec![what.into()]].concat()];
     }
     let frontend = |(index, frontend): (usize, &status::Frontend)| {
         let start = if index == 0 { first.clone() } else { vec![String::new(); first.len()] };
@@ -159,6 +160,7 @@ mod tests {
             here,
             holder: None,
             seconds: 0,
+            floats_only: true,
             frontends: Vec::new(),
         };
         let vips = vec![vip("10.87.2.50", true), vip("10.87.2.51", false), vip("10.87.2.52", false)];
@@ -170,12 +172,13 @@ mod tests {
 
     #[test]
     fn a_status_reads_as_a_table() {
-        let vip = |address: &str, here, frontends| Vip {
+        let vip = |address: &str, here, frontends: Vec<status::Frontend>| Vip {
             vip: address.parse().unwrap(),
             group: "vips".into(),
             here,
             holder: None,
             seconds: 190,
+            floats_only: frontends.is_empty(),
             frontends,
         };
         let nginx = status::Frontend {

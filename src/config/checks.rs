@@ -5,26 +5,10 @@ use std::time::Duration;
 use figment::value::Value;
 use serde::{Deserialize, Serialize};
 
+use super::annotations::check_words;
 use super::raw::Raw;
 use super::{values, values_checks};
 use crate::health::check::{Check, Http, Kind, Statuses};
-
-/// What may come after `kvip.io/check-` in an annotation's name.
-const WORDS: [&str; 13] = [
-    "path",
-    "status",
-    "host",
-    "port",
-    "every",
-    "timeout",
-    "rise",
-    "fall",
-    "unhealthy",
-    "all-unhealthy",
-    "service",
-    "send",
-    "expect",
-];
 
 /// How endpoints are checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +127,10 @@ impl Checks {
             "-service" => self.service = values_checks::service(raw)?,
             "-send" => self.send = values_checks::payload(raw)?,
             "-expect" => self.expect = Some(values_checks::payload(raw)?).filter(|bytes| !bytes.is_empty()),
-            _ => return Err(format!("after kvip.io/check there may be -{}", WORDS.join(", -"))),
+            _ => {
+                let words: Vec<&str> = check_words().collect();
+                return Err(format!("after kvip.io/check there may be -{}", words.join(", -")));
+            }
         }
         Ok(())
     }

@@ -1,15 +1,14 @@
 //! The settings that are the cluster's: one ConfigMap, below what each host says.
 //!
 //! Pure, so that all nodes that see the same ConfigMap and have the same files decide the same. A mistake in the ConfigMap
-//! reaches all nodes at once; so it never stops kvip: what is wrong is left out and told, and a text that would leave
-//! nothing is not used at all.
+//! reaches all nodes at once; so it never stops kvip: what is wrong is left out and told, and a text with a mistake in
+//! `vips.allowed`, which would take VIPs away, is not used at all.
 
 use std::path::Path;
 
 use super::error::Problem;
 use super::layer::Layer;
 use super::load::ALLOWED_MEND;
-use super::path::KeyPath;
 use super::prune::prune;
 use super::raw::Merged;
 use super::{HostLayers, Loaded, Settings, sections, values};
@@ -32,19 +31,21 @@ pub struct Unusable {
 /// of a list. So is a table of this host's that the ConfigMap makes wrong, as a pool that is not allowed any more.
 ///
 /// # Errors
-/// When `text` is no TOML, or sets `vips.allowed` to nothing that can be used: with it every VIP would go.
+/// When `text` is no TOML, or anything is wrong in its `[vips]`, one network of several as well: without it all VIPs that lie
+/// there would go. So too when it leaves nothing allowed and names what is no setting, as that may be a misspelt `[vips]`.
+/// A host whose own files say what is allowed refuses it as well, so that all nodes go on with the same settings.
 pub fn with_cluster(host: &HostLayers, text: Option<&str>) -> Result<Loaded, Unusable> {
     let Some(text) = text else { return Ok(host.alone()) };
     let place = place(&settings_map(host));
-    let mut layer = Layer::cluster(&place, text)
-        .map_err(|problem| Unusable { findings: vec![kept(problem.finding())] })?;
-    let problems = prune(&mut layer);
-    let loaded = combined(host, Some(&layer), problems);
-    if loaded.settings.allowed.is_empty() && layer.get(&KeyPath::from("vips.allowed")).is_some() {
-        let about =
-            |finding: &Finding| finding.subject.starts_with(&place) && finding.text.contains("vips.allowed");
-        let findings = loaded.findings.into_iter().filter(about).map(kept).collect();
-        return Err(Unusable { findings });
+    let mut layer = Layer::cluster(&place, text).map_err(|problem| unusable(&[*problem]))?;
+    let wrong = wrong_networks(host, &layer, Path::new(&place));
+    if !wrong.is_empty() {
+        return Err(unusable(&wrong));
+    }
+    let unknown = prune(&mut layer);
+    let loaded = combined(host, Some(&layer), unknown.clone());
+    if loaded.settings.allowed.is_empty() && !unknown.is_empty() {
+        return Err(unusable(&unknown));
     }
     Ok(loaded)
 }
@@ -79,6 +80,21 @@ pub(super) fn combined(host: &HostLayers, cluster: Option<&Layer>, mut problems:
     Loaded { settings, origins: merged.origins, findings }
 }
 
+/// What is wrong in the section of `cluster` that says which VIPs are allowed, whether it counts on this host or not.
+fn wrong_networks(host: &HostLayers, cluster: &Layer, place: &Path) -> Vec<Problem> {
+    let mut networks = cluster.clone();
+    networks.dict.retain(|name, _| name == "vips");
+    let mut problems = prune(&mut networks);
+    let defaults = Layer::defaults();
+    // Above the host's layers, all of it is read.
+    let layers = std::iter::once(&defaults).chain(&host.layers).chain([&networks]);
+    let mut merged = Merged::new(layers.collect());
+    sections::settings(&mut merged, true);
+    problems.append(&mut merged.problems);
+    problems.retain(|problem| problem.file.as_deref() == Some(place));
+    problems
+}
+
 /// The ConfigMap that this host reads the cluster's settings from.
 fn settings_map(host: &HostLayers) -> ObjectKey {
     let defaults = Layer::defaults();
@@ -91,7 +107,11 @@ fn place(settings_map: &ObjectKey) -> String {
     format!("ConfigMap {settings_map}, key {CLUSTER_KEY}")
 }
 
-fn kept(mut finding: Finding) -> Finding {
-    finding.text.push_str("; the last good settings of the cluster stay");
-    finding
+fn unusable(problems: &[Problem]) -> Unusable {
+    let kept = |problem: &Problem| {
+        let mut finding = problem.finding();
+        finding.text.push_str("; the last good settings of the cluster stay");
+        finding
+    };
+    Unusable { findings: problems.iter().map(kept).collect() }
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::entries::Row;
 use super::path::KeyPath;
 use super::raw::Merged;
-use super::{AddressRange, Group, Pool, Static, Tenant, Vrrp};
+use super::{AddressRange, Group, Pool, Static, Tenant, Vrrp, annotations};
 use crate::model::{Family, Protocol};
 
 /// What the group of `[vrrp]` is called.
@@ -52,16 +52,36 @@ pub(super) fn groups(merged: &mut Merged, rows: Vec<Row<Group>>, base: &Vrrp) ->
     })
 }
 
-/// Reports pools that tenants name and that are not there; such a name gives nothing, so the tenant stays.
-pub(super) fn tenants(merged: &mut Merged, rows: &[Row<Tenant>], pools: &[String]) {
+/// Reports addresses of groups of which none may be a VIP; the group stays, for what else it carries.
+pub(super) fn ranges_of_groups(merged: &mut Merged, rows: &[Row<Group>], allowed: &[IpNet]) {
+    for row in rows {
+        none_allowed(merged, &row.path, &row.value.addresses, allowed);
+    }
+}
+
+/// Reports what tenants are given and what gives them nothing: addresses that no VIP may have, and annotations that are
+/// none. The tenant stays, for what else it may have.
+pub(super) fn tenants(merged: &mut Merged, rows: &[Row<Tenant>], allowed: &[IpNet]) {
+    for row in rows {
+        none_allowed(merged, &row.path, &row.value.addresses, allowed);
+        for (index, pattern) in row.value.annotations.iter().flatten().enumerate() {
+            if let Some(text) = annotations::none_called(pattern) {
+                merged.complain(&row.path.with("annotations").with(index), text);
+            }
+        }
+    }
+}
+
+/// Reports pools that tenants name and that are not there; such a name gives nothing, so the tenant stays. A lone `*` is for
+/// all pools, however few.
+pub(super) fn pools_of_tenants(merged: &mut Merged, rows: &[Row<Tenant>], pools: &[String]) {
     let there = match pools {
         [] => "there are no [[pools]]".to_owned(),
         pools => format!("there are {}", pools.join(", ")),
     };
     for row in rows {
-        for (index, name) in row.value.pools.iter().enumerate() {
-            let name = name.as_str();
-            if !name.ends_with('*') && !pools.iter().any(|pool| pool == name) {
+        for (index, pattern) in row.value.pools.iter().enumerate() {
+            if pattern.as_str() != "*" && !pools.iter().any(|pool| pattern.matches(pool)) {
                 let text = format!("no pool is called so; {there}");
                 merged.complain(&row.path.with("pools").with(index), text);
             }
@@ -153,6 +173,17 @@ fn overlap(
 ) -> Option<String> {
     let (other, whose) = others.find(|(other, _)| range.overlaps(*other))?;
     Some(format!("overlaps with {other} {whose}; an address belongs to one {kind}, once"))
+}
+
+/// Reports those of the table's `addresses` that lie outside of what is allowed with all of their own.
+fn none_allowed(merged: &mut Merged, table: &KeyPath, addresses: &[AddressRange], allowed: &[IpNet]) {
+    for (index, range) in addresses.iter().enumerate() {
+        if !allowed.iter().any(|network| range.overlaps((*network).into()))
+            && let Some(text) = not_allowed(*range, allowed)
+        {
+            merged.complain(&table.with("addresses").with(index), text);
+        }
+    }
 }
 
 /// Where nothing is allowed there is a finding for the whole, and none for each.

@@ -106,7 +106,7 @@ fn tenant(entry: &mut Entry) -> Option<Tenant> {
     let annotations = entry
         .dict
         .contains_key("annotations")
-        .then(|| entry.list("annotations", ANNOTATIONS_WANTED, values_tables::name_pattern));
+        .then(|| entry.list("annotations", ANNOTATIONS_WANTED, values_tables::annotation_pattern));
     Some(Tenant { namespaces, namespace_labels: namespace_labels?, pools, addresses, annotations })
 }
 

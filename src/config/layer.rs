@@ -11,6 +11,7 @@ use figment::value::{Dict, Value};
 use super::error::Problem;
 use super::keys::{self, KEYS, Table};
 use super::locate::{Located, position};
+use super::not_toml;
 use super::path::KeyPath;
 use super::toml::{json, value};
 
@@ -66,7 +67,7 @@ impl Layer {
                 file: Some(path.to_owned()),
                 line: place.map(|(line, _)| line),
                 column: place.map(|(_, column)| column),
-                text: format!("not TOML: {}", one_line(error.message())),
+                text: format!("not TOML: {}", not_toml::why(text, &error)),
                 ..Problem::default()
             })
         })?;
@@ -179,6 +180,15 @@ impl Layer {
         Problem { file, line, subject, text, ..Problem::default() }
     }
 
+    /// Something else in the place of the section `name`, and how one of its keys is set here.
+    pub(super) fn no_section(&self, name: &str, found: &Value) -> Problem {
+        let text = match self.origin {
+            Origin::Flags => format!("a section; say --set {name}.KEY=VALUE"),
+            _ => format!("a section is wanted, written [{name}]"),
+        };
+        self.problem(&KeyPath::of(name), Some(self.render(found)), text)
+    }
+
     /// A list of tables where there can be none: in a variable or a flag.
     pub(super) fn misplaced_table(&self, path: &KeyPath, table: &Table) -> Problem {
         table_in_text(self.subject(path), table.name)
@@ -280,8 +290,4 @@ fn nest<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Dict {
         }
     }
     root
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

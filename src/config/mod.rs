@@ -2,6 +2,7 @@
 //!
 //! Files, environment and flags are read by the submodules; inside kvip there are only valid [`Settings`].
 
+mod annotations;
 mod checks;
 mod cluster;
 mod cross;
@@ -12,6 +13,7 @@ mod keys;
 mod layer;
 mod load;
 mod locate;
+mod not_toml;
 mod path;
 mod prune;
 mod range;
@@ -38,6 +40,7 @@ use crate::ipvs::model::Tunnel;
 use crate::marks::MarkBits;
 use crate::model::{ObjectKey, Vrid};
 
+pub use annotations::ANNOTATIONS;
 pub use checks::{AllUnhealthy, CheckKind, Checks, Unhealthy};
 pub use cluster::{CLUSTER_KEY, Unusable, nothing_allowed, with_cluster};
 pub use effective::effective;

@@ -46,8 +46,7 @@ fn prune_section(layer: &Layer, name: &str, content: &mut Value) -> Result<Vec<P
         return Err(names.iter().map(unknown).collect());
     }
     let Value::Dict(_, dict) = content else {
-        let text = format!("a section is wanted, written [{name}]");
-        return Err(vec![layer.problem(&path, Some(layer.render(content)), text)]);
+        return Err(vec![layer.no_section(name, content)]);
     };
     let is_key = |key: &str| keys::is_key(&format!("{name}.{key}"));
     let unknown = |key: &str| unknown(layer, name, key);

@@ -27,8 +27,8 @@ pub(super) fn settings(merged: &mut Merged, whole: bool) -> Settings {
     let dsr = dsr(merged);
     let checks = checks(merged);
     let pools = pools(merged, &allowed);
-    let tenants = tenants(merged, whole);
-    let groups = groups(merged, &vrrp);
+    let tenants = tenants(merged, &allowed, whole);
+    let groups = groups(merged, &vrrp, &allowed);
     let statics = statics(merged, &allowed);
     Settings { cluster, node, allowed, vrrp, balancing, dsr, checks, asking, pools, tenants, groups, statics }
 }
@@ -156,20 +156,22 @@ fn pools(merged: &mut Merged, allowed: &[IpNet]) -> Vec<Pool> {
     plain(merged, "pools", rows)
 }
 
-fn tenants(merged: &mut Merged, whole: bool) -> Vec<Tenant> {
+fn tenants(merged: &mut Merged, allowed: &[IpNet], whole: bool) -> Vec<Tenant> {
     let (rows, nobody) = entries::tenants(merged);
+    cross::tenants(merged, &rows, allowed);
     if whole || merged.contains("pools") {
         let pools = merged.names("pools");
-        cross::tenants(merged, &rows, &pools);
+        cross::pools_of_tenants(merged, &rows, &pools);
     }
     let mut tenants = plain(merged, "tenants", rows);
     tenants.extend(nobody);
     tenants
 }
 
-fn groups(merged: &mut Merged, vrrp: &Vrrp) -> Vec<Group> {
+fn groups(merged: &mut Merged, vrrp: &Vrrp, allowed: &[IpNet]) -> Vec<Group> {
     let rows = entries::groups(merged, vrrp);
     let rows = cross::groups(merged, rows, vrrp);
+    cross::ranges_of_groups(merged, &rows, allowed);
     let inherited = keys::table("groups").into_iter().flat_map(|table| table.keys);
     let inherited: Vec<&str> = inherited
         .map(|key| key.path)

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::Finding;
 
+mod balancing;
 mod checks;
 mod cluster;
 mod installed;
@@ -156,6 +157,7 @@ fn every_problem_is_told_at_once() {
     ))
     .drop_in("a.toml", "[balancing]\nmode = 'dsp'")
     .drop_in("b.toml", "[balancing\n")
+    .drop_in("c.toml", "[vips]\nallowed = [10.87.2.0/24]")
     .env("KVIP_VRRP__ADVERT", "3ms")
     .flag("cluster.config_map", "a/b/c");
     assert_eq!(
@@ -163,6 +165,7 @@ fn every_problem_is_told_at_once() {
         [
             "config.d/a.toml:2: balancing.mode = \"dsp\": one of nat, dsr, dr, tunnel, proxy, announce",
             "config.d/b.toml:1:11: not TOML: unclosed table, expected `]`",
+            "config.d/c.toml:2:17: not TOML: text needs quotes, as in allowed = [\"10.87.2.0/24\"]",
             "config.toml:3: vips.allowed.0 = \"10.87.2.1/24\": has host bits set; the network is \"10.87.2.0/24\"",
             "config.toml:5: vips.allowed.2 = \"x\": not a network, as in \"10.87.2.0/24\" or \"fd00:87::/64\"",
             "config.toml:8: vrrp.vrid = 256: a VRID is 1 to 255",
@@ -269,12 +272,30 @@ fn cluster_and_node() {
 
 #[test]
 fn vrrp() {
-    for vrid in ["0", "256", "-1", "1.5", "\"50\"", "true"] {
+    for vrid in ["0", "256", "-1", "1.5", "true"] {
         check(&format!("[vrrp]\nvrid = {vrid}"), &format!("4: vrrp.vrid = {vrid}: a VRID is 1 to 255"));
     }
+    check("[vrrp]\nvrid = \"51\"", "4: vrrp.vrid = \"51\": a number, without quotes: a VRID is 1 to 255");
     check("[vrrp]\nexcluded_too = 'true'", "4: vrrp.excluded_too = \"true\": true or false, without quotes");
-    check("[vrrp]\nadvert = 250", "4: vrrp.advert = 250: needs a unit: \"250ms\" or \"250s\"");
-    check("[vrrp]\nadvert = '250'", "4: vrrp.advert = \"250\": needs a unit: \"250ms\" or \"250s\"");
+    check("[vrrp]\nadvert = 250", "4: vrrp.advert = 250: needs a unit, 10ms to 10s: \"250ms\"");
+    check("[vrrp]\nadvert = '250'", "4: vrrp.advert = \"250\": needs a unit, 10ms to 10s: \"250ms\"");
+    check("[vrrp]\nadvert = 11", "4: vrrp.advert = 11: needs a unit, 10ms to 10s");
+    check(
+        "[vrrp]\ngone_after = 1",
+        "4: vrrp.gone_after = 1: needs a unit, 1s to 1h: \"1s\", \"1m\" or \"1h\"",
+    );
+    check(
+        "[cluster]\nstale_after = 5",
+        "4: cluster.stale_after = 5: needs a unit, 2m to 1d: \"5m\" or \"5h\"",
+    );
+    let flags = Case::new(Some(ALLOWED)).flag("cluster.stale_after", "5").flag("vrrp.vrid", "x");
+    assert_eq!(
+        flags.problems(),
+        [
+            "--set cluster.stale_after = 5: needs a unit, 2m to 1d: \"5m\" or \"5h\"",
+            "--set vrrp.vrid = x: a VRID is 1 to 255",
+        ]
+    );
     check(
         "[vrrp]\nadvert = true",
         "4: vrrp.advert = true: a duration in quotes is wanted, as in \"250ms\" or \"5m\"",
@@ -336,65 +357,6 @@ fn a_folder_of_manifests() {
 }
 
 #[test]
-fn balancing() {
-    check("[balancing]\nproxy_protocol = 'v3'", "4: balancing.proxy_protocol = \"v3\": one of v1, v2, off");
-    check(
-        "[balancing]\nhealth_check_node_port = 1",
-        "4: balancing.health_check_node_port = 1: true or false, without quotes",
-    );
-    check("[balancing]\ntcp_timeout = '0s'", "4: balancing.tcp_timeout = \"0s\": 1s to 10d");
-    check(
-        "[balancing]\nudp_timeout = 30",
-        "4: balancing.udp_timeout = 30: needs a unit: \"30ms\" or \"30s\"",
-    );
-    check("[balancing]\nsync_id = 256", "4: balancing.sync_id = 256: a sync ID is 0 to 255");
-    check("[balancing]\nsync = 'yes'", "4: balancing.sync = \"yes\": true or false, without quotes");
-    check(
-        "[balancing]\nshield = 'all'",
-        "4: balancing.shield = \"all\": \"auto\" (the frontends that kube-proxy has rules for too), \"on\" (all) or \"off\" (none)",
-    );
-    check(
-        "[balancing]\nmode = 'x'",
-        "4: balancing.mode = \"x\": one of nat, dsr, dr, tunnel, proxy, announce",
-    );
-    check(
-        "[balancing]\nscheduler = 'hash'",
-        "4: balancing.scheduler = \"hash\": one of rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh, twos",
-    );
-    check(
-        "[balancing]\nscheduler_flags = 'mh-port, port'",
-        "4: balancing.scheduler_flags = \"mh-port, port\": some of sh-fallback, sh-port, mh-fallback, mh-port",
-    );
-    check(
-        "[balancing]\ntunnel = 'gue'",
-        "4: balancing.tunnel = \"gue\": ipip, gre, or gue and a UDP port, as in gue:6080",
-    );
-    check(
-        "[balancing]\ndrain_limit = 60",
-        "4: balancing.drain_limit = 60: needs a unit: \"60ms\" or \"60s\"",
-    );
-    check("[balancing]\nprobe_port = 0", "4: balancing.probe_port = 0: a port is 1 to 65535");
-    check("[balancing]\nprobe_port = 65536", "4: balancing.probe_port = 65536: a port is 1 to 65535");
-    check(
-        "[balancing]\nschedular = 'wlc'",
-        "4: unknown key `balancing.schedular`; did you mean `scheduler`?",
-    );
-}
-
-#[test]
-fn dsr() {
-    let refused = |line: &str, problem: &str| check(&format!("[dsr]\n{line}"), &format!("4: dsr.{problem}"));
-    refused("mark_bits = 7", "mark_bits = 7: text in quotes is wanted");
-    refused("mark_bits = '7'", "mark_bits = \"7\": hexadecimal digits, as in \"0x1001fff\"");
-    refused("mark_bits = '0xg'", "mark_bits = \"0xg\": up to 8 hexadecimal digits after 0x");
-    refused("mark_bits = '0x3'", "mark_bits = \"0x3\": at least three bits are needed");
-    let wanted = "a routing table, 1 to 4294967295, but not 253 to 255, which are the kernel's";
-    refused("route_table = 254", &format!("route_table = 254: {wanted}"));
-    refused("route_table = 0", &format!("route_table = 0: {wanted}"));
-    refused("rule_priority = 32766", "rule_priority = 32766: 1 to 32765");
-}
-
-#[test]
 fn keys_that_are_not_there() {
     check("[vrpp]\nvrid = 1", "3: unknown key `vrpp`; did you mean `vrrp`?");
     check("[report]\nx = 1", "3: `report` is not available in this version");
@@ -414,11 +376,13 @@ fn keys_that_are_not_there() {
         .env("KVIP_ALLOWED", "10.9.0.0/24")
         .env("KVIP_PROBE_PORT", "1")
         .env("KVIP_COLOUR", "red")
-        .flag("vrid", "1");
+        .flag("vrid", "1")
+        .flag("vrrp", "1");
     assert_eq!(
         case.problems(),
         [
             "--set vrid: unknown key `vrid`; did you mean `vrrp.vrid`?",
+            "--set vrrp = 1: a section; say --set vrrp.KEY=VALUE",
             "KVIP_ALLOWED: unknown variable; did you mean `KVIP_VIPS__ALLOWED`?",
             "KVIP_COLOUR: unknown variable; those of settings are called KVIP_SECTION__KEY",
             "KVIP_PROBE_PORT: unknown variable; did you mean `KVIP_BALANCING__PROBE_PORT`?",

@@ -46,6 +46,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     Ok(Duration::from_millis(millis))
 }
 
+/// `number` with each unit, shortest first: as it is written, and how long that is.
+pub(super) fn with_each_unit(number: u64) -> impl Iterator<Item = (String, Duration)> {
+    UNITS.iter().rev().filter_map(move |(unit, length)| {
+        Some((format!("{number}{unit}"), Duration::from_millis(number.checked_mul(*length)?)))
+    })
+}
+
 /// Writes a duration as [`parse_duration`] reads it; what is below a millisecond is left out.
 pub fn format_duration(duration: Duration) -> String {
     let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

@@ -15,7 +15,7 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error as SerdeError, StrDeserializer};
 
 use super::raw::Raw;
-use super::units::{DurationError, format_duration, parse_duration};
+use super::units::{DurationError, format_duration, parse_duration, with_each_unit};
 use super::{AddressRange, LoadBalancers, Mode, ProxyProtocol, Scheduler, SchedulerFlag, Shield, Transport};
 use crate::ipvs::model::Tunnel;
 use crate::marks::MarkBits;
@@ -158,13 +158,12 @@ pub(super) fn unusable(range: AddressRange) -> Option<String> {
 
 /// A VRID.
 pub(super) fn vrid(raw: Raw) -> Result<Vrid, String> {
-    integer(raw).and_then(Vrid::new).ok_or_else(|| "a VRID is 1 to 255".into())
+    number(raw, Vrid::new, "a VRID is 1 to 255")
 }
 
 /// A TCP port.
 pub(super) fn port(raw: Raw) -> Result<u16, String> {
-    let port = integer(raw).and_then(|number| u16::try_from(number).ok()).filter(|port| *port > 0);
-    port.ok_or_else(|| "a port is 1 to 65535".into())
+    number(raw, |port| u16::try_from(port).ok().filter(|port| *port > 0), "a port is 1 to 65535")
 }
 
 /// The advertisement interval, whose unit on the wire is a centisecond (RFC 9568, section 5.2.7).
@@ -195,7 +194,7 @@ pub(super) fn ipvs_timeout(raw: Raw) -> Result<Duration, String> {
 
 /// What sync daemons that belong together share.
 pub(super) fn sync_id(raw: Raw) -> Result<u8, String> {
-    integer(raw).and_then(|number| u8::try_from(number).ok()).ok_or_else(|| "a sync ID is 0 to 255".into())
+    number(raw, |id| u8::try_from(id).ok(), "a sync ID is 0 to 255")
 }
 
 /// How adverts travel.
@@ -240,16 +239,14 @@ pub(super) fn mark_bits(raw: Raw) -> Result<MarkBits, String> {
 
 /// A routing table of its own: 0 and 253 to 255 are the kernel's.
 pub(super) fn route_table(raw: Raw) -> Result<u32, String> {
-    let number = integer(raw).and_then(|number| u32::try_from(number).ok());
-    number
-        .filter(|table| !matches!(table, 0 | 253..=255))
-        .ok_or_else(|| "a routing table, 1 to 4294967295, but not 253 to 255, which are the kernel's".into())
+    let usable = |table: i64| u32::try_from(table).ok().filter(|table| !matches!(table, 0 | 253..=255));
+    number(raw, usable, "a routing table, 1 to 4294967295, but not 253 to 255, which are the kernel's")
 }
 
 /// A rule's priority: before the kernel's own of the table main, after that of the table local.
 pub(super) fn rule_priority(raw: Raw) -> Result<u32, String> {
-    let number = integer(raw).and_then(|number| u32::try_from(number).ok());
-    number.filter(|priority| (1..=32_765).contains(priority)).ok_or_else(|| "1 to 32765".into())
+    let usable = |priority: i64| u32::try_from(priority).ok().filter(|one| (1..=32_765).contains(one));
+    number(raw, usable, "1 to 32765")
 }
 
 /// A selector of labels, `key=value,key2=value2`; empty text selects all.
@@ -283,7 +280,15 @@ pub(super) fn text(raw: Raw<'_>) -> Result<&str, String> {
     }
 }
 
-pub(super) fn integer(raw: Raw) -> Option<i64> {
+/// A number that `usable` takes; `allowed` says which are. One in quotes is told that these are what is wrong.
+pub(super) fn number<T>(raw: Raw, usable: impl Fn(i64) -> Option<T>, allowed: &str) -> Result<T, String> {
+    match raw.value {
+        Value::String(..) if !raw.loose => Err(format!("a number, without quotes: {allowed}")),
+        _ => integer(raw).and_then(usable).ok_or_else(|| allowed.to_owned()),
+    }
+}
+
+fn integer(raw: Raw) -> Option<i64> {
     match raw.value {
         Value::String(_, text) if raw.loose => text.trim().parse().ok(),
         other => other.to_i128().and_then(|number| i64::try_from(number).ok()),
@@ -296,28 +301,50 @@ fn seconds(raw: Raw, range: RangeInclusive<u64>) -> Result<Duration, String> {
 }
 
 pub(super) fn stepped(raw: Raw, range: RangeInclusive<Duration>, step: Duration) -> Result<Duration, String> {
-    let duration = duration(raw)?;
+    let allowed = format!("{} to {}", format_duration(*range.start()), format_duration(*range.end()));
+    let fits = |duration: &Duration| {
+        range.contains(duration) && duration.as_millis().is_multiple_of(step.as_millis())
+    };
+    let duration = duration(raw, &allowed, fits)?;
     if !range.contains(&duration) {
-        return Err(format!("{} to {}", format_duration(*range.start()), format_duration(*range.end())));
+        return Err(allowed);
     }
-    if duration.as_millis() % step.as_millis() != 0 {
+    if !duration.as_millis().is_multiple_of(step.as_millis()) {
         return Err(format!("a multiple of {}", format_duration(step)));
     }
     Ok(duration)
 }
 
-/// A bare number gets the mend: the same number with each unit that it could have meant.
-fn duration(raw: Raw) -> Result<Duration, String> {
-    let bare = |number: &str| format!("needs a unit: \"{number}ms\" or \"{number}s\"");
+/// A bare number gets the mend: the same number with each unit with which it `fits` into what is `allowed`.
+fn duration(raw: Raw, allowed: &str, fits: impl Fn(&Duration) -> bool) -> Result<Duration, String> {
+    let bare = |number: u64| {
+        let mut good: Vec<_> = with_each_unit(number).filter(|(_, duration)| fits(duration)).collect();
+        // Nothing is the same in all units.
+        good.dedup_by_key(|(_, duration)| *duration);
+        let words: Vec<String> = good.into_iter().map(|(text, _)| format!("\"{text}\"")).collect();
+        let mend = if words.is_empty() { String::new() } else { format!(": {}", either(&words)) };
+        format!("needs a unit, {allowed}{mend}")
+    };
     let text = match raw.value {
         Value::String(_, text) => text.trim(),
-        Value::Num(..) => return Err(integer(raw).map_or_else(duration_wanted, |n| bare(&n.to_string()))),
+        Value::Num(..) => {
+            let number = integer(raw).and_then(|number| u64::try_from(number).ok());
+            return Err(number.map_or_else(duration_wanted, bare));
+        }
         _ => return Err(duration_wanted()),
     };
-    parse_duration(text).map_err(|error| match error {
-        DurationError::NoUnit if text.parse::<u64>().is_ok() => bare(text),
-        other => other.to_string(),
+    parse_duration(text).map_err(|error| match (error, text.parse()) {
+        (DurationError::NoUnit, Ok(number)) => bare(number),
+        (other, _) => other.to_string(),
     })
+}
+
+/// `a, b or c`.
+fn either(words: &[String]) -> String {
+    match words {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => words.concat(),
+    }
 }
 
 fn duration_wanted() -> String {

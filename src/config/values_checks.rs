@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::http::uri::{Authority, PathAndQuery};
 
 use super::raw::Raw;
-use super::values::{integer, named, stepped, text};
+use super::values::{named, number, stepped, text};
 use super::{AllUnhealthy, CheckKind, Unhealthy};
 use crate::health::check::Statuses;
 
@@ -33,8 +33,8 @@ pub(super) fn timeout(raw: Raw) -> Result<Duration, String> {
 
 /// How many findings in a row.
 pub(super) fn in_a_row(raw: Raw) -> Result<u8, String> {
-    let number = integer(raw).and_then(|number| u8::try_from(number).ok());
-    number.filter(|number| (1..=10).contains(number)).ok_or_else(|| "a whole number from 1 to 10".into())
+    let usable = |count: i64| u8::try_from(count).ok().filter(|count| (1..=10).contains(count));
+    number(raw, usable, "a whole number from 1 to 10")
 }
 
 /// What becomes of an endpoint that does not answer.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::raw::Raw;
-use super::values::{integer, is_dns_label, named, network, text, unusable};
+use super::values::{is_dns_label, named, network, number, text, unusable};
 use super::{AddressRange, NamePattern};
 use crate::model::Protocol;
 
@@ -56,6 +56,14 @@ pub(super) fn name_pattern(raw: Raw) -> Result<NamePattern, String> {
         return Ok(NamePattern::new(pattern));
     }
     Err("a name, or the beginning of names with one * at its end, as in \"team-*\"".into())
+}
+
+/// The name of an annotation without what all of them begin with, or the beginning of names with `*` at its end.
+pub(super) fn annotation_pattern(raw: Raw) -> Result<NamePattern, String> {
+    match text(raw)?.strip_prefix("kvip.io/") {
+        Some(name) => Err(format!("write it without kvip.io/: \"{name}\"")),
+        None => name_pattern(raw),
+    }
 }
 
 /// A network, a range or one address, all of them addresses that a VIP could be.
@@ -121,7 +129,6 @@ pub(super) fn protocol(raw: Raw) -> Result<Protocol, String> {
 
 /// A pool's rank among pools.
 pub(super) fn priority(raw: Raw) -> Result<i64, String> {
-    integer(raw)
-        .filter(|number| (-1000..=1000).contains(number))
-        .ok_or_else(|| "a whole number from -1000 to 1000; pools with a higher one are tried first".into())
+    let usable = |rank: i64| Some(rank).filter(|rank| (-1000..=1000).contains(rank));
+    number(raw, usable, "a whole number from -1000 to 1000; pools with a higher one are tried first")
 }

@@ -8,9 +8,9 @@ fn what_is_allowed_and_what_is_not() {
         |line: &str, problem: &str| check(&format!("[checks]\n{line}"), &format!("4: checks.{problem}"));
     wrong("kind = 'ping'", "kind = \"ping\": one of none, tcp, http, https, grpc, udp");
     wrong("every = '500ms'", "every = \"500ms\": 1s to 1h");
-    wrong("timeout = 3", "timeout = 3: needs a unit: \"3ms\" or \"3s\"");
+    wrong("timeout = 3", "timeout = 3: needs a unit, 100ms to 1m: \"3s\"");
     wrong("rise = 0", "rise = 0: a whole number from 1 to 10");
-    wrong("fall = '2'", "fall = \"2\": a whole number from 1 to 10");
+    wrong("fall = '2'", "fall = \"2\": a number, without quotes: a whole number from 1 to 10");
     wrong("unhealthy = 'weight'", "unhealthy = \"weight\": \"drain\" or \"remove\"");
     wrong("all_unhealthy = false", "all_unhealthy = false: text in quotes is wanted");
     wrong("all_unhealthy = 'none'", "all_unhealthy = \"none\": \"serve\" or \"refuse\"");

@@ -112,19 +112,6 @@ fn a_bad_value_is_left_out_alone() {
 }
 
 #[test]
-fn a_bad_network_is_left_out_alone() {
-    let loaded = combined("", "vips.allowed = ['10.87.2.0/24', '10.87.3.1/24']\n");
-    assert_eq!(loaded.settings, defaults());
-    assert_eq!(
-        loaded.findings,
-        [Finding::new(
-            format!("{PLACE}:1"),
-            "vips.allowed.1 = \"10.87.3.1/24\": has host bits set; the network is \"10.87.3.0/24\""
-        )]
-    );
-}
-
-#[test]
 fn a_bad_table_is_left_out_alone() {
     let bad = "[[pools]]\nname = 'b'\naddresses = ['10.87.2.7', 'x']\n";
     let addresses = "addresses are written \"10.87.2.64/28\", \"10.87.2.100-10.87.2.120\" or \"10.87.2.7\"";
@@ -177,6 +164,21 @@ fn tenants_that_cannot_be_understood_open_nothing() {
     let finding = "tenants.0.pools.1 = \"b\": no pool is called so; there are a";
     assert_eq!(loaded.findings, [Finding::new(format!("{PLACE}:5"), finding)]);
     assert_eq!(loaded.settings.tenants[0].pools.len(), 2);
+    // So with an annotation, and with addresses that are not allowed any more.
+    let own = "[[tenants]]\nannotations = ['shedule', 'mode']\naddresses = ['10.88.0.1']\n".to_owned();
+    let said = findings("", &format!("{ALLOWED}{own}"));
+    assert_eq!(
+        said,
+        [
+            format!(
+                "{PLACE}:4: tenants.0.annotations.0 = \"shedule\": no annotation of Services is called so; did you mean \"scheduler\"?"
+            ),
+            format!(
+                "{PLACE}:5: tenants.0.addresses.0 = \"10.88.0.1\": outside of vips.allowed (10.87.2.0/24)"
+            ),
+        ]
+    );
+    assert_eq!(combined("", &format!("{ALLOWED}{own}")).settings.tenants[0].addresses.len(), 1);
 }
 
 #[test]
@@ -238,9 +240,24 @@ fn a_text_that_would_take_every_vip_is_not_used() {
         "vrrp.vrid = 0\nvips.allowed = '10.87.2.0/24'",
         "2: vips.allowed = \"10.87.2.0/24\": a list of networks is wanted, as in [\"10.87.2.0/24\"]",
     );
-    // Where the host says which networks are allowed, the rest of the text still counts.
-    let loaded = combined(ALLOWED, "vrrp.vrid = 51\nvips.allowed = []");
-    assert_eq!(loaded.settings.vrrp.vrid.get(), 51);
+}
+
+/// One network too few takes all VIPs that lie in it, so the whole text waits to be mended.
+#[test]
+fn a_text_that_would_take_some_vips_is_not_used() {
+    let bad = "vips.allowed = ['10.87.3.0/24', '10.87.2.1/24']\nvrrp.vrid = 51\nvrrp.gone = 1";
+    let text = "vips.allowed.1 = \"10.87.2.1/24\": has host bits set; the network is \"10.87.2.0/24\"";
+    check_unusable(bad, &format!("1: {text}"));
+    check_unusable("vips = 5", "1: vips = 5: a section is wanted, written [vips]");
+    let allowed = "unknown key `vips.alowed`; did you mean `allowed`?";
+    check_unusable("[vips]\nalowed = ['10.87.2.0/24']", &format!("2: {allowed}"));
+    let section = "unknown key `vip`; did you mean `vips`?";
+    check_unusable("vrrp.vrid = 51\n[vip]\nallowed = ['10.87.2.0/24']", &format!("2: {section}"));
+    // Also where the host's own files say what is allowed: otherwise nodes would disagree about the rest.
+    with_cluster(&host(ALLOWED).1, Some("vips.allowed = []")).expect_err("unusable");
+    let refused = with_cluster(&host(ALLOWED).1, Some(bad)).expect_err("unusable");
+    let kept = "; the last good settings of the cluster stay";
+    assert_eq!(refused.findings, [Finding::new(format!("{PLACE}:1"), format!("{text}{kept}"))]);
 }
 
 proptest! {

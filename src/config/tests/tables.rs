@@ -64,13 +64,17 @@ fn pools_that_are_wrong() {
     check_after(POOL, "colour = 1", "6: unknown key `pools.0.colour`");
     check_after(POOL, "auto_assign = 'no'", "6: pools.0.auto_assign = \"no\": true or false, without quotes");
     check_after(POOL, "avoid_0_255 = 0", "6: pools.0.avoid_0_255 = 0: true or false, without quotes");
-    for priority in ["1001", "'1'", "1.5"] {
-        let found = priority.replace('\'', "\"");
+    check_after(
+        POOL,
+        "priority = '1'",
+        "6: pools.0.priority = \"1\": a number, without quotes: a whole number from -1000 to 1000; pools with a higher one are tried first",
+    );
+    for priority in ["1001", "1.5"] {
         check_after(
             POOL,
             &format!("priority = {priority}"),
             &format!(
-                "6: pools.0.priority = {found}: a whole number from -1000 to 1000; pools with a higher one are tried first"
+                "6: pools.0.priority = {priority}: a whole number from -1000 to 1000; pools with a higher one are tried first"
             ),
         );
     }
@@ -171,12 +175,12 @@ fn pools_that_stand_in_each_others_way() {
 
 #[test]
 fn tenants() {
-    let text = "[[tenants]]\nnamespaces = ['shop', '*']\nnamespace_labels = 'x=y'\npools = ['a', 'test-*']\naddresses = ['10.9.9.9']\nannotations = ['mode', 'check*']\n";
+    let text = "[[tenants]]\nnamespaces = ['shop', '*']\nnamespace_labels = 'x=y'\npools = ['a', '*']\naddresses = ['10.87.2.9']\nannotations = ['mode', 'check*']\n";
     let tenant = Tenant {
         namespaces: vec![NamePattern::new("shop"), NamePattern::new("*")],
         namespace_labels: labels("x", "y"),
-        pools: vec![NamePattern::new("a"), NamePattern::new("test-*")],
-        addresses: vec![range("10.9.9.9", "10.9.9.9")],
+        pools: vec![NamePattern::new("a"), NamePattern::new("*")],
+        addresses: vec![range("10.87.2.9", "10.87.2.9")],
         annotations: Some(vec![NamePattern::new("mode"), NamePattern::new("check*")]),
     };
     assert_eq!(of(&format!("{POOL}{text}")).tenants, [tenant]);
@@ -196,8 +200,8 @@ fn tenants() {
         "4: unknown key `tenants.0.namspaces`; did you mean `namespaces`?",
     );
     check(
-        "[[tenants]]\naddresses = ['10.9.9.9/24']",
-        "4: tenants.0.addresses.0 = \"10.9.9.9/24\": has host bits set; the network is \"10.9.9.0/24\"",
+        "[[tenants]]\naddresses = ['10.87.2.9/24']",
+        "4: tenants.0.addresses.0 = \"10.87.2.9/24\": has host bits set; the network is \"10.87.2.0/24\"",
     );
     // Pools may come from the cluster; without any at all the name is a finding.
     let case = Case::new(Some(&format!("{ALLOWED}[[tenants]]\npools = ['a']\n")));
@@ -206,6 +210,40 @@ fn tenants() {
     let text = "tenants.0.pools.0 = \"a\": no pool is called so; there are no [[pools]]";
     assert_eq!(loaded.findings, [Finding::new(place, text)]);
     assert_eq!(loaded.settings.tenants.len(), 1);
+}
+
+/// What is right by itself and gives or carries nothing.
+#[test]
+fn what_can_have_no_effect_is_told() {
+    let outside = "outside of vips.allowed (10.87.2.0/24)";
+    check(
+        "[[tenants]]\naddresses = ['10.87.0.0/16', '10.9.9.9']",
+        &format!("4: tenants.0.addresses.1 = \"10.9.9.9\": {outside}"),
+    );
+    check_after(
+        GROUP,
+        "[[groups]]\nname = 'b'\naddresses = ['10.88.0.0/24']\nvrid = 61",
+        &format!("9: groups.1.addresses.0 = \"10.88.0.0/24\": {outside}"),
+    );
+    check_after(
+        POOL,
+        "[[tenants]]\npools = ['a*', '*', 'zz*']",
+        "7: tenants.0.pools.2 = \"zz*\": no pool is called so; there are a",
+    );
+    let annotation = |name: &str, problem: &str| {
+        let toml = format!("[[tenants]]\nannotations = ['mod*', '*', '{name}']");
+        check(&toml, &format!("4: tenants.0.annotations.2 = \"{name}\": {problem}"));
+    };
+    let none = "no annotation of Services is called so";
+    annotation("schedulr", &format!("{none}; did you mean \"scheduler\"?"));
+    annotation(
+        "check-intervall*",
+        &format!(
+            "{none}; there are vips, pool, share-key, mode, scheduler, scheduler-flags, \
+        persistence-netmask, persistence-netmask-v6, thresholds, one-packet, tunnel, zone-weights, proxy-protocol, check, check-*"
+        ),
+    );
+    annotation("kvip.io/scheduler", "write it without kvip.io/: \"scheduler\"");
 }
 
 #[test]

@@ -1,0 +1,163 @@
+//! Why a text is not TOML, in words that say what to write.
+//!
+//! Pure. The parser says what it expected at one place; the two mistakes that people make most, text without quotes and a
+//! section begun twice, get their names.
+
+use std::ops::Range;
+
+use toml_edit::{Document, TomlError, Value};
+
+/// A mend that is longer than this does not help anyone to see what to write.
+const MEND_MAX: usize = 80;
+
+/// What is wrong in `text`, of which the parser says `error`.
+pub(super) fn why(text: &str, error: &TomlError) -> String {
+    let Some(span) = error.span() else { return one_line(error.message()) };
+    if error.message() == "duplicate key" {
+        return written_twice(text, &span);
+    }
+    match quoted(text, &span) {
+        Some(line) if line.chars().count() <= MEND_MAX => format!("text needs quotes, as in {line}"),
+        Some(_) => "text needs quotes".to_owned(),
+        None => one_line(error.message()),
+    }
+}
+
+/// A key or a section that the text has above already.
+fn written_twice(text: &str, span: &Range<usize>) -> String {
+    let (_, line) = line_at(text, span);
+    let header = line.trim_start().split_inclusive(']').take(1).find(|part| part.starts_with('['));
+    match header {
+        Some(header) => {
+            format!("duplicate key: {header} is written above already; write its keys there")
+        }
+        None => {
+            let key = text.get(span.clone()).unwrap_or_default();
+            format!("duplicate key: {key} is written above already; take one of them out")
+        }
+    }
+}
+
+/// The line of `span` with quotes around its bare words, where these are what it lacked.
+fn quoted(text: &str, span: &Range<usize>) -> Option<String> {
+    let (place, line) = line_at(text, span);
+    let (key, value) = line.split_once('=').unwrap_or(("", line));
+    let start = line.len() - value.len();
+    let value = without_comment(value).trim_end();
+    if value.trim().is_empty() || is_truth(value.trim()) {
+        return None;
+    }
+    let words = format!("{}{}", &line[..start], words_quoted(value));
+    let whole = format!("{key}= \"{}\"", value.trim());
+    [words, whole].into_iter().find(|mended| is_mend(text, &place, mended)).map(|line| line.trim().to_owned())
+}
+
+/// Whether with `mended` in its place the line is right, whatever follows.
+fn is_mend(text: &str, place: &Range<usize>, mended: &str) -> bool {
+    let whole = [&text[..place.start], mended, &text[place.end..]].concat();
+    let end = place.start + mended.len();
+    Document::parse(whole).map_or_else(|error| error.span().is_some_and(|span| span.start > end), |_| true)
+}
+
+/// `value` with each bare word that is no TOML in quotes.
+fn words_quoted(value: &str) -> String {
+    let mut quoted = String::new();
+    let mut rest = value;
+    // Each turn takes at least one character off.
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            '"' | '\'' => string_length(rest, first),
+            first if is_sign(first) => first.len_utf8(),
+            _ => rest.find(is_sign).unwrap_or(rest.len()),
+        };
+        let (part, after) = rest.split_at(length);
+        let bare = !is_sign(first) && part.parse::<Value>().is_err() && !is_truth(part);
+        let quote = if bare { "\"" } else { "" };
+        quoted.extend([quote, part, quote]);
+        rest = after;
+    }
+    quoted
+}
+
+/// What stands between words.
+fn is_sign(c: char) -> bool {
+    c.is_whitespace() || "[]{},\"'".contains(c)
+}
+
+/// How far the string goes that `text` begins with.
+fn string_length(text: &str, quote: char) -> usize {
+    text[1..].find(quote).map_or(text.len(), |end| end + 2)
+}
+
+fn without_comment(value: &str) -> &str {
+    let mut within = None;
+    for (place, c) in value.char_indices() {
+        match (c, within) {
+            ('#', None) => return &value[..place],
+            ('"' | '\'', None) => within = Some(c),
+            (c, Some(quote)) if c == quote => within = None,
+            _ => {}
+        }
+    }
+    value
+}
+
+/// Quotes would not make it right.
+fn is_truth(word: &str) -> bool {
+    ["true", "false"].iter().any(|truth| word.eq_ignore_ascii_case(truth))
+}
+
+/// The line in which `span` begins, and where it stands.
+fn line_at<'t>(text: &'t str, span: &Range<usize>) -> (Range<usize>, &'t str) {
+    let (before, after) = text.split_at_checked(span.start).unwrap_or((text, ""));
+    let start = before.rfind('\n').map_or(0, |end| end + 1);
+    let end = before.len() + after.find('\n').unwrap_or(after.len());
+    (start..end, &text[start..end])
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let error = Document::parse(text.to_owned()).expect_err("no TOML is wanted");
+        assert_eq!(why(text, &error), expected, "{text}");
+    }
+
+    #[test]
+    fn text_without_quotes() {
+        let quotes = |text: &str, mend: &str| check(text, &format!("text needs quotes, as in {mend}"));
+        quotes("[vips]\nallowed = [10.87.2.0/24]\n", "allowed = [\"10.87.2.0/24\"]");
+        quotes("allowed = ['10.87.2.0/24', fd00:87::/64]", "allowed = ['10.87.2.0/24', \"fd00:87::/64\"]");
+        quotes("allowed = [\n  10.87.2.0/24,\n]", "\"10.87.2.0/24\",");
+        quotes("address = 10.87.2.4  # ours", "address = \"10.87.2.4\"");
+        quotes("interface = ens18\nmode = nat\n", "interface = \"ens18\"");
+        quotes("members = edge=true", "members = \"edge=true\"");
+        quotes("name = node a", "name = \"node a\"");
+        check(&format!("a = [{}]", "b,".repeat(50)), "text needs quotes");
+    }
+
+    #[test]
+    fn other_mistakes_are_the_parsers_to_tell() {
+        check("a = True", "invalid boolean, expected `true`");
+        check("a = \"x", "invalid basic string, expected `\"`");
+        check("[balancing\n", "unclosed table, expected `]`");
+        check("a = 1\n y", "key with no value, expected `=`");
+        check("a =", "string values must be quoted, expected literal string");
+    }
+
+    #[test]
+    fn what_is_written_twice_is_named() {
+        let there = "is written above already";
+        check(
+            "[vips]\na = 1\n [vips] # again\n",
+            &format!("duplicate key: [vips] {there}; write its keys there"),
+        );
+        check("vips.a = 1\n[vips]", &format!("duplicate key: [vips] {there}; write its keys there"));
+        check("a = 1\na = 2", &format!("duplicate key: a {there}; take one of them out"));
+    }
+}
