@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::report::words::one_line;
+
 /// An IP address family; everything that VRRP and IPVS do is per family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
@@ -193,15 +195,16 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// A finding on `subject` without a mend.
+    /// A finding on `subject` without a mend, each part of it on one line.
     pub fn new(subject: impl fmt::Display, text: impl Into<String>) -> Self {
-        Self { subject: subject.to_string(), text: text.into(), mend: None, refuses: false }
+        let (subject, text) = (one_line(&subject.to_string()), one_line(&text.into()));
+        Self { subject, text, mend: None, refuses: false }
     }
 
     /// The same finding with what to do about it.
     #[must_use]
     pub fn mend(mut self, mend: impl Into<String>) -> Self {
-        self.mend = Some(mend.into());
+        self.mend = Some(one_line(&mend.into()));
         self
     }
 }

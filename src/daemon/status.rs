@@ -211,8 +211,9 @@ fn vips(desired: &Desired, here: &BTreeSet<IpAddr>, since: &Since, now: Instant)
             total: served.total,
         })
     };
-    let all = desired.vips.keys().map(|vip| Vip {
+    let all = desired.vips.iter().map(|(vip, kind)| Vip {
         vip: *vip,
+        floats_only: kind.floats_only,
         group: desired.group_of(*vip).map(|(name, _)| name.to_owned()).unwrap_or_default(),
         here: here.contains(vip),
         holder: None,

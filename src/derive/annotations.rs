@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::aliases::{POOL, SHARE_KEY, VIPS};
+use super::load_balancer::CLASS;
 use super::{Inputs, policy};
-use crate::config::{Mode, ProxyProtocol, Scheduler, SchedulerFlag};
+use crate::config::{ANNOTATIONS, Mode, ProxyProtocol, Scheduler, SchedulerFlag};
 use crate::ipvs::model::{Thresholds, Tunnel};
 use crate::model::{Finding, ObjectKey};
 use crate::snapshot::{Service, WEIGHTS_WANTED};
@@ -17,6 +18,54 @@ use crate::snapshot::{Service, WEIGHTS_WANTED};
 const PREFIX: &str = "kvip.io/";
 /// The annotations that ask for an address.
 const ASKING: [&str; 3] = [VIPS, POOL, SHARE_KEY];
+/// Those that only Services of type LoadBalancer use.
+const OF_POOLS: [&str; 2] = [POOL, SHARE_KEY];
+/// A name that is further from all that are known is no slip.
+const FARTHEST: usize = 3;
+/// Those of EndpointSlices.
+const OF_SLICES: [&str; 2] = ["weight", "weights"];
+
+/// The annotations of `service` that come to nothing whatever else it says: those whose names nobody knows, and those of pools
+/// where it `uses_pools` not.
+pub fn idle(key: &ObjectKey, service: &Service, uses_pools: bool) -> Vec<Finding> {
+    let ours = service.annotations.keys().filter(|name| name.starts_with(PREFIX));
+    let why = ours.filter_map(|name| Some((name, unknown(name).or_else(|| of_pools(name, uses_pools))?)));
+    why.map(|(name, why)| finding(key, name, &format!("annotation {name} {why}"))).collect()
+}
+
+fn of_pools(name: &str, uses_pools: bool) -> Option<String> {
+    let idle = !uses_pools && OF_POOLS.contains(&name);
+    idle.then(|| format!("has no effect: it counts only on type LoadBalancer with class {CLASS}"))
+}
+
+/// What is to be said of the annotation `name` of a Service, if it begins as kvip's do and is none.
+fn unknown(name: &str) -> Option<String> {
+    let word = name.strip_prefix(PREFIX).filter(|word| !ANNOTATIONS.contains(word))?;
+    if OF_SLICES.contains(&word) {
+        return Some("has no effect: it counts on EndpointSlices alone".into());
+    }
+    let lower = word.to_ascii_lowercase();
+    let near = ANNOTATIONS.iter().map(|known| (strsim::damerau_levenshtein(&lower, known), known));
+    let nearest = near.filter(|(distance, _)| *distance <= FARTHEST.min(word.len() / 2)).min();
+    Some(match nearest {
+        Some((_, known)) => format!("is not known; did you mean {PREFIX}{known}?"),
+        None if word.starts_with("check") => {
+            format!("is not known: after {PREFIX}check there may be {}", of_checks().join(", "))
+        }
+        None => "is not known".into(),
+    })
+}
+
+/// What the annotations that say how endpoints are checked have after their beginning.
+fn of_checks() -> Vec<&'static str> {
+    let rest = ANNOTATIONS.iter().filter_map(|known| known.strip_prefix("check"));
+    rest.filter(|rest| !rest.is_empty()).collect()
+}
+
+/// Whether the annotation `name` is one of kvip's on Services.
+pub fn is_known(name: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|word| ANNOTATIONS.contains(&word))
+}
 
 /// `service` without the annotations that its tenants may not use, each of which is a finding. Those that ask for addresses are
 /// bound by the tenants' pools and addresses alone.
@@ -28,7 +77,7 @@ pub fn permitted<'a>(
 ) -> Cow<'a, Service> {
     let Some(allowed) = policy::annotations_of(inputs, &key.namespace) else { return Cow::Borrowed(service) };
     let is_free = |name: &str| {
-        let known = name.strip_prefix(PREFIX).filter(|_| !ASKING.contains(&name));
+        let known = name.strip_prefix(PREFIX).filter(|_| is_known(name) && !ASKING.contains(&name));
         known.is_none_or(|known| allowed.iter().any(|pattern| pattern.matches(known)))
     };
     let mut permitted = service.clone();

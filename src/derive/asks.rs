@@ -11,9 +11,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::aliases::VIPS;
+use super::annotations::annotate;
 use super::grammar::{self, Entry};
 use super::policy::Policy;
-use super::{Inputs, external, load_balancer};
+use super::{Inputs, annotations, external, load_balancer};
 use crate::ipam::{Port, Request};
 use crate::model::{Finding, ObjectKey};
 use crate::snapshot::{Service, ServicePort, Snapshot};
@@ -127,6 +128,7 @@ impl<'a> Asks<'a> {
         load_balancer::ask(inputs, &mut asks);
         asks.annotations(inputs);
         external::ask(inputs, &mut asks);
+        asks.idle(inputs);
         asks
     }
 
@@ -174,21 +176,37 @@ impl<'a> Asks<'a> {
     }
 
     fn ignored(&mut self, map: &ObjectKey, key: &str, why: &str) {
-        self.findings.push(Finding::new(map, format!("key \"{key}\" ignored: {why}")));
+        self.of_map(map, format!("key \"{key}\" ignored: {why}"));
+    }
+
+    fn of_map(&mut self, map: &ObjectKey, text: String) {
+        let mend = format!("kubectl -n {} edit configmap {}", map.namespace, map.name);
+        self.findings.push(Finding::new(map, text).mend(mend));
     }
 
     fn mapped(&mut self, map: &ObjectKey, key: &str, vip: IpAddr, value: &str) {
-        let mut entries = Vec::new();
+        let mut wanted = Vec::new();
         let written = grammar::value(value);
         let floats_only = written.is_empty();
-        for entry in written {
+        for (entry, text) in written.into_iter().zip(value.split(',').map(str::trim)) {
             match entry {
-                Ok(entry) => entries.push(Want { entry, source: Source::ConfigMap, only: None }),
-                Err(why) => self.findings.push(Finding::new(map, format!("key \"{key}\": {why}"))),
+                Ok(entry) => wanted.push((entry, text)),
+                Err(why) => self.of_map(map, format!("key \"{key}\": {why}")),
             }
         }
-        entries.sort();
-        entries.dedup();
+        wanted.sort();
+        wanted.dedup_by(|(entry, _), (before, _)| entry == before);
+        for same in wanted.chunk_by(|(a, _), (b, _)| (&a.service, a.port) == (&b.service, b.port)) {
+            for (_, text) in &same[1..] {
+                let first = same[0].1;
+                self.of_map(
+                    map,
+                    format!("key \"{key}\": `{text}` does not count, as there is `{first}` too"),
+                );
+            }
+        }
+        let entries =
+            wanted.into_iter().map(|(entry, _)| Want { entry, source: Source::ConfigMap, only: None });
         let asked =
             self.vips.entry(vip).or_insert(Asked { party: Party::Admin, floats_only, entries: Vec::new() });
         asked.entries.extend(entries);
@@ -208,12 +226,18 @@ impl<'a> Asks<'a> {
             for word in words(&service.annotations[VIPS]) {
                 match grammar::key(word) {
                     Ok(vip) => self.tenant(key, vip, Source::Annotation),
-                    Err(why) => {
-                        let text = format!("annotation {VIPS}: \"{word}\" ignored: {why}");
-                        self.findings.push(Source::Annotation.refusal(Finding::new(key, text)));
-                    }
+                    Err(why) => self.findings.push(no_vip(key, service, word, &why)),
                 }
             }
+        }
+    }
+
+    /// Annotations that come to nothing, also of Services that ask for none: that may be why they do not.
+    fn idle(&mut self, inputs: &Inputs) {
+        for (key, service) in by_age(inputs.snapshot, |service| !service.annotations.is_empty()) {
+            // Of class kvip.io/kvip, where that is not served, something else is told.
+            let uses_pools = load_balancer::is_ours(inputs, service) || is_of_class(service);
+            self.findings.extend(annotations::idle(key, service, uses_pools));
         }
     }
 
@@ -253,6 +277,23 @@ impl<'a> Asks<'a> {
         let why = format!("the address belongs to {}", owner(asked));
         self.refused(key, vip, source, &why);
     }
+}
+
+/// `word` is among the VIPs that `service` asks for, and is none.
+fn no_vip(key: &ObjectKey, service: &Service, word: &str, why: &str) -> Finding {
+    // A reason in parentheses is a better one.
+    let hint = if why.ends_with(')') { "" } else { "; write addresses with commas between them, no ranges" };
+    let text = format!("annotation {VIPS}: \"{word}\" ignored: {why}{hint}");
+    let good = words(&service.annotations[VIPS]).filter(|word| grammar::key(word).is_ok());
+    let vips: Vec<&str> = good.chain(["VIP"]).collect();
+    let mend = annotate(key, &format!("{VIPS}={}", vips.join(",")));
+    Source::Annotation.refusal(Finding::new(key, text).mend(mend))
+}
+
+/// Whether `service` names kvip's class.
+fn is_of_class(service: &Service) -> bool {
+    let class = service.load_balancer.as_ref().and_then(|balancer| balancer.class.as_deref());
+    class == Some(load_balancer::CLASS)
 }
 
 /// Whose an address is, in words.

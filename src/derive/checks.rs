@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::annotations::annotate;
+use super::annotations::{annotate, is_known};
 use super::{Owner, Server, WantedServer};
 use crate::config::{AllUnhealthy, CheckKind, Checks, Unhealthy};
 use crate::health::check::{Check, Down, Kind, Target};
@@ -112,8 +112,10 @@ pub fn read(
 ) -> Option<Checking> {
     let mut checks = settings.clone();
     let mut said = Vec::new();
-    for (name, text) in service.annotations.range(CHECK.to_owned()..) {
-        let Some(rest) = name.strip_prefix(CHECK) else { break };
+    let written =
+        service.annotations.range(CHECK.to_owned()..).take_while(|(name, _)| name.starts_with(CHECK));
+    for (name, text) in written.filter(|(name, _)| is_known(name)) {
+        let rest = &name[CHECK.len()..];
         match checks.set(rest, text) {
             Ok(()) => said.push(name.as_str()),
             Err(allowed) => {
@@ -124,7 +126,32 @@ pub fn read(
     }
     let checking = Checking::of(&checks);
     findings.extend(without_effect(key, service, &said, &checks, checking.as_ref()));
+    if let Some(checking) = &checking {
+        findings.extend(said.iter().filter_map(|name| of_another_kind(key, name, &checking.check.kind)));
+    }
     checking
+}
+
+/// What may come after `kvip.io/check` and only some kinds use.
+const OF_KINDS: [(&str, &[&str]); 6] = [
+    ("-path", &["http", "https"]),
+    ("-status", &["http", "https"]),
+    ("-host", &["http", "https"]),
+    ("-service", &["grpc"]),
+    ("-send", &["udp"]),
+    ("-expect", &["udp"]),
+];
+
+/// The annotation `name` comes to nothing where endpoints are asked by `kind`.
+fn of_another_kind(key: &ObjectKey, name: &str, kind: &Kind) -> Option<Finding> {
+    let kind = kind.to_string();
+    let (_, kinds) = OF_KINDS.iter().find(|(rest, _)| name.strip_prefix(CHECK) == Some(rest))?;
+    if kinds.contains(&kind.as_str()) {
+        return None;
+    }
+    let text =
+        format!("annotation {name} does nothing: it counts for {}, and {kind} is asked", kinds.join(" and "));
+    Some(Finding::new(key, text).mend(annotate(key, &format!("{name}-"))))
 }
 
 /// Annotations that come to nothing: no check at all, or none that fits a port.
@@ -239,7 +266,7 @@ mod tests {
             &[("check", "tcp"), ("check-every", "5"), ("check-rise", "3"), ("check-send", "0x123")],
             &tcp,
             &[
-                "annotation kvip.io/check-every = \"5\" ignored: needs a unit: \"5ms\" or \"5s\"",
+                "annotation kvip.io/check-every = \"5\" ignored: needs a unit, 1s to 1h: \"5s\" or \"5m\"",
                 "annotation kvip.io/check-send = \"0x123\" ignored: text, or 0x and pairs of hexadecimal digits, of up to 1024 bytes",
             ],
         );
@@ -252,13 +279,37 @@ mod tests {
         let none = "annotation kvip.io/check does nothing: udp asks udp ports, and it has none";
         check(&[("check", "udp")], &udp, &[none]);
         let mut found = Vec::new();
-        let service = service(Protocol::Tcp, &[("check", "tcp"), ("check-intervall", "5s")]);
+        let service = service(Protocol::Tcp, &[("check", "tcp"), ("check-every", "5")]);
         read(&ObjectKey::new("default", "web"), &service, &Checks::standard(), &mut found);
-        assert!(found[0].text.starts_with(
-            "annotation kvip.io/check-intervall = \"5s\" ignored: after kvip.io/check there may be -path, -status, "
-        ));
-        let mend = "kubectl -n default annotate --overwrite service web kvip.io/check-intervall-";
+        let mend = "kubectl -n default annotate --overwrite service web kvip.io/check-every-";
         assert_eq!(found[0].mend.as_deref(), Some(mend));
+    }
+
+    #[test]
+    fn words_of_another_kind_are_told() {
+        let of = |kind| Checks { kind, ..Checks::standard() };
+        let words =
+            [("check-path", "/a"), ("check-status", "200"), ("check-host", "a"), ("check-service", "a")];
+        let does_nothing = |word: &str, kinds: &str, kind: &str| {
+            format!(
+                "annotation kvip.io/check-{word} does nothing: it counts for {kinds}, and {kind} is asked"
+            )
+        };
+        for (word, text) in words.into_iter().chain([("check-send", "a"), ("check-expect", "a")]) {
+            let name = word.trim_start_matches("check-");
+            let kinds = match name {
+                "service" => "grpc",
+                "send" | "expect" => "udp",
+                _ => "http and https",
+            };
+            let mut found = Vec::new();
+            let service = service(Protocol::Tcp, &[("check", "tcp"), (word, text)]);
+            read(&ObjectKey::new("default", "web"), &service, &Checks::standard(), &mut found);
+            let found: Vec<_> = found.iter().map(|finding| finding.text.as_str()).collect();
+            assert_eq!(found, [does_nothing(name, kinds, "tcp")]);
+        }
+        let rise = [("check", "tcp"), ("check-rise", "3")];
+        check(&rise, &Checks { rise: 3, ..of(CheckKind::Tcp) }, &[]);
     }
 
     /// Servers 1 to 4, of which these get connections after the checks, these stay without, and whether all are tried.

@@ -169,6 +169,9 @@ pub fn without_effect(key: &ObjectKey, service: &Service, options: &Options, mod
             }
         }
     }
+    if mode != Mode::Proxy {
+        all(&[PROXY_PROTOCOL], &format!("has no effect in mode {}", mode.name()));
+    }
     if mode != Mode::Tunnel {
         all(&[TUNNEL], &format!("has no effect in mode {}", mode.name()));
     }

@@ -1,11 +1,14 @@
 //! Which addresses may be VIPs: those in the allowed ranges that are nobody's yet; and who may ask for which.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
 
 use super::Inputs;
 use crate::config::{AddressRange, NamePattern, Tenant};
 use crate::ipam::Reserved;
+use crate::net::Address;
 use crate::snapshot::Labels;
 
 /// Whose addresses are whose, looked up once for all VIPs.
@@ -68,6 +71,9 @@ impl<'a> Policy<'a> {
 
     fn outside_allowed(&self, vip: IpAddr) -> Option<String> {
         let allowed = &self.inputs.settings.allowed;
+        if allowed.is_empty() {
+            return Some("no address is allowed, as vips.allowed is not set".into());
+        }
         let ranges = || allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         (!allowed.iter().any(|range| range.contains(&vip)))
             .then(|| format!("outside the allowed ranges ({})", ranges()))
@@ -119,8 +125,23 @@ fn of_host(inputs: &Inputs) -> BTreeMap<IpAddr, String> {
     // A VIP that keepalived put here carries its mark and is no obstacle.
     for own in inputs.facts.addresses.iter().filter(|address| !address.marked_as_vip()) {
         taken.entry(own.ip).or_insert_with(|| format!("is an address of this host, on {}", own.link));
+        for (address, what) in ends(own) {
+            taken.entry(address).or_insert(what);
+        }
     }
     taken
+}
+
+/// The addresses of the network of `own` that hosts in it take for all of them (RFC 919, RFC 1122 section 3.2.1.3).
+fn ends(own: &Address) -> Vec<(IpAddr, String)> {
+    let IpAddr::V4(address) = own.ip else { return Vec::new() };
+    let Some(network) = Ipv4Net::new(address, own.prefix_len).ok().filter(|net| net.prefix_len() < 31) else {
+        return Vec::new();
+    };
+    let end = |address: Ipv4Addr, what: &str| {
+        (IpAddr::V4(address), format!("is the {what} address of {} on {}", network.trunc(), own.link))
+    };
+    vec![end(network.network(), "network"), end(network.broadcast(), "broadcast")]
 }
 
 /// The cluster's own ranges: of Services and of pods.

@@ -151,7 +151,10 @@ pub struct Vip {
     pub holder: Option<String>,
     /// Since how many seconds it is, or is not, here, as far as this run of kvip knows.
     pub seconds: u64,
-    /// Its frontends; none for a VIP that only floats.
+    /// Nothing was asked to be balanced on it, so that its ports are the host's.
+    #[serde(default)]
+    pub floats_only: bool,
+    /// Its frontends; one that has none and does not only float refuses connections.
     pub frontends: Vec<Frontend>,
 }
 

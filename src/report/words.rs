@@ -1,4 +1,4 @@
-//! Ages and counts in words, the same wherever kvip speaks to people.
+//! Ages, counts and other people's text in words, the same wherever kvip speaks to people.
 //!
 //! Pure.
 
@@ -20,9 +20,41 @@ pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
+/// What was written elsewhere may be longer than is of use to anybody.
+const LONGEST: usize = 500;
+
+/// `text` on one line of bearable length: what a terminal would take for an order to it, or would show in another direction, is
+/// written as its code. It may hold what tenants have written.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for (number, c) in text.chars().enumerate() {
+        if number == LONGEST {
+            line.push('…');
+            break;
+        }
+        match c {
+            // UAX #9: the directional formatting characters.
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                line.extend(c.escape_unicode());
+            }
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_tenants_write_stays_on_its_line() {
+        let forged = "x\u{1b}[2J\nall is well\u{202e}";
+        assert_eq!(one_line(forged), "x\\u{1b}[2J\\nall is well\\u{202e}");
+        assert_eq!(one_line("ä → ü"), "ä → ü");
+        assert_eq!(one_line(&"x".repeat(600)).chars().count(), 501);
+    }
 
     #[test]
     fn ages_and_counts() {

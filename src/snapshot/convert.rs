@@ -22,7 +22,7 @@ use crate::ipam::Claim;
 use crate::model::{Family, Finding, ObjectKey, Protocol};
 
 /// The label by which a slice names its Service.
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+pub(super) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when the object has none (core/v1 `ClientIPConfig`).
 const AFFINITY_DEFAULT: Duration = Duration::from_secs(10_800);
@@ -69,6 +69,7 @@ pub fn service(object: &core::Service) -> Converted<ObjectKey, Service> {
     let key = key_of(&object.metadata);
     let mut skipped = Skipped::of(format!("Service {key}"));
     let spec = object.spec.clone().unwrap_or_default();
+    skipped.words(&spec);
     let load_balancer = load_balancer(object);
     let addresses = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.clone().into_iter().collect());
     let value = Service {
@@ -311,7 +312,8 @@ pub fn service_cidr(object: &networking::ServiceCIDR) -> Converted<String, Vec<I
 
 /// The key of a namespaced object; a manifest that names no namespace means `default`, as for kubectl.
 pub fn key_of(metadata: &ObjectMeta) -> ObjectKey {
-    let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".into());
+    let namespace = metadata.namespace.clone().filter(|name| !name.is_empty());
+    let namespace = namespace.unwrap_or_else(|| "default".into());
     ObjectKey::new(namespace, metadata.name.clone().unwrap_or_default())
 }
 
@@ -362,6 +364,24 @@ impl Skipped {
 
     pub(super) fn add(&mut self, text: impl Into<String>) {
         self.findings.push(Finding::new(&self.subject, text));
+    }
+
+    /// Words of a Service that an API server would refuse: only manifests can have them.
+    fn words(&mut self, spec: &core::ServiceSpec) {
+        self.word("type", spec.type_.as_ref(), &["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]);
+        self.word("externalTrafficPolicy", spec.external_traffic_policy.as_ref(), &["Cluster", "Local"]);
+        self.word("sessionAffinity", spec.session_affinity.as_ref(), &["None", "ClientIP"]);
+        let policies = ["SingleStack", "PreferDualStack", "RequireDualStack"];
+        self.word("ipFamilyPolicy", spec.ip_family_policy.as_ref(), &policies);
+        for family in spec.ip_families.iter().flatten() {
+            self.word("ipFamilies", Some(family), &["IPv4", "IPv6"]);
+        }
+    }
+
+    fn word(&mut self, field: &str, said: Option<&String>, known: &[&str]) {
+        if let Some(said) = said.filter(|said| !said.is_empty() && !known.contains(&said.as_str())) {
+            self.add(format!("{field} {said:?} is unknown and is left out: one of {}", known.join(", ")));
+        }
     }
 
     fn or_skip<T>(&mut self, field: &str, found: &str, parsed: Option<T>) -> Option<T> {

@@ -341,3 +341,31 @@ fn services_keep_kvips_own_condition_and_the_entries_with_their_ports() {
     check(2, false);
     assert_eq!(service_of(json!({})).value.unwrap().condition, None);
 }
+
+#[test]
+fn services_words_that_an_api_server_would_refuse_are_told() {
+    let check = |spec: Value, want: &[&str]| {
+        let want: Vec<_> = want.iter().map(|text| format!("Service default/nginx: {text}")).collect();
+        assert_eq!(texts(&service_of(spec).skipped), want);
+    };
+    check(json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "sessionAffinity": "None"}), &[]);
+    check(json!({"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"], "type": ""}), &[]);
+    check(
+        json!({"type": "loadbalancer", "externalTrafficPolicy": "local", "sessionAffinity": "clientip",
+            "ipFamilyPolicy": "DualStack", "ipFamilies": ["ipv4"]}),
+        &[
+            "type \"loadbalancer\" is unknown and is left out: one of ClusterIP, NodePort, LoadBalancer, ExternalName",
+            "externalTrafficPolicy \"local\" is unknown and is left out: one of Cluster, Local",
+            "sessionAffinity \"clientip\" is unknown and is left out: one of None, ClientIP",
+            "ipFamilyPolicy \"DualStack\" is unknown and is left out: one of SingleStack, PreferDualStack, RequireDualStack",
+            "ipFamilies \"ipv4\" is unknown and is left out: one of IPv4, IPv6",
+        ],
+    );
+}
+
+#[test]
+fn an_empty_namespace_is_the_default_one() {
+    let metadata =
+        ObjectMeta { namespace: Some(String::new()), name: Some("a".into()), ..ObjectMeta::default() };
+    assert_eq!(key_of(&metadata), ObjectKey::new("default", "a"));
+}

@@ -1,8 +1,11 @@
 //! A folder of manifests in place of an API server: for trying kvip, for tests, and for hosts without a cluster.
 //!
 //! Reads `*.yaml`, `*.yml` and `*.json` in the folder itself, each file one or more documents, in name order. What it
-//! cannot read is a finding with file and line, and the rest loads; kinds that kvip has no use for are passed over.
+//! cannot read is a finding with file and line, and the rest loads; kinds that kvip has no use for are passed over. What an
+//! API server would refuse or mirror, and what comes to nothing here, is a finding too.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,13 +13,21 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1 as core;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use super::Snapshot;
 use super::claims;
 use super::convert::{self, Change};
 use super::store::apply;
 use crate::config::Cluster;
-use crate::model::Finding;
+use crate::model::{Finding, ObjectKey};
+
+/// The kinds that are read.
+const KINDS: [&str; 8] =
+    ["Service", "EndpointSlice", "Node", "ServiceCIDR", "IPAddress", "Lease", "ConfigMap", "Namespace"];
+
+/// Those of them that are of no namespace.
+const CLUSTER_WIDE: [&str; 4] = ["Node", "ServiceCIDR", "IPAddress", "Namespace"];
 
 /// Why there is no snapshot at all.
 #[derive(Debug, thiserror::Error)]
@@ -32,13 +43,29 @@ pub struct Error {
 pub fn load(dir: &Path, settings: &Cluster) -> Result<(Snapshot, Vec<Finding>), Error> {
     let paths = manifests(dir).map_err(|reason| Error { path: dir.into(), reason })?;
     let mut snapshot = Snapshot::default();
-    let mut findings = Vec::new();
-    for path in paths {
-        let contents = read(&path, settings);
+    let files: Vec<Contents> = paths.iter().map(|path| read(path, settings)).collect();
+    for contents in &files {
         contents.put_in(&mut snapshot);
-        findings.extend(contents.findings);
     }
+    let mut findings = twice(&files);
+    findings.extend(files.into_iter().flat_map(|contents| contents.findings));
     Ok((snapshot, findings))
+}
+
+/// A finding for each object that more than one of `files` has: the last one counts, as with kubectl.
+fn twice<'a>(files: impl IntoIterator<Item = &'a Contents>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut places = BTreeMap::new();
+    for (object, place) in files.into_iter().flat_map(|contents| &contents.places) {
+        if let Some(before) = places.insert(object, place) {
+            findings.push(written_twice(object, before, place));
+        }
+    }
+    findings
+}
+
+fn written_twice(object: &str, before: &str, place: &str) -> Finding {
+    Finding::new(place, format!("{object} is written twice: what {before} says of it does not count"))
 }
 
 /// The files in `dir` that are read, by name.
@@ -57,8 +84,14 @@ pub(super) struct Contents {
     changes: Vec<Change>,
     /// The UID of kube-system.
     cluster: Option<String>,
+    /// Where each of them is written, by kind and name; the last place that counts.
+    places: BTreeMap<String, String>,
     /// What of it cannot be read.
     pub(super) findings: Vec<Finding>,
+    /// What of it is read and comes to nothing.
+    notes: Vec<Finding>,
+    /// Endpoints that no cluster mirrors here.
+    endpoints: Vec<(ObjectKey, Finding)>,
 }
 
 impl Contents {
@@ -68,6 +101,18 @@ impl Contents {
         }
         if self.cluster.is_some() {
             snapshot.cluster.clone_from(&self.cluster);
+        }
+        for note in &self.notes {
+            let of_place = snapshot.skipped.entry(format!("manifest {}", note.subject)).or_default();
+            if !of_place.contains(note) {
+                of_place.push(note.clone());
+            }
+        }
+        let entry = |(key, note): &(ObjectKey, Finding)| (format!("Endpoints {key}"), vec![note.clone()]);
+        snapshot.skipped.extend(self.endpoints.iter().map(entry));
+        // What was taken from a cluster has the slices beside them.
+        for slice in snapshot.slices.values() {
+            snapshot.skipped.remove(&format!("Endpoints {}", slice.service));
         }
     }
 }
@@ -132,10 +177,8 @@ impl Reading<'_> {
                 Ok(Value::Null) => {}
                 Ok(value) => self.object(&place(path, document.line), value),
                 Err(error) => {
-                    let line = error.location().and_then(|l| usize::try_from(l.line()).ok()).unwrap_or(1);
-                    let text = format!("not YAML or JSON: {}", error.without_snippet());
-                    let at = place(path, document.line + line.saturating_sub(1));
-                    self.finding(at, text);
+                    let text = format!("not YAML or JSON: {}", yaml_reason(&error));
+                    self.finding(place_of(path, document.line, &error), text);
                 }
             }
         }
@@ -163,7 +206,10 @@ impl Reading<'_> {
     fn plain(&mut self, at: &str, kind: &str, value: Value) {
         match kind {
             "Service" => self.convert(at, kind, value, |o| vec![Change::Service(convert::service(o))]),
-            "EndpointSlice" => self.convert(at, kind, value, |o| vec![Change::Slice(convert::slice(o))]),
+            "EndpointSlice" => {
+                self.lone_slice(at, &value);
+                self.convert(at, kind, value, |o| vec![Change::Slice(convert::slice(o))]);
+            }
             "Node" => self.convert(at, kind, value, |o| vec![Change::Node(convert::node(o))]),
             "ServiceCIDR" => {
                 self.convert(at, kind, value, |o| vec![Change::ServiceCidr(convert::service_cidr(o))]);
@@ -182,7 +228,29 @@ impl Reading<'_> {
                 }
                 self.convert(at, kind, value, |o| vec![Change::Namespace(convert::namespace(o))]);
             }
-            _ => {}
+            _ => self.passed_over(at, kind, &value),
+        }
+    }
+
+    /// Notes of a kind that is not read what speaks for a slip; others are none of kvip's business.
+    fn passed_over(&mut self, at: &str, kind: &str, value: &Value) {
+        let name = value["metadata"]["name"].as_str().unwrap_or_default();
+        if kind.eq_ignore_ascii_case("Endpoints") {
+            let text =
+                format!("Endpoints {name} does nothing: a folder mirrors none, so write an EndpointSlice");
+            self.contents.endpoints.push((key_in(value), Finding::new(at, text)));
+        } else if let Some(meant) = kind_meant(kind) {
+            self.finding(at, format!("{kind} {name} is of no known kind; did you mean {meant}?"));
+        }
+    }
+
+    /// Notes that the `EndpointSlice` of `value` is nobody's. In a cluster such slices are other programs'.
+    fn lone_slice(&mut self, at: &str, value: &Value) {
+        let label = convert::SERVICE_LABEL;
+        if value["metadata"]["labels"][label].as_str().is_none_or(str::is_empty) {
+            let name = value["metadata"]["name"].as_str().unwrap_or_default();
+            let text = format!("EndpointSlice {name} does nothing: no label {label} names its Service");
+            self.contents.notes.push(Finding::new(at, text));
         }
     }
 
@@ -190,18 +258,98 @@ impl Reading<'_> {
         &mut self,
         at: &str,
         kind: &str,
-        value: Value,
+        mut value: Value,
         changes: impl FnOnce(&K) -> Vec<Change>,
     ) {
-        let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        if name.is_empty() {
-            return self.finding(at, format!("{kind} without metadata.name"));
-        }
+        let name = match &value["metadata"]["name"] {
+            Value::String(name) if !name.is_empty() => name.clone(),
+            Value::Number(_) | Value::Bool(_) => {
+                let text = format!("{kind}: metadata.name = {} {NO_TEXT}", value["metadata"]["name"]);
+                return self.finding(at, text);
+            }
+            _ => return self.finding(at, format!("{kind} without metadata.name")),
+        };
+        let key = key_in(&value);
+        let is_map = kind == "ConfigMap" && key == self.settings.config_map;
+        self.keep_texts(at, &format!("{kind} {name}"), &mut value, is_map);
         match serde_json::from_value(value) {
-            Ok(object) => self.contents.changes.extend(changes(&object)),
-            Err(error) => self.finding(at, format!("{kind} {name}: {error}")),
+            Ok(object) => {
+                self.written(at, kind, &key);
+                self.contents.changes.extend(changes(&object));
+            }
+            Err(error) => {
+                self.finding(at, format!("{kind} {name}: {error}"));
+                // It is there, so nobody is to be told to make one.
+                self.contents.changes.extend(is_map.then(|| Change::VipMap(Some(BTreeMap::new()))));
+            }
         }
     }
+
+    /// Takes entries that are no text out of those maps of `value` that hold nothing else, and says so of each: one slip
+    /// costs one entry.
+    fn keep_texts(&mut self, at: &str, object: &str, value: &mut Value, is_map: bool) {
+        for (pointer, what) in
+            [("/data", "key"), ("/metadata/annotations", "annotation"), ("/metadata/labels", "label")]
+        {
+            let Some(Value::Object(entries)) = value.pointer_mut(pointer) else { continue };
+            entries.retain(|name, said| {
+                let why = match said {
+                    Value::String(_) => return true,
+                    Value::Null if is_map && what == "key" => {
+                        "is empty: write \"\" for a VIP that only floats".to_owned()
+                    }
+                    Value::Null => "is empty: write \"\" or leave it out".to_owned(),
+                    Value::Bool(_) | Value::Number(_) => format!("= {said} {NO_TEXT}"),
+                    Value::Array(_) | Value::Object(_) => {
+                        "is left out: it is to be one line of text".to_owned()
+                    }
+                };
+                let text = format!("{object}: {what} \"{name}\" {why}");
+                self.contents.findings.push(Finding::new(at, text));
+                false
+            });
+        }
+    }
+
+    /// Remembers where an object is written, and notes that it was before.
+    fn written(&mut self, at: &str, kind: &str, key: &ObjectKey) {
+        let object = if CLUSTER_WIDE.contains(&kind) {
+            format!("{kind} {}", key.name)
+        } else {
+            format!("{kind} {key}")
+        };
+        if let Some(before) = self.contents.places.insert(object.clone(), at.to_owned()) {
+            self.contents.notes.push(written_twice(&object, &before, at));
+        }
+    }
+}
+
+/// What is wrong with a number where text is wanted, and the way out.
+const NO_TEXT: &str = "is no text: put it in quotes";
+
+/// The key of the object that `value` is, as far as it says one.
+fn key_in(value: &Value) -> ObjectKey {
+    let said = |field: &str| value["metadata"][field].as_str().filter(|text| !text.is_empty());
+    ObjectKey::new(said("namespace").unwrap_or("default"), said("name").unwrap_or_default())
+}
+
+/// The kind that is read and that `kind` looks like. Others' kinds may be no further away than a slip or two.
+fn kind_meant(kind: &str) -> Option<&'static str> {
+    let distance =
+        |known: &str| strsim::damerau_levenshtein(&kind.to_ascii_lowercase(), &known.to_ascii_lowercase());
+    KINDS.into_iter().find(|known| distance(known) <= (known.len() / 4).min(2))
+}
+
+/// What is wrong with YAML, without place and without advice for programmers.
+pub(super) fn yaml_reason(error: &serde_saphyr::Error) -> String {
+    let error = error.without_snippet();
+    let text = match error {
+        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+            Cow::Owned(format!("duplicate key \"{key}\""))
+        }
+        _ => UserMessageFormatter.format_message(error),
+    };
+    text.replace(char::is_control, " ")
 }
 
 /// What a ConfigMap changes: nothing, unless it is one of the two that kvip reads.
@@ -216,151 +364,13 @@ fn place(path: &Path, line: usize) -> String {
     format!("{}:{line}", path.display())
 }
 
-#[cfg(test)]
-mod tests {
-
-    use super::*;
-    use crate::config::Settings;
-    use crate::model::ObjectKey;
-
-    fn settings() -> Cluster {
-        Settings::standard(Vec::new()).cluster
-    }
-
-    fn loaded(files: &[(&str, &str)]) -> (Snapshot, Vec<String>) {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            fs::write(dir.path().join(name), text).unwrap();
-        }
-        let (snapshot, findings) = load(dir.path(), &settings()).unwrap();
-        let prefix = format!("{}/", dir.path().display());
-        (snapshot, findings.iter().map(|f| f.to_string().replace(&prefix, "")).collect())
-    }
-
-    #[test]
-    fn documents_lists_and_json_make_one_snapshot() {
-        let yaml = "\
-# the tutorial
-apiVersion: v1
-kind: Service
-metadata: {name: nginx}
-spec:
-  ports: [{port: 80}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: nginx}
----
-apiVersion: v1
-kind: List
-items:
-- {apiVersion: v1, kind: Node, metadata: {name: node-a}}
-- {apiVersion: v1, kind: ConfigMap, metadata: {name: vip-configmap}, data: {10.87.2.50: default/nginx}}
-- {apiVersion: v1, kind: ConfigMap, metadata: {name: other}, data: {10.87.2.51: default/nginx}}
----
-";
-        let json = r#"{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","items":[{"metadata":
-            {"name":"nginx-1","labels":{"kubernetes.io/service-name":"nginx"}},"addressType":"IPv4",
-            "endpoints":[{"addresses":["10.2.0.5"]}],"ports":[{"port":80}]}]}"#;
-        let space = r#"{"kind":"Namespace","metadata":{"name":"kube-system","uid":"u-1"}}"#;
-        let (snapshot, findings) =
-            loaded(&[("a.yaml", yaml), ("b.json", json), ("c.yml", space), ("notes.txt", ": not read")]);
-        assert_eq!(findings, [""; 0]);
-        assert_eq!(snapshot.cluster.as_deref(), Some("u-1"));
-        assert_eq!(snapshot.services[&ObjectKey::new("default", "nginx")].ports[0].port, 80);
-        assert_eq!(snapshot.slices[&ObjectKey::new("default", "nginx-1")].endpoints.len(), 1);
-        assert!(snapshot.nodes.contains_key("node-a"));
-        assert_eq!(
-            snapshot.vip_map.unwrap(),
-            [("10.87.2.50".to_owned(), "default/nginx".to_owned())].into_iter().collect()
-        );
-    }
-
-    #[test]
-    fn the_parts_that_pools_and_tenants_need_are_read_too() {
-        let users = r#"[{"service":"default/web","uid":"u-1","ports":[["tcp",80]]}]"#;
-        let meta = |name: &str| {
-            format!(
-                "name: '{name}', labels: {{ipaddress.kubernetes.io/managed-by: kvip}}, annotations: {{kvip.io/services: '{users}'}}"
-            )
-        };
-        let yaml = format!(
-            "\
-kind: Namespace
-metadata: {{name: shop, labels: {{team: shop}}}}
----
-kind: ServiceCIDR
-metadata: {{name: kubernetes}}
-spec: {{cidrs: [10.96.0.0/16, 'fd00:96::/108']}}
----
-kind: ConfigMap
-metadata: {{name: kvip, namespace: kvip-system}}
-data: {{config.toml: '[asking]'}}
----
-kind: IPAddress
-metadata: {{{}}}
-spec: {{parentRef: {{resource: services, namespace: default, name: web}}}}
----
-kind: Lease
-metadata: {{namespace: kvip-system, {}}}
-",
-            meta("10.87.2.50"),
-            meta("kvip-0a570233"),
-        );
-        let (snapshot, findings) = loaded(&[("x.yaml", &yaml)]);
-        assert_eq!(findings, [""; 0]);
-        assert_eq!((snapshot.cluster, snapshot.vip_map), (None, None));
-        assert_eq!(snapshot.namespaces["shop"]["team"], "shop");
-        assert_eq!(snapshot.service_cidrs["kubernetes"].len(), 2);
-        assert_eq!(snapshot.cluster_settings.as_deref(), Some("[asking]"));
-        let claims: Vec<_> = snapshot.claims.objects().map(|claim| claim.address.to_string()).collect();
-        assert_eq!(claims, ["10.87.2.50", "10.87.2.51"]);
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_a_finding_with_file_and_line_and_the_rest_loads() {
-        let yaml = "\
-kind: Service
-metadata: {name: good}
----
-kind: Service
-metadata:
-  name: [broken
----
-a: b
----
-kind: Service
-metadata: {name: typed}
-spec: {ports: [{port: eighty}]}
----
-kind: Node
----
-just text
----
-kind: Node
-metadata: {name: last}
-";
-        let (snapshot, findings) = loaded(&[("x.yaml", yaml)]);
-        assert_eq!(snapshot.services.len(), 1);
-        assert!(snapshot.nodes.contains_key("last"));
-        let want = [
-            ("x.yaml:", "not YAML or JSON"),
-            ("x.yaml:8:", "no kind"),
-            ("x.yaml:10:", "Service typed: invalid type"),
-            ("x.yaml:14:", "Node without metadata.name"),
-            ("x.yaml:16:", "no kind"),
-        ];
-        assert_eq!(findings.len(), want.len(), "{findings:#?}");
-        for (found, (place, text)) in findings.iter().zip(want) {
-            assert!(found.starts_with(place) && found.contains(text), "{found}");
-        }
-    }
-
-    #[test]
-    fn a_folder_that_is_not_there_is_an_error() {
-        let error = load(Path::new("/nowhere/at-all"), &settings()).unwrap_err();
-        assert!(
-            error.to_string().starts_with("cannot read the folder of manifests /nowhere/at-all: No such")
-        );
-    }
+/// The line and column of `error`, of a document that begins at `first`.
+fn place_of(path: &Path, first: usize, error: &serde_saphyr::Error) -> String {
+    let Some(found) = error.location() else { return place(path, first) };
+    let line = usize::try_from(found.line()).unwrap_or(1);
+    format!("{}:{}", place(path, first + line.saturating_sub(1)), found.column())
 }
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use kube::client::AuthError;
 use kube::config::{KubeconfigError, LoadDataError};
 
+use super::files::yaml_reason;
+
 /// The manifest that gives kvip its permissions, as packaged.
 pub const RBAC_MANIFEST: &str = "/usr/share/kvip/kvip.yaml";
 
@@ -215,7 +217,7 @@ pub(super) fn kubeconfig(path: &Path, error: &KubeconfigError) -> Problem {
         | E::LoadCertificateAuthority(LoadDataError::ReadFile(e, file))
         | E::LoadClientCertificate(LoadDataError::ReadFile(e, file))
         | E::LoadClientKey(LoadDataError::ReadFile(e, file)) => unreadable(file, e),
-        E::Parse(e) => invalid(path, e.without_snippet()),
+        E::Parse(e) => invalid(path, yaml(e)),
         other => invalid(path, other),
     }
 }
@@ -240,10 +242,17 @@ fn credential(path: &Path, error: &AuthError) -> Problem {
         AuthError::AuthExecRun { out, .. } => {
             failed(format!("{}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim()))
         }
-        AuthError::AuthExecParse(e) => {
-            failed(format!("its answer is no ExecCredential: {}", e.without_snippet()))
-        }
+        AuthError::AuthExecParse(e) => failed(format!("its answer is no ExecCredential: {}", yaml(e))),
         other => failed(other.to_string()),
+    }
+}
+
+/// What is wrong with YAML, and where.
+fn yaml(error: &serde_saphyr::Error) -> String {
+    let reason = yaml_reason(error);
+    match error.location() {
+        Some(at) => format!("{reason}, line {}, column {}", at.line(), at.column()),
+        None => reason,
     }
 }
 
@@ -331,6 +340,12 @@ mod tests {
         check(&kubeconfig(path, &missing), "kubeconfig /etc/kvip/kubeconfig is not there", "[cluster]");
         let denied = KubeconfigError::ReadConfig(io::ErrorKind::PermissionDenied.into(), path.into());
         check(&kubeconfig(path, &denied), "cannot read /etc/kvip/kubeconfig: permission denied", "ls -l");
+        let twice = serde_saphyr::from_str::<serde_json::Value>("a: 1\na: 2\n").unwrap_err();
+        check(
+            &kubeconfig(path, &KubeconfigError::Parse(Box::new(twice))),
+            "/etc/kvip/kubeconfig is not a usable kubeconfig: duplicate key \"a\", line 2, column 1",
+            "config view",
+        );
         let key = LoadDataError::ReadFile(io::ErrorKind::NotFound.into(), "/etc/kvip/tls.key".into());
         check(
             &kubeconfig(path, &KubeconfigError::LoadClientKey(key)),

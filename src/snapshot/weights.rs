@@ -9,11 +9,14 @@ use std::net::IpAddr;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Endpoint;
+use crate::config::ANNOTATIONS;
 use crate::model::{Finding, ObjectKey};
 
 /// What a weight is, for people.
 pub const WEIGHTS_WANTED: &str = "weights from 0 to 65535";
 
+/// What the names of kvip's annotations begin with.
+const PREFIX: &str = "kvip.io/";
 /// The weight of all endpoints of a slice.
 const WEIGHT: &str = "kvip.io/weight";
 /// The weights of some of them, as `10.2.4.10=5,10.2.4.11=1`.
@@ -32,6 +35,11 @@ pub fn weigh(
         let text = format!("annotation {name} {text}");
         findings.push(Finding::new(format!("EndpointSlice {key}"), text).mend(mend));
     };
+    for name in metadata.annotations.iter().flat_map(BTreeMap::keys) {
+        if let Some(why) = unknown(name) {
+            note(name, why);
+        }
+    }
     if let Some(text) = said(WEIGHT) {
         match text.parse() {
             Ok(weight) => endpoints.iter_mut().for_each(|endpoint| endpoint.weight = Some(weight)),
@@ -55,6 +63,18 @@ pub fn weigh(
             format!("ignored: \"{text}\" is not ADDRESS=WEIGHT with commas between them, {WEIGHTS_WANTED}"),
         ),
     }
+}
+
+/// What is to be said of the annotation `name` of a slice, if it begins as kvip's do and is none of a slice's.
+fn unknown(name: &str) -> Option<String> {
+    let word = name.strip_prefix(PREFIX).filter(|_| name != WEIGHT && name != WEIGHTS)?;
+    let near = [WEIGHT, WEIGHTS]
+        .map(|known| (strsim::damerau_levenshtein(&name.to_ascii_lowercase(), known), known));
+    Some(match near.iter().filter(|(distance, _)| *distance <= 2).min() {
+        _ if ANNOTATIONS.contains(&word) => "has no effect: it counts on Services alone".into(),
+        Some((_, known)) => format!("is not known; did you mean {known}?"),
+        None => format!("is not known; a slice may have {WEIGHT} and {WEIGHTS}"),
+    })
 }
 
 fn each(text: &str) -> Option<BTreeMap<IpAddr, u16>> {
