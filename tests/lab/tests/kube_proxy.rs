@@ -47,8 +47,21 @@ fn beside(mode: &Mode) -> Result<(Turn, String)> {
     Ok((lab, given))
 }
 
-/// How many connections IPVS has seen to port 80 of `vip`, on all nodes.
+/// What IPVS shows of its counters is up to 2 s old (estimation_timer, ip_vs_est.c): for so long they must stand still.
+const COUNTED: Duration = Duration::from_millis(2500);
+
+/// How many connections IPVS has seen to port 80 of `vip`, on all nodes, when it has counted all of them.
 fn seen(lab: &Lab, vip: &str) -> Result<u64> {
+    let mut last: Option<(u64, Instant)> = None;
+    lab.wait_for(&format!("the counters of {vip} to stand still"), SOON, || {
+        let now = shown(lab, vip).ok()?;
+        let (count, since) =
+            *last.insert(last.filter(|(count, _)| *count == now).unwrap_or((now, Instant::now())));
+        (since.elapsed() >= COUNTED).then_some(count)
+    })
+}
+
+fn shown(lab: &Lab, vip: &str) -> Result<u64> {
     let mut seen = 0;
     for node in lab.nodes() {
         let table = node.must("ipvsadm -Ln --stats --exact")?;
