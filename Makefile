@@ -21,7 +21,7 @@ help: ## this list
 demo: demo-parts ## three virtual machines, the tutorial, the holder's death: everything at once (15 minutes from nothing, then 3)
 	@$(SUDO) $(DEMO)/lab demo $(DEMO)
 
-test: packages lint unit lab-parts ## lint, unit, golden and property tests, and in the lab what every change must keep (45 minutes from nothing, then 20)
+test: packages lint unit lab-parts ## lint, unit, golden and property tests, and in the lab what every change must keep (45 minutes from nothing, then 15)
 	@echo "== the lab"
 	@$(SUDO) cargo test --locked --package kvip-lab -- --test-threads=1
 
