@@ -110,7 +110,7 @@ async fn turn_until_stopped(
         }
     }
     notifier.stopping();
-    daemon.saved().await;
+    daemon.stop().await;
     info!("stopping; keepalived, IPVS and nftables go on as they are");
     Ok(())
 }

@@ -39,8 +39,21 @@ impl Saving {
             return;
         }
         self.last = Some(now);
+        self.begin(snapshot);
+    }
+
+    fn begin(&mut self, snapshot: Arc<Snapshot>) {
         self.pending = false;
         self.running = Some(saved::save_aside(&self.path, snapshot));
+    }
+
+    /// Saves what is not saved yet, without delay: the next run begins with it, and would undo what is newer.
+    pub async fn save_rest(&mut self, snapshot: Option<Arc<Snapshot>>) {
+        self.finish().await;
+        if let Some(snapshot) = snapshot.filter(|_| self.pending) {
+            self.begin(snapshot);
+            self.finish().await;
+        }
     }
 
     /// Waits for the writing that runs; what failed is tried again.

@@ -259,6 +259,11 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.saving.finish().await;
     }
 
+    /// Ends: the accepted state is on the disk, for the next run to begin with.
+    pub async fn stop(&mut self) {
+        self.saving.save_rest(self.admitted.snapshot()).await;
+    }
+
     /// Takes new settings, and with `new_feed` a new task that follows the cluster.
     pub fn take_settings(&mut self, settings: Settings, new_feed: bool) {
         self.core.settings = settings;

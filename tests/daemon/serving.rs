@@ -71,6 +71,22 @@ fn churn_of_endpoints_changes_ipvs_and_nothing_else() {
     assert!(!world.keepalived_was_told(), "invariant 5");
 }
 
+/// The state on disk may be some seconds old, but not when kvip was stopped in order.
+#[test]
+fn a_restart_right_after_a_change_undoes_nothing() {
+    let mut world = World::serving();
+    let mut more = snapshot();
+    pods(&mut more, "nginx").push(endpoint("10.2.8.10"));
+    world.event(more);
+    world.after(1);
+    assert_eq!(world.servers(nginx()).unwrap().len(), 3);
+    world.stop();
+    let mut world = world.restart(settings());
+    world.turn();
+    assert_eq!(world.servers(nginx()).unwrap().len(), 3, "before anything is heard of the cluster");
+    assert_eq!(world.acts().iter().filter(|act| act.contains("real server")).count(), 0);
+}
+
 #[test]
 fn an_idle_cluster_costs_nothing() {
     let mut world = World::serving();

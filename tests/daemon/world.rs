@@ -194,6 +194,11 @@ impl World {
         });
     }
 
+    /// systemd ends it in order.
+    pub fn stop(&mut self) {
+        self.runtime.block_on(self.daemon.stop());
+    }
+
     /// Lets `seconds` pass, then turns once.
     pub fn after(&mut self, seconds: u64) {
         self.after_millis(seconds * 1000);

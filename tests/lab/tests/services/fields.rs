@@ -11,6 +11,8 @@ use kvip_lab::lab::{Lab, Node};
 use kvip_lab::layout::{NODES, NodeSpec};
 use kvip_lab::scenario::SOON;
 
+use serde_json::Value;
+
 use super::{asking, delete};
 
 /// A pod on node-b that its readiness probe calls not ready; its port has a name.
@@ -109,6 +111,25 @@ fn label_zones(lab: &Lab, value: &str) -> Result<()> {
     })
 }
 
+/// Waits until all endpoints of a Service are hinted to one zone. The EndpointSlice controller looks at the zones when it looks
+/// at the Service, and not each time that a Node's is another.
+fn wait_for_hints(lab: &Lab, service: &str, zone: &str) -> Result<()> {
+    let mut turn = 0;
+    let hinted = lab.wait_for(&format!("hints of zone {zone} for {service}"), SOON, || {
+        turn += 1;
+        let looked_at = format!("lab.kvip/turn={turn}");
+        lab.kubectl(&["annotate", "--overwrite", "service", service, &looked_at]).ok()?;
+        let slices = items(lab, &format!("endpointslices -l kubernetes.io/service-name={service}")).ok()?;
+        let all = |slice: &Value| {
+            let endpoints = slice["endpoints"].as_array()?;
+            let of_zone = |one: &Value| one["hints"]["forZones"][0]["name"] == zone;
+            endpoints.iter().all(of_zone).then_some(())
+        };
+        slices.iter().try_for_each(all)
+    });
+    hinted.with_context(|| explain(lab, service))
+}
+
 /// The EndpointSlice controller writes the hints, from the Nodes' zones and names.
 #[test]
 fn traffic_is_kept_in_the_holders_zone_or_on_its_node() -> Result<()> {
@@ -125,6 +146,7 @@ fn traffic_is_kept_in_the_holders_zone_or_on_its_node() -> Result<()> {
     wait_for_nodes(&lab, "pods of its own zone alone to serve each node", &vip, own)?;
     wait_for_answer(&lab, &vip)?;
     label_zones(&lab, "=one")?;
+    wait_for_hints(&lab, "zoned", "one")?;
     wait_for_nodes(&lab, "pods of the one zone to serve", &vip, |_| pods.clone())?;
     zoned.spec("trafficDistribution", "PreferSameNode").apply(&lab)?;
     wait_for_nodes(&lab, "its own pods alone to serve each node", &vip, own)?;
