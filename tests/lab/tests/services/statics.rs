@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use kvip_lab::asking::{explain, must, wait_for_answer, wait_until_gone};
+use kvip_lab::asking::{Asking, explain, items, must, wait_for_answer, wait_until_gone};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::{Lab, Node};
 use kvip_lab::scenario::{SOON, VIP};
 
-use super::asking;
+use super::{asking, delete};
 
 const STATIC: &str = "10.87.2.60";
 const SETTINGS: &str = "
@@ -86,5 +86,18 @@ fn static_vips_are_served_before_any_api() -> Result<()> {
     })?;
     wait_until_gone(&lab, STATIC)?;
     let back = lab.wait_for("the cluster's VIPs to answer again", BOOT, || lab.curl(VIP));
-    back.map(drop).with_context(|| explain(&lab, ""))
+    back.map(drop).with_context(|| explain(&lab, ""))?;
+    wait_for_controllers(&lab)
+}
+
+/// Waits until a new Service gets its EndpointSlice: Kubernetes' controllers, which have tried in vain for minutes, look for the
+/// API server ever more rarely.
+fn wait_for_controllers(lab: &Lab) -> Result<()> {
+    Asking::new("noticed").apply(lab)?;
+    let noticed = lab.wait_for("an EndpointSlice of a new Service", BOOT, || {
+        let slices = items(lab, "endpointslices -l kubernetes.io/service-name=noticed").ok()?;
+        (!slices.is_empty()).then_some(())
+    });
+    noticed.with_context(|| explain(lab, "noticed"))?;
+    delete(lab, "noticed")
 }
