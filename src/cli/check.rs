@@ -17,6 +17,7 @@ use crate::config::{Loaded, Problem, Settings, effective, read_host};
 use crate::daemon::settings;
 use crate::keepalived::Paths;
 use crate::model::Finding;
+use crate::report::words::joined;
 
 /// Where programs are looked for, as systemd looks for them.
 const PROGRAM_FOLDERS: [&str; 6] =
@@ -93,7 +94,7 @@ fn kubeconfig(path: &Path) -> Result<(), String> {
         Err(error) => return Err(format!("cannot be read: {error}")),
         Ok(_) => {}
     }
-    let config = Kubeconfig::read_from(path).map_err(|error| one_line(&error.to_string()))?;
+    let config = Kubeconfig::read_from(path).map_err(|error| joined(&error.to_string()))?;
     let current = config.current_context.ok_or("has no current-context")?;
     if config.contexts.iter().any(|context| context.name == current) {
         Ok(())
@@ -221,10 +222,6 @@ pub(super) fn problem_json(problem: &Problem) -> Value {
         "file": file, "line": line, "column": column, "subject": subject, "found": found, "text": text,
         "mend": mend, "message": problem.to_string(),
     })
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::model::Finding;
+use crate::report::words::escaped;
 
 /// One thing to mend in the settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -61,15 +62,6 @@ impl fmt::Display for Problem {
         let parts = [place, subject, text].into_iter().filter(|part| !part.is_empty());
         f.write_str(&escaped(&parts.collect::<Vec<_>>().join(": ")))
     }
-}
-
-/// The text on one line.
-fn escaped(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
-    }
-    line
 }
 
 #[cfg(test)]

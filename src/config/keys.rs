@@ -214,7 +214,7 @@ fn split(path: &'static str) -> (&'static str, &'static str) {
 }
 
 /// The answer of the candidate nearest to `wrong`, if one is near.
-pub(super) fn closest(
+pub(crate) fn closest(
     wrong: &str,
     candidates: impl Iterator<Item = (&'static str, &'static str)>,
 ) -> Option<&'static str> {

@@ -45,6 +45,7 @@ pub use checks::{AllUnhealthy, CheckKind, Checks, Unhealthy};
 pub use cluster::{CLUSTER_KEY, Unusable, nothing_allowed, with_cluster};
 pub use effective::effective;
 pub use error::Problem;
+pub(crate) use keys::closest;
 pub use keys::{KEYS, Key, TABLES, Table};
 pub use load::WrongSettings;
 pub use load::{CONFIG_FILE, HostLayers, Loaded, Sources, load, load_with_origins, read_host, require};

@@ -7,19 +7,21 @@ use std::ops::Range;
 
 use toml_edit::{Document, TomlError, Value};
 
+use crate::report::words::joined;
+
 /// A mend that is longer than this does not help anyone to see what to write.
 const MEND_MAX: usize = 80;
 
 /// What is wrong in `text`, of which the parser says `error`.
 pub(super) fn why(text: &str, error: &TomlError) -> String {
-    let Some(span) = error.span() else { return one_line(error.message()) };
+    let Some(span) = error.span() else { return joined(error.message()) };
     if error.message() == "duplicate key" {
         return written_twice(text, &span);
     }
     match quoted(text, &span) {
         Some(line) if line.chars().count() <= MEND_MAX => format!("text needs quotes, as in {line}"),
         Some(_) => "text needs quotes".to_owned(),
-        None => one_line(error.message()),
+        None => joined(error.message()),
     }
 }
 
@@ -113,10 +115,6 @@ fn line_at<'t>(text: &'t str, span: &Range<usize>) -> (Range<usize>, &'t str) {
     let start = before.rfind('\n').map_or(0, |end| end + 1);
     let end = before.len() + after.find('\n').unwrap_or(after.len());
     (start..end, &text[start..end])
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::health::check::Down;
 use crate::ipvs::{Command, Key, Table};
 use crate::keepalived::{self, Carried};
 use crate::model::{Backend, Family, Finding, Frontend, Vrid};
-use crate::net::{Address, HostFacts};
+use crate::net::{Address, HostFacts, PolicyRoute};
 use crate::nft::Ruleset;
 use crate::owned::Owned;
 use crate::plan::{self, Have, Plan};
@@ -240,6 +240,11 @@ impl Core {
         let have = self.have(&drained, &refused, &nothing);
         let plan = self.without_refused(plan::plan_servers(desired, &have, frontends));
         Decision { plan, strays: Vec::new() }
+    }
+
+    /// Whether `route` cannot be had on this host, so that nobody waits for it.
+    pub fn cannot_have(&self, route: &PolicyRoute) -> bool {
+        self.unrouted.is_some() && route.family == Family::V6
     }
 
     /// What this host refuses, while all else is served.

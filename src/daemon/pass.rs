@@ -310,7 +310,7 @@ async fn add_routes<H: Host>(
 ) -> Option<Finding> {
     core.unrouted = None;
     for route in routes {
-        if route.family == Family::V6 && core.unrouted.is_some() {
+        if core.cannot_have(route) {
             continue;
         }
         match host.add_policy_route(route).await {
@@ -426,8 +426,8 @@ fn left_to_do(again: &Decision, core: &Core) -> usize {
     let plan = &again.plan;
     let drains = |command: &&Command| matches!(command, Command::DelDest(..) | Command::SetDest(..));
     let waiting = if core.draining() { plan.retire.iter().filter(drains).count() } else { 0 };
-    let unrouted = |route: &&PolicyRoute| core.unrouted.is_some() && route.family == Family::V6;
-    let routes = plan.routes.iter().filter(|route| !unrouted(route)).count() + plan.old_routes.len();
+    let awaited = plan.routes.iter().filter(|route| !core.cannot_have(route)).count();
+    let routes = awaited + plan.old_routes.len();
     let left = plan.prepare.len() + plan.retire.len() + routes - waiting;
     debug!(left, waiting, "planned again");
     left

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use super::aliases::{POOL, SHARE_KEY, VIPS};
 use super::load_balancer::CLASS;
 use super::{Inputs, policy};
-use crate::config::{ANNOTATIONS, Mode, ProxyProtocol, Scheduler, SchedulerFlag};
+use crate::config::{ANNOTATIONS, Mode, ProxyProtocol, Scheduler, SchedulerFlag, closest};
 use crate::ipvs::model::{Thresholds, Tunnel};
 use crate::model::{Finding, ObjectKey};
 use crate::snapshot::{Service, WEIGHTS_WANTED};
@@ -20,8 +20,6 @@ const PREFIX: &str = "kvip.io/";
 const ASKING: [&str; 3] = [VIPS, POOL, SHARE_KEY];
 /// Those that only Services of type LoadBalancer use.
 const OF_POOLS: [&str; 2] = [POOL, SHARE_KEY];
-/// A name that is further from all that are known is no slip.
-const FARTHEST: usize = 3;
 /// Those of EndpointSlices.
 const OF_SLICES: [&str; 2] = ["weight", "weights"];
 
@@ -44,11 +42,9 @@ fn unknown(name: &str) -> Option<String> {
     if OF_SLICES.contains(&word) {
         return Some("has no effect: it counts on EndpointSlices alone".into());
     }
-    let lower = word.to_ascii_lowercase();
-    let near = ANNOTATIONS.iter().map(|known| (strsim::damerau_levenshtein(&lower, known), known));
-    let nearest = near.filter(|(distance, _)| *distance <= FARTHEST.min(word.len() / 2)).min();
+    let nearest = closest(&word.to_ascii_lowercase(), ANNOTATIONS.iter().map(|known| (*known, *known)));
     Some(match nearest {
-        Some((_, known)) => format!("is not known; did you mean {PREFIX}{known}?"),
+        Some(known) => format!("is not known; did you mean {PREFIX}{known}?"),
         None if word.starts_with("check") => {
             format!("is not known: after {PREFIX}check there may be {}", of_checks().join(", "))
         }

@@ -234,7 +234,7 @@ impl<'a> Asks<'a> {
 
     /// Annotations that come to nothing, also of Services that ask for none: that may be why they do not.
     fn idle(&mut self, inputs: &Inputs) {
-        for (key, service) in by_age(inputs.snapshot, |service| !service.annotations.is_empty()) {
+        for (key, service) in inputs.snapshot.services.iter().filter(|(_, service)| !service.deleting) {
             // Of class kvip.io/kvip, where that is not served, something else is told.
             let uses_pools = load_balancer::is_ours(inputs, service) || is_of_class(service);
             self.findings.extend(annotations::idle(key, service, uses_pools));

@@ -94,14 +94,14 @@ pub(super) fn sets(steering: &Steering, family: Family) -> Vec<Set> {
 /// All chains; empty when nothing is steered.
 ///
 /// prerouting: of pods on this node, what is theirs; of what comes from a peer's card and is not that peer's own, or through
-/// an overlay network, what was handed on; all else is for the holder's table wherever the VIP is, as packets that are
-/// under way while it moves must not get lost; but on a host that leaves its VIPs to others, and has no such table, it goes
-/// on to these. output: processes on this node; what IPVS hands on by direct routing passes
-/// here too, and is told apart by its source. Their packets are routed anew, into this host: where IPVS picks an endpoint
-/// with an address of this host (a pod of its network) it leaves the packet on the way that it was on (ip_vs_xmit.c), which
-/// else leads out of the card. postrouting: a mark has done its work. Left on, it would be that of the datagram around the
-/// packet too, where an overlay network (VXLAN, Geneve) makes one; IPVS would take that for the client's next packet, translate
-/// and send it through the same device, and so on until the kernel's stack is full.
+/// an overlay network, what was handed on; all else is for the holder's table wherever the VIP is, as packets that are under
+/// way while it moves must not get lost; but on a host that leaves its VIPs to others, and has no such table, it goes on to
+/// these. output: processes on this node; what IPVS hands on by direct routing passes here too, and is told apart by its
+/// source. Their packets are routed anew, into this host: where IPVS picks an endpoint with an address of this host (a pod of
+/// its network) it leaves the packet on the way that it was on (ip_vs_xmit.c), which else leads out of the card. postrouting:
+/// a mark has done its work. Left on, it would be that of the datagram around the packet too, where an overlay network
+/// (VXLAN, Geneve) makes one; IPVS would take that for the client's next packet, translate and send it through the same
+/// device, and so on until the kernel's stack is full.
 pub(super) fn chains(steering: &Steering) -> String {
     if steering.frontends.is_empty() {
         return String::new();

@@ -23,15 +23,18 @@ pub fn count(number: usize, noun: &str) -> String {
 /// What was written elsewhere may be longer than is of use to anybody.
 const LONGEST: usize = 500;
 
-/// `text` on one line of bearable length: what a terminal would take for an order to it, or would show in another direction, is
-/// written as its code. It may hold what tenants have written.
+/// `text` on one line of bearable length. It may hold what tenants have written.
 pub fn one_line(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => escaped(&text[..end]) + "…",
+        None => escaped(text),
+    }
+}
+
+/// `text` on one line: what a terminal would take for an order to it, or would show in another direction, is written as its code.
+pub fn escaped(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
-    for (number, c) in text.chars().enumerate() {
-        if number == LONGEST {
-            line.push('…');
-            break;
-        }
+    for c in text.chars() {
         match c {
             // UAX #9: the directional formatting characters.
             '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
@@ -42,6 +45,11 @@ pub fn one_line(text: &str) -> String {
         }
     }
     line
+}
+
+/// `text` of several lines as one: white space of any kind and length is one space.
+pub fn joined(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
