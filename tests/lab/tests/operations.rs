@@ -40,9 +40,10 @@ fn a_node_without_kvip_is_drained_all_the_same() -> Result<()> {
     let lab = serving()?;
     let holder = lab.wait_for_holder()?;
     let node = lab.node(holder);
-    let (drained, successor) = with_a_soft_hand_over(&lab, || {
+    let drained = with_a_soft_hand_over(&lab, || {
         node.must_within(SOON, "systemctl stop kvip")?;
-        Ok((node.must_within(SOON, "kvip drain --wait 40")?, another_holder(&lab, holder)?))
+        let drained = node.must_within(SOON, "kvip drain --wait 40")?;
+        another_holder(&lab, holder).map(|_| drained)
     })?;
     ensure!(drained.contains("another node took over"), "{drained}");
     let weight = || node.must("cat /run/kvip/weight-50");
@@ -51,7 +52,7 @@ fn a_node_without_kvip_is_drained_all_the_same() -> Result<()> {
     ensure!(weight()?.trim() == "0", "an undrained node: {undrained}\n{}", diagnosis(&lab));
     node.must_within(SOON, "systemctl start kvip")?;
     wait_until_settled(&lab)?;
-    ensure!(lab.wait_for_holder()? == successor, "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     Ok(())
 }
 
@@ -113,13 +114,13 @@ fn a_holder_without_kvip_yields_after_a_while() -> Result<()> {
     take_settings(&lab, &soon_gone, "terminate_delay 5\n")?;
     let holder = lab.wait_for_holder()?;
     let node = lab.node(holder);
-    let successor = with_a_soft_hand_over(&lab, || {
+    with_a_soft_hand_over(&lab, || {
         node.must_within(SOON, "systemctl stop kvip")?;
         another_holder(&lab, holder)
     })?;
     node.must_within(SOON, "systemctl start kvip")?;
     wait_until_settled(&lab)?;
-    ensure!(lab.wait_for_holder()? == successor, "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     take_settings(&lab, &Settings::default(), "terminate_delay 60\n")
 }
 
@@ -167,13 +168,13 @@ fn unicast_members_come_and_go() -> Result<()> {
     })?;
     let after = masters(&lab)?;
     ensure!(before == after, "elections: {before}, then {after}\n{}", diagnosis(&lab));
-    let successor = with_a_soft_hand_over(&lab, || {
+    with_a_soft_hand_over(&lab, || {
         label(holder, "lab-")?;
         another_holder(&lab, holder)
     })?;
     label(holder, "lab=vip")?;
     wait_until_settled(&lab)?;
-    ensure!(lab.wait_for_holder()? == successor, "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     take_settings(&lab, &Settings::default(), "virtual_ipaddress")?;
     lab.nodes().try_for_each(|node| label(node.spec().name, "lab-").map(drop))
 }
@@ -184,6 +185,7 @@ fn masters(lab: &Lab) -> Result<usize> {
     journals.into_iter().map(|journal| Ok(journal?.matches("Entering MASTER STATE").count())).sum()
 }
 
+/// Waits until one does, not for good: of two survivors that both became master, the better one is left a moment later.
 fn another_holder(lab: &Lab, than: &str) -> Result<&'static str> {
     lab.wait_for("another holder", SOON, || lab.holder().filter(|other| *other != than))
 }
