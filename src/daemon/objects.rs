@@ -36,6 +36,8 @@ pub struct Inputs<'a> {
     pub outcomes: &'a ipam::Outcomes,
     /// The VIPs on this host.
     pub here: &'a BTreeSet<IpAddr>,
+    /// No node is known to go by other settings.
+    pub agreed: bool,
 }
 
 /// The nodes that allocate, by name: those that the settings select. Where these select none, the members of VRRP groups,
@@ -158,9 +160,11 @@ fn said(view: &View, key: &ObjectKey, service: &Service, shows: bool) -> Option<
     if served {
         return Some(Said { verdict: Verdict::Allocated, addresses });
     }
-    // What asks the pools has an answer soon; whatever else is not served asks for nothing any more.
+    // What asks the pools has an answer soon; whatever else is not served asks for nothing any more, unless it is served by
+    // the settings of another node, which would only say so again.
     let waits = inputs.assignment.requests.of.contains_key(key);
-    (shows && !waits).then_some(Said { verdict: Verdict::NotOurs, addresses })
+    let asks_others = !inputs.agreed && could_ask(service);
+    (shows && !waits && !asks_others).then_some(Said { verdict: Verdict::NotOurs, addresses })
 }
 
 /// What a Service that asks by itself does not get.
@@ -181,6 +185,13 @@ fn asks(inputs: &Inputs, key: &ObjectKey, service: &Service) -> bool {
     inputs.assignment.requests.of.contains_key(key)
         || (asking.annotations && service.annotations.contains_key(derive::VIPS))
         || (asking.external_ips && !service.external_ips.is_empty())
+}
+
+/// Whether there are settings by which a Service asks for addresses.
+fn could_ask(service: &Service) -> bool {
+    derive::could_be_ours(service)
+        || service.annotations.contains_key(derive::VIPS)
+        || !service.external_ips.is_empty()
 }
 
 /// Why a Service gets no address: what the allocator ran into, else what follows from the claims.

@@ -33,6 +33,16 @@ fn said_in(
     change: impl Fn(&mut Settings),
     facts: &HostFacts,
 ) -> Option<Arc<objects::Wanted>> {
+    said_where(true, snapshot, change, facts)
+}
+
+/// As [`said_in`], where all nodes are `agreed` on the settings or not.
+fn said_where(
+    agreed: bool,
+    snapshot: &Snapshot,
+    change: impl Fn(&mut Settings),
+    facts: &HostFacts,
+) -> Option<Arc<objects::Wanted>> {
     let mut settings = Settings::standard(vec!["10.0.0.50/32".parse().unwrap()]);
     change(&mut settings);
     let nobody = BTreeSet::new();
@@ -47,7 +57,8 @@ fn said_in(
     });
     let (outcomes, here) = (ipam::Outcomes::default(), BTreeSet::new());
     let assignment = &desired.assignment;
-    let inputs = Inputs { settings: &settings, snapshot, assignment, outcomes: &outcomes, here: &here };
+    let inputs =
+        Inputs { settings: &settings, snapshot, assignment, outcomes: &outcomes, here: &here, agreed };
     to_say(&inputs, &State::default()).services.get(&ObjectKey::new("default", "web")).cloned()
 }
 
@@ -91,21 +102,25 @@ fn mapped(entry: &str, change: impl Fn(&mut Service)) -> Snapshot {
 
 #[test]
 fn of_a_service_that_asks_no_more_nothing_stays_said() {
-    let verdict = |snapshot: &Snapshot, change: fn(&mut Settings)| {
-        said_in(snapshot, change, &HostFacts::default()).map(|wanted| wanted.verdict.clone())
+    // Where nodes differ, what this one's settings alone keep from asking may be served by another, which says so.
+    let check = |snapshot: &Snapshot, change: fn(&mut Settings), by_settings: bool| {
+        let verdict = |agreed| {
+            let said = said_where(agreed, snapshot, change, &HostFacts::default());
+            said.map(|wanted| wanted.verdict.clone())
+        };
+        assert_eq!(verdict(true), Some(Verdict::NotOurs));
+        assert_eq!(verdict(false), (!by_settings).then_some(Verdict::NotOurs));
     };
-    let unchanged = mapped("default/web", |_| ());
-    assert_eq!(verdict(&unchanged, |_| ()), Some(Verdict::NotOurs));
+    check(&mapped("default/web", |_| ()), |_| (), false);
     let annotated = mapped("default/web", |service| {
         service.annotations.insert(VIPS.to_owned(), "10.0.0.60".to_owned());
     });
-    assert_eq!(verdict(&annotated, |settings| settings.asking.annotations = false), Some(Verdict::NotOurs));
+    check(&annotated, |settings| settings.asking.annotations = false, true);
     let balancer = mapped("default/web", |service| {
         let class = Some("kvip.io/kvip".to_owned());
         service.load_balancer = Some(crate::snapshot::LoadBalancer { class, ..Default::default() });
     });
-    let off = |settings: &mut Settings| settings.asking.load_balancers = crate::config::LoadBalancers::Off;
-    assert_eq!(verdict(&balancer, off), Some(Verdict::NotOurs));
+    check(&balancer, |settings| settings.asking.load_balancers = crate::config::LoadBalancers::Off, true);
 }
 
 /// What the ConfigMap asks for is the admin's, served or not.

@@ -27,6 +27,7 @@ struct Basis {
     snapshot: Arc<Snapshot>,
     outcomes: Arc<Outcomes>,
     here: Arc<BTreeSet<IpAddr>>,
+    agreed: bool,
 }
 
 impl Basis {
@@ -35,6 +36,7 @@ impl Basis {
         Arc::ptr_eq(&self.assignment, &other.assignment)
             && Arc::ptr_eq(&self.outcomes, &other.outcomes)
             && Arc::ptr_eq(&self.here, &other.here)
+            && self.agreed == other.agreed
             && mine.services.ptr_eq(&theirs.services)
             && mine.nodes.ptr_eq(&theirs.nodes)
             && mine.claims.is_copy_of(&theirs.claims)
@@ -42,13 +44,15 @@ impl Basis {
 }
 
 impl Ordered {
-    /// Gives `orders` by what `core` knows and what is assigned. Nothing is ordered before the cluster is known.
+    /// Gives `orders` by what `core` knows and what is assigned, and by whether no node is known to go by other settings.
+    /// Nothing is ordered before the cluster is known.
     pub fn give(
         &mut self,
         core: &Core,
         assignment: &Arc<Assignment>,
         outcomes: &Arc<Outcomes>,
         here: &Arc<BTreeSet<IpAddr>>,
+        agreed: bool,
         orders: &Orders,
     ) {
         let Some(snapshot) = &core.snapshot else { return };
@@ -57,12 +61,13 @@ impl Ordered {
             snapshot: Arc::clone(snapshot),
             outcomes: Arc::clone(outcomes),
             here: Arc::clone(here),
+            agreed,
         };
         if self.last.as_ref().is_some_and(|last| last.same(&basis)) {
             return;
         }
         self.last = Some(basis);
-        let inputs = Inputs { settings: &core.settings, snapshot, assignment, outcomes, here };
+        let inputs = Inputs { settings: &core.settings, snapshot, assignment, outcomes, here, agreed };
         let Some(node) = assignment.node.clone() else { return };
         orders.say.send_if_modified(|last| {
             let state = objects::to_say(&inputs, last);

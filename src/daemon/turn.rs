@@ -419,7 +419,8 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let outcomes = self.inputs.answers.outcomes.borrow_and_update().clone();
         if let Some(outcome) = &self.outcome {
             let assignment = &outcome.desired.assignment;
-            self.ordered.give(&self.core, assignment, &outcomes, &self.here, &self.outputs.orders);
+            let agreed = self.inputs.answers.agreed.borrow().is_empty();
+            self.ordered.give(&self.core, assignment, &outcomes, &self.here, agreed, &self.outputs.orders);
         }
     }
 

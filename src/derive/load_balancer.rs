@@ -26,6 +26,12 @@ pub fn is_ours(inputs: &Inputs, service: &Service) -> bool {
     }
 }
 
+/// Whether there are settings by which `service` is.
+pub fn could_be_ours(service: &Service) -> bool {
+    let class = service.load_balancer.as_ref().map(|load_balancer| load_balancer.class.as_deref());
+    class.is_some_and(|class| class.is_none_or(|class| class == CLASS))
+}
+
 /// Gathers what Services of type LoadBalancer ask of the pools, and the addresses that they have.
 pub fn ask(inputs: &Inputs, asks: &mut Asks) {
     let pools: Vec<Arc<Pool>> = inputs.settings.pools.iter().cloned().map(Arc::new).collect();

@@ -49,7 +49,7 @@ pub use asks::{Source, vips_asked_for};
 pub use assign::{Assignment, Requests, Serving, Task};
 pub use counted::Counted;
 pub use groups::{GroupView, MOST_VIPS};
-pub use load_balancer::serves_ip_addresses;
+pub use load_balancer::{could_be_ours, serves_ip_addresses};
 pub use membership::{DEFAULT_GROUP, EXCLUDED, Group, groups as groups_of};
 pub use memo::{Changed, Deriver};
 pub use options::Options;

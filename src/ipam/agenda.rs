@@ -71,6 +71,16 @@ pub(super) enum Job {
     Probe(IpAddr),
 }
 
+impl Job {
+    /// The UID of the Service whose address this may give back.
+    pub fn released(&self) -> Option<&str> {
+        match self {
+            Self::Release { uid, .. } => Some(uid),
+            Self::Settle { .. } | Self::Expire(_) | Self::Probe(_) => None,
+        }
+    }
+}
+
 /// All things to do, each with how long to wait before, and what the Services have.
 #[derive(Debug, Default)]
 pub(super) struct Agenda {

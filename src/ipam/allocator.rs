@@ -71,6 +71,7 @@ pub fn spawn<S: ClaimStore + 'static>(
         clock,
         out,
         entries: BTreeMap::new(),
+        asked: BTreeSet::new(),
         foreign: BTreeMap::new(),
         running: JoinSet::new(),
     };
@@ -86,6 +87,9 @@ struct Turns<S> {
     clock: Clock,
     out: watch::Sender<Arc<Outcomes>>,
     entries: BTreeMap<Job, Entry>,
+    /// The UIDs of Services that ask, or did and are not looked after yet. The settings are the same all the while: one
+    /// that asks no more has changed itself.
+    asked: BTreeSet<String>,
     /// Addresses that objects of others have, and when to look whether they still do.
     foreign: BTreeMap<IpAddr, Instant>,
     running: JoinSet<Ended>,
@@ -158,11 +162,18 @@ impl<S: ClaimStore + 'static> Turns<S> {
                 .jobs
                 .extend(self.foreign.iter().map(|(address, until)| (Job::Probe(*address), todo(until))));
         }
+        self.remember(wanted, &agenda);
         self.enter(&agenda, now);
         self.start(wanted, &foreign, now);
         self.tell(agenda.outcomes);
         let entries = self.entries.values().filter(|entry| !entry.running).map(|entry| entry.next);
         entries.min().filter(|_| self.running.len() < AT_ONCE)
+    }
+
+    fn remember(&mut self, wanted: &Wanted, agenda: &Agenda) {
+        let released: BTreeSet<&str> = agenda.jobs.keys().filter_map(Job::released).collect();
+        self.asked.retain(|uid| released.contains(uid.as_str()));
+        self.asked.extend(wanted.requests.values().map(|request| request.uid.clone()));
     }
 
     fn enter(&mut self, agenda: &Agenda, now: Instant) {
@@ -187,15 +198,20 @@ impl<S: ClaimStore + 'static> Turns<S> {
     }
 
     fn start(&mut self, wanted: &Arc<Wanted>, foreign: &BTreeSet<IpAddr>, now: Instant) {
-        // Within the rest a node that is of another mind has been heard. Even if none was, an address does not come and
-        // go faster.
-        let by_settings = |entry: &Entry| now >= entry.since + wanted.rest && (self.agreed)();
+        // A Service that never asked here may have been given its address by a node that is of another mind. Within the
+        // rest that has been heard; even if it was not, an address does not come and go faster.
+        let agreed = (self.agreed)();
+        let by_settings = |job: &Job, entry: &Entry| {
+            let changed = job.released().is_some_and(|uid| self.asked.contains(uid));
+            agreed && (changed || now >= entry.since + wanted.rest)
+        };
         for (job, entry) in self.entries.iter_mut().filter(|(_, entry)| !entry.running && entry.next <= now) {
             if self.running.len() >= AT_ONCE {
                 break;
             }
             entry.running = true;
-            let task = Task { job: job.clone(), foreign: foreign.clone(), by_settings: by_settings(entry) };
+            let task =
+                Task { job: job.clone(), foreign: foreign.clone(), by_settings: by_settings(job, entry) };
             let (store, wanted, clock) = (self.store.clone(), wanted.clone(), self.clock.clone());
             self.running.spawn(async move { carry_out(&*store, &wanted, task, &*clock).await });
         }

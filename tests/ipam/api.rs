@@ -23,6 +23,8 @@ const BEGINNING: i64 = 1_700_000_000;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Truth {
     pub requests: Map<ObjectKey, Request>,
+    /// The UIDs of Services that would ask by other settings than any node has.
+    pub of_no_class: BTreeMap<ObjectKey, String>,
     pub claims: Claims,
     pub ip_addresses_served: bool,
 }
@@ -94,6 +96,15 @@ impl Api {
     pub fn edit(&self, edit: impl FnOnce(&mut Map<ObjectKey, Request>)) {
         let mut state = self.state.lock().unwrap();
         self.publish(&mut state, |truth| edit(&mut truth.requests));
+    }
+
+    /// A Service that asks is from now on of a kind that no node's settings take, and stays.
+    pub fn take_class_away(&self, key: &ObjectKey) {
+        let mut state = self.state.lock().unwrap();
+        self.publish(&mut state, |truth| {
+            let request = truth.requests.remove(key).unwrap();
+            truth.of_no_class.insert(key.clone(), request.uid.clone());
+        });
     }
 
     pub fn serve_ip_addresses(&self) {
@@ -302,7 +313,13 @@ impl ClaimStore for Way {
         self.call(|api| {
             let truth = api.truth.borrow();
             let asks = if self.takes_none { Asks::NotBySettings } else { Asks::Yes };
-            Ok(truth.requests.get(key).map(|request| LiveService { uid: request.uid.clone(), asks }))
+            let asking =
+                truth.requests.get(key).map(|request| LiveService { uid: request.uid.clone(), asks });
+            let of_no_class = || {
+                let uid = truth.of_no_class.get(key)?.clone();
+                Some(LiveService { uid, asks: Asks::NotBySettings })
+            };
+            Ok(asking.or_else(of_no_class))
         })
         .await
     }

@@ -198,3 +198,29 @@ fn a_node_that_has_not_heard_the_others_yet_waits() {
         assert_eq!(claims(cluster), given);
     });
 }
+
+#[test]
+fn a_service_that_changes_itself_gives_its_address_back_at_once() {
+    story(async |cluster| {
+        for name in 0..2 {
+            cluster.happen(&ask(name, shape(None, false, 80)));
+        }
+        sleep(Duration::from_secs(100)).await;
+        cluster.api.take_class_away(&ObjectKey::new("default", "service-0"));
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(resting(cluster), 1);
+
+        // By others' settings it may well ask.
+        cluster.agree.store(false, Ordering::Relaxed);
+        cluster.api.take_class_away(&ObjectKey::new("default", "service-1"));
+        sleep(Duration::from_secs(200)).await;
+        assert_eq!(resting(cluster), 1);
+        cluster.agree.store(true, Ordering::Relaxed);
+        sleep(Duration::from_secs(300)).await;
+        assert_eq!(resting(cluster), 1, "the first one's rest is over");
+    });
+}
+
+fn resting(cluster: &Cluster) -> usize {
+    claims(cluster).objects().filter(|claim| claim.released.is_some()).count()
+}

@@ -66,7 +66,14 @@ fn said(snapshot: &Snapshot, desired: &Desired, before: &State) -> State {
     let (settings, outcomes, here) = (settings(), Outcomes::default(), BTreeSet::new());
     let assignment = &desired.assignment;
     to_say(
-        &objects::Inputs { settings: &settings, snapshot, assignment, outcomes: &outcomes, here: &here },
+        &objects::Inputs {
+            settings: &settings,
+            snapshot,
+            assignment,
+            outcomes: &outcomes,
+            here: &here,
+            agreed: true,
+        },
         before,
     )
 }
