@@ -42,26 +42,33 @@ pub struct Error {
 /// The namespace kube-system gives the cluster's UID; without it the cluster is unknown, and never another one.
 pub fn load(dir: &Path, settings: &Cluster) -> Result<(Snapshot, Vec<Finding>), Error> {
     let paths = manifests(dir).map_err(|reason| Error { path: dir.into(), reason })?;
-    let mut snapshot = Snapshot::default();
     let files: Vec<Contents> = paths.iter().map(|path| read(path, settings)).collect();
-    for contents in &files {
-        contents.put_in(&mut snapshot);
-    }
-    let mut findings = twice(&files);
-    findings.extend(files.into_iter().flat_map(|contents| contents.findings));
-    Ok((snapshot, findings))
+    let snapshot = together(&files);
+    Ok((snapshot, files.into_iter().flat_map(|contents| contents.findings).collect()))
 }
 
-/// A finding for each object that more than one of `files` has: the last one counts, as with kubectl.
-fn twice<'a>(files: impl IntoIterator<Item = &'a Contents>) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// What `files` say together. Of an object that more than one of them has the last one counts, as with kubectl; that is
+/// noted.
+pub(super) fn together<'a>(files: impl IntoIterator<Item = &'a Contents>) -> Snapshot {
+    let mut snapshot = Snapshot::default();
     let mut places = BTreeMap::new();
-    for (object, place) in files.into_iter().flat_map(|contents| &contents.places) {
-        if let Some(before) = places.insert(object, place) {
-            findings.push(written_twice(object, before, place));
+    for contents in files {
+        contents.put_in(&mut snapshot);
+        for (object, place) in &contents.places {
+            if let Some(before) = places.insert(object, place) {
+                note(&mut snapshot, &written_twice(object, before, place));
+            }
         }
     }
-    findings
+    snapshot
+}
+
+/// Notes what is read and comes to nothing.
+fn note(snapshot: &mut Snapshot, note: &Finding) {
+    let of_place = snapshot.skipped.entry(format!("manifest {}", note.subject)).or_default();
+    if !of_place.contains(note) {
+        of_place.push(note.clone());
+    }
 }
 
 fn written_twice(object: &str, before: &str, place: &str) -> Finding {
@@ -95,19 +102,14 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    pub(super) fn put_in(&self, snapshot: &mut Snapshot) {
+    fn put_in(&self, snapshot: &mut Snapshot) {
         for change in &self.changes {
             apply(snapshot, change.clone());
         }
         if self.cluster.is_some() {
             snapshot.cluster.clone_from(&self.cluster);
         }
-        for note in &self.notes {
-            let of_place = snapshot.skipped.entry(format!("manifest {}", note.subject)).or_default();
-            if !of_place.contains(note) {
-                of_place.push(note.clone());
-            }
-        }
+        self.notes.iter().for_each(|one| note(snapshot, one));
         let entry = |(key, note): &(ObjectKey, Finding)| (format!("Endpoints {key}"), vec![note.clone()]);
         snapshot.skipped.extend(self.endpoints.iter().map(entry));
         // What was taken from a cluster has the slices beside them.

@@ -147,9 +147,8 @@ impl Folder {
 }
 
 fn snapshot(files: &BTreeMap<PathBuf, File>) -> Snapshot {
-    let mut snapshot = Snapshot::default();
+    let mut snapshot = files::together(files.values().map(|file| &file.contents));
     for (path, file) in files {
-        file.contents.put_in(&mut snapshot);
         if !file.findings.is_empty() {
             snapshot.skipped.insert(format!("file {}", path.display()), file.findings.clone());
         }

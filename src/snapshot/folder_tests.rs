@@ -88,6 +88,15 @@ async fn a_file_that_cannot_be_read_keeps_what_it_said_and_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_object_in_two_files_is_told() {
+    let mut fixture = follow_folder(&[("a.yaml", &service("web")), ("b.yaml", &service("web"))]);
+    let said = texts(&fixture.services(&["web"]).await.snapshot);
+    assert!(said.len() == 1 && said[0].starts_with("Service default/web is written twice: "), "{said:?}");
+    fixture.write("b.yaml", &service("shop"));
+    assert_eq!(texts(&fixture.services(&["shop", "web"]).await.snapshot), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_that_never_could_be_read_gives_what_can_be() {
     let mut fixture = follow_folder(&[("a.yaml", &(service("web") + "kind: Node\n"))]);
     let update = fixture.services(&["web"]).await;
