@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::{daemon, waiting};
 use crate::config::{self, Settings, Sources};
-use crate::daemon::{Ledger, settings};
+use crate::daemon::{Ledger, SNAPSHOT, settings};
 use crate::derive::{self, Desired, Inputs, Reach, Requests};
 use crate::health::check::{Down, Target};
 use crate::ipam::{Claim, Claims, Step, Wish};
@@ -23,7 +23,9 @@ use crate::net::{self, HostFacts, hops, peers};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
 use crate::report::status::Status;
-use crate::snapshot::{self, Snapshot, feed};
+use crate::snapshot::admit::Update;
+use crate::snapshot::problem::Problem;
+use crate::snapshot::{self, Snapshot, feed, saved};
 use crate::{files, haproxy};
 
 /// How long the API server may take for a complete answer.
@@ -99,7 +101,9 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let host = config::require(sources)?;
     let paths = Paths::default();
     let facts = net::read().await.context("read this host's network")?;
-    let snapshot = fetch(&host.alone().settings).await?;
+    let accepted = saved::load(&paths.state.join(SNAPSHOT)).ok().flatten().map(Update::saved);
+    let (update, problem) = fetch(&host.alone().settings).await?;
+    let snapshot = update.with_unread_of(accepted.as_ref()).snapshot;
     let owned = Ledger::new(&paths.state).load()?;
     let wanted = derive::vips_asked_for(&snapshot);
     let table = Client::open()
@@ -126,7 +130,7 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
         Finding::new("cluster", format!("{held}; the daemon does nothing of this plan yet"))
             .mend("kvip accept")
     });
-    view.findings.splice(..0, held.into_iter().chain(loaded.findings));
+    view.findings.splice(..0, held.into_iter().chain(problem).chain(loaded.findings));
     view.haproxy_now = files::read(&haproxy::Paths::of(&paths.run).config)?.unwrap_or_default();
     Ok(view)
 }
@@ -137,13 +141,16 @@ fn current_configuration(paths: &Paths) -> anyhow::Result<Option<String>> {
     Ok(disk.place(paths).and_then(|place| disk.ours(place)).map(str::to_owned))
 }
 
-/// A complete snapshot of the cluster, or of the folder in its place.
-async fn fetch(settings: &Settings) -> anyhow::Result<Snapshot> {
+/// A complete snapshot of the cluster, or of the folder in its place, and what of it cannot be read.
+async fn fetch(settings: &Settings) -> anyhow::Result<(Update, Option<Finding>)> {
     let mut handles = feed::spawn(settings.cluster.clone());
     let complete = handles.snapshots.wait_for(Option::is_some);
     let complete = tokio::time::timeout(CLUSTER_LIMIT, complete);
     match waiting::tell("reading the cluster", complete).await {
-        Ok(Ok(update)) => Ok((*update.as_ref().expect("waited for").snapshot).clone()),
+        Ok(Ok(update)) => {
+            let problem = handles.contact.borrow().problem.as_ref().map(Problem::finding);
+            Ok((update.clone().expect("waited for"), problem))
+        }
         _ => match &handles.contact.borrow().problem {
             Some(problem) => {
                 bail!("{problem}{}", problem.mend().map_or(String::new(), |mend| format!("\n  {mend}")))

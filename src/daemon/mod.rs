@@ -37,5 +37,5 @@ pub mod writers;
 pub use admission::Admitted;
 pub use channels::{Inputs, Outputs};
 pub use ledger::Ledger;
-pub use run::{SOCKET, run};
+pub use run::{SNAPSHOT, SOCKET, run};
 pub use turn::Daemon;

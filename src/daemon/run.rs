@@ -41,7 +41,7 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 const TURN_LIMIT: Duration = Duration::from_secs(90);
 
 /// The file of the saved snapshot in the state folder.
-const SNAPSHOT: &str = "snapshot.json";
+pub const SNAPSHOT: &str = "snapshot.json";
 /// The status socket in the run folder.
 pub const SOCKET: &str = "status.sock";
 

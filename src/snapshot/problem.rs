@@ -11,6 +11,7 @@ use kube::client::AuthError;
 use kube::config::{KubeconfigError, LoadDataError};
 
 use super::files::yaml_reason;
+use crate::model::Finding;
 
 /// The manifest that gives kvip its permissions, as packaged.
 pub const RBAC_MANIFEST: &str = "/usr/share/kvip/kvip.yaml";
@@ -111,6 +112,11 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// This, told of the cluster.
+    pub fn finding(&self) -> Finding {
+        Finding { mend: self.mend(), ..Finding::new("cluster", self.to_string()) }
+    }
+
     /// The next thing to type or to look at.
     pub fn mend(&self) -> Option<String> {
         Some(match self {

@@ -12,6 +12,7 @@ use crate::host::Host;
 use crate::ipam;
 use crate::keepalived;
 use crate::model::Finding;
+use crate::snapshot::problem::Problem;
 
 impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     /// Says which findings came and which went.
@@ -52,9 +53,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         if let Some(held) = self.admitted.held() {
             all.push(Finding::new("cluster", held.to_string()).mend("kvip accept"));
         }
-        if let Some(problem) = &self.inputs.contact.borrow().problem {
-            all.push(Finding { mend: problem.mend(), ..Finding::new("cluster", problem.to_string()) });
-        }
+        all.extend(self.inputs.contact.borrow().problem.as_ref().map(Problem::finding));
         all
     }
 }

@@ -64,7 +64,8 @@ impl Image {
     /// The snapshot of this image for this host's QEMU, made now if the cache has none.
     pub fn snapshot(&self, layout: &Layout, accelerator: Accelerator) -> anyhow::Result<Snapshot> {
         let lock = lock(&layout.cache)?;
-        let name = format!("snapshot-{}", hash_of(&machine::fingerprint(accelerator)?));
+        // Its disk names the one below by its path: a checkout that was moved makes another.
+        let name = format!("snapshot-{}", hash_of(&(machine::fingerprint(accelerator)?, &self.dir)));
         let dir = self.dir.join(&name);
         if !dir.exists() {
             let what = format!("booting one machine ({}) for the snapshot", accelerator.name());
