@@ -223,10 +223,11 @@ impl<'a> Asks<'a> {
                     .push(Finding::new(key, text).mend("ask by the ConfigMap of VIPs, or set it to true"));
                 continue;
             }
-            for word in words(&service.annotations[VIPS]) {
+            let annotation = (VIPS, &*service.annotations[VIPS]);
+            for word in words(annotation.1) {
                 match grammar::key(word) {
                     Ok(vip) => self.tenant(key, vip, Source::Annotation),
-                    Err(why) => self.findings.push(no_vip(key, service, word, &why)),
+                    Err(why) => self.findings.push(no_vip(key, annotation, Source::Annotation, word, &why)),
                 }
             }
         }
@@ -279,15 +280,15 @@ impl<'a> Asks<'a> {
     }
 }
 
-/// `word` is among the VIPs that `service` asks for, and is none.
-fn no_vip(key: &ObjectKey, service: &Service, word: &str, why: &str) -> Finding {
+/// `word` is among the VIPs that a Service asks for by an annotation of this name and text, and is none.
+pub fn no_vip(key: &ObjectKey, (name, text): (&str, &str), source: Source, word: &str, why: &str) -> Finding {
     // A reason in parentheses is a better one.
     let hint = if why.ends_with(')') { "" } else { "; write addresses with commas between them, no ranges" };
-    let text = format!("annotation {VIPS}: \"{word}\" ignored: {why}{hint}");
-    let good = words(&service.annotations[VIPS]).filter(|word| grammar::key(word).is_ok());
+    let good = words(text).filter(|word| grammar::key(word).is_ok());
     let vips: Vec<&str> = good.chain(["VIP"]).collect();
-    let mend = annotate(key, &format!("{VIPS}={}", vips.join(",")));
-    Source::Annotation.refusal(Finding::new(key, text).mend(mend))
+    let mend = annotate(key, &format!("{name}={}", vips.join(",")));
+    let text = format!("annotation {name}: \"{word}\" ignored: {why}{hint}");
+    source.refusal(Finding::new(key, text).mend(mend))
 }
 
 /// Whether `service` names kvip's class.

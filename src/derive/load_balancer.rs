@@ -1,11 +1,10 @@
 //! Services of type LoadBalancer: which are kvip's, what they ask of the pools, and what they have.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::aliases::{self, POOL, SHARE_KEY, VIPS};
-use super::asks::{Asks, Source, by_age, words};
+use super::asks::{Asks, Source, by_age, no_vip, words};
 use super::policy::{Policy, carries};
 use super::{Inputs, Requests, grammar};
 use crate::config::{AddressRange, LoadBalancers, Pool};
@@ -171,28 +170,23 @@ fn may_use(
 
 /// The addresses that a Service names count before spec.loadBalancerIP, and these before a pool.
 fn wish(key: &ObjectKey, service: &Service, findings: &mut Vec<Finding>) -> Wish {
-    let annotated = aliases::of(service, VIPS).map(|(name, text)| (format!("annotation {name}"), text));
+    let annotated = aliases::of(service, VIPS);
     let field = service.load_balancer.as_ref().and_then(|load_balancer| load_balancer.address.as_deref());
-    let field = field.map(|text| ("spec.loadBalancerIP".to_owned(), text));
-    if let Some((place, text)) = annotated.or(field) {
-        let named = addresses(key, &place, text, findings);
-        if !named.is_empty() {
-            return Wish::Addresses(named);
-        }
-    }
-    aliases::of(service, POOL).map_or(Wish::Any, |(_, name)| Wish::Pool(name.to_owned()))
-}
-
-fn addresses(key: &ObjectKey, place: &str, text: &str, findings: &mut Vec<Finding>) -> Vec<IpAddr> {
     let mut named = Vec::new();
-    for word in words(text) {
-        match grammar::key(word) {
-            Ok(address) => named.push(address),
-            Err(why) => {
-                let text = format!("{place}: \"{word}\" ignored: {why}");
+    for word in annotated.map(|(_, text)| text).or(field).into_iter().flat_map(words) {
+        match (grammar::key(word), annotated) {
+            (Ok(address), _) => named.push(address),
+            (Err(why), Some(annotation)) => {
+                findings.push(no_vip(key, annotation, Source::LoadBalancer, word, &why));
+            }
+            (Err(why), None) => {
+                let text = format!("spec.loadBalancerIP: \"{word}\" ignored: {why}");
                 findings.push(Source::LoadBalancer.refusal(Finding::new(key, text)));
             }
         }
     }
-    named
+    if !named.is_empty() {
+        return Wish::Addresses(named);
+    }
+    aliases::of(service, POOL).map_or(Wish::Any, |(_, name)| Wish::Pool(name.to_owned()))
 }
