@@ -24,6 +24,7 @@ use super::step::Kinds;
 use super::store::{Asks, ClaimStore, Found, LiveService, Look, StoreError};
 use crate::config::LoadBalancers;
 use crate::model::ObjectKey;
+use crate::snapshot::read::Read;
 
 /// The loadBalancerClass of Services that ask kvip for an address.
 pub const CLASS: &str = "kvip.io/kvip";
@@ -144,9 +145,11 @@ impl ClaimStore for KubeStore {
     }
 
     async fn service(&self, key: &ObjectKey) -> Result<Option<LiveService>, StoreError> {
-        let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
-        let object = call(&format!("get service {key}"), api.get_opt(&key.name)).await?;
-        Ok(object.map(|object| live(object, self.asking)))
+        let api: Api<Read<Service>> = Api::namespaced(self.client.clone(), &key.namespace);
+        let attempt = format!("get service {key}");
+        let Some(read) = call(&attempt, api.get_opt(&key.name)).await? else { return Ok(None) };
+        let object = read.object.map_err(|reason| StoreError::Failed { attempt, reason })?;
+        Ok(Some(live(object, self.asking)))
     }
 }
 

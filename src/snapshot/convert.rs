@@ -14,6 +14,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::store::Part;
 use super::{
     Condition, Endpoint, EndpointSlice, FamilyPolicy, Ingress, IngressPort, Labels, LoadBalancer, Node,
     Service, ServiceKind, ServicePort, weights,
@@ -62,6 +63,28 @@ pub enum Change {
     IpAddress(Converted<String, Claim>),
     /// A Lease came, changed or went, as a claim.
     Lease(Converted<String, Claim>),
+    /// An object came or changed that cannot be understood: what was known of it stays. Or one went that never was.
+    Unread(Unread),
+}
+
+/// An object that cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// Where it belongs.
+    pub(super) part: Part,
+    /// Its key; the namespace is empty where the kind has none.
+    pub(super) key: ObjectKey,
+    /// Why; `None` when it is gone.
+    pub(super) why: Option<String>,
+}
+
+impl Unread {
+    /// The object in words: also what its key in [`super::Snapshot::skipped`] is.
+    pub(super) fn subject(&self) -> String {
+        let Self { part, key, .. } = self;
+        let kind = part.kind();
+        if key.namespace.is_empty() { format!("{kind} {}", key.name) } else { format!("{kind} {key}") }
+    }
 }
 
 /// A Service.

@@ -100,6 +100,33 @@ async fn lists_then_follows_changes() {
     fixture.services(&["shop"]).await;
 }
 
+/// Whoever may write the status of one Service must not be able to stop kvip for all.
+#[tokio::test]
+async fn an_object_that_cannot_be_understood_stays_as_it_was_and_the_others_go_on() {
+    let broken = |name: &str, version| {
+        let mut service = service(name, version);
+        service["status"] = json!({"conditions": [5]});
+        service
+    };
+    let server =
+        Server::start(World { services: vec![service("web", 5), broken("old", 6)], ..world() }).await;
+    let mut fixture = follow(&server, timing());
+    let first = fixture.services(&["web"]).await;
+    let said = |update: &Update| update.snapshot.skipped.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(said(&first), ["Service default/old"]);
+    until(|| !server.world.lock().unwrap().watches.is_empty()).await;
+    server.change(|w| {
+        w.send("MODIFIED", &broken("web", 11));
+        w.send("ADDED", &service("shop", 12));
+        w.send("DELETED", &broken("old", 13));
+    });
+    let second = fixture.services(&["shop", "web"]).await;
+    server.change(|w| w.send("DELETED", &broken("web", 14)));
+    let third = fixture.services(&["shop"]).await;
+    assert_eq!(third.lists, second.lists);
+    assert_eq!(said(&third), [""; 0]);
+}
+
 #[tokio::test]
 async fn nothing_is_published_while_a_part_is_forbidden_and_the_text_names_it() {
     let server = Server::start(World { fault: Some((NODES, 403)), ..world() }).await;

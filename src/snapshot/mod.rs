@@ -23,6 +23,7 @@ mod folder;
 pub mod kube;
 mod kubeconfig;
 pub mod problem;
+pub mod read;
 pub mod saved;
 mod store;
 mod timing;

@@ -14,17 +14,17 @@ use tokio::time::Instant;
 
 use super::admit::Update;
 use super::claims::claimed;
-use super::convert::{Change, Converted};
+use super::convert::{Change, Converted, Unread};
 use super::{Map, Snapshot};
 use crate::ipam::{Claim, Claims, Kind};
-use crate::model::Finding;
+use crate::model::{Finding, ObjectKey};
 
 /// The least time between two publications; the first change after a quiet time is published at once.
 const BETWEEN: Duration = Duration::from_millis(50);
 
 /// A part of the snapshot: what one watch fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Part {
+pub enum Part {
     Services,
     EndpointSlices,
     Nodes,
@@ -50,7 +50,7 @@ impl Part {
     ];
 
     /// The kind of its objects, with which their keys in [`Snapshot::skipped`] begin.
-    fn kind(self) -> &'static str {
+    pub(super) fn kind(self) -> &'static str {
         match self {
             Self::Services => "Service",
             Self::EndpointSlices => "EndpointSlice",
@@ -88,6 +88,42 @@ pub(super) fn apply(snapshot: &mut Snapshot, change: Change) -> bool {
             snapshot.cluster_settings = text;
             said | changed
         }
+        Change::Unread(unread) => put_unread(snapshot, &unread),
+    }
+}
+
+fn put_unread(snapshot: &mut Snapshot, unread: &Unread) -> bool {
+    let subject = unread.subject();
+    let Some(why) = &unread.why else {
+        let went = copy(snapshot, unread.part, &unread.key, &Snapshot::default());
+        return set(&mut snapshot.skipped, subject, None) | went;
+    };
+    let text = format!("cannot be understood, so what was known of it stays: {why}");
+    let finding = Finding::new(&subject, text);
+    set(&mut snapshot.skipped, subject, Some(vec![finding]))
+}
+
+/// Makes the one object of `have` with that key what it is in `from`; whether that changed anything.
+fn copy(have: &mut Snapshot, part: Part, key: &ObjectKey, from: &Snapshot) -> bool {
+    fn one<K: Ord + Clone, T: PartialEq>(have: &mut Map<K, T>, key: &K, from: &Map<K, T>) -> bool {
+        set(have, key.clone(), from.get(key).cloned())
+    }
+    let mut claim = |kind| {
+        let Some(address) = claimed(kind, &key.name) else { return false };
+        match from.claims.object(address, kind) {
+            Some(claim) => have.claims.insert(claim.clone()),
+            None => have.claims.remove(address, kind),
+        }
+    };
+    match part {
+        Part::IpAddresses => claim(Kind::IpAddress),
+        Part::Leases => claim(Kind::Lease),
+        Part::Services => one(&mut have.services, key, &from.services),
+        Part::EndpointSlices => one(&mut have.slices, key, &from.slices),
+        Part::Nodes => one(&mut have.nodes, &key.name, &from.nodes),
+        Part::Namespaces => one(&mut have.namespaces, &key.name, &from.namespaces),
+        Part::ServiceCidrs => one(&mut have.service_cidrs, &key.name, &from.service_cidrs),
+        Part::VipMap | Part::Settings => adopt_part(have, part, from),
     }
 }
 
@@ -233,6 +269,9 @@ impl Store {
     pub(super) fn list(&mut self, part: Part, contents: Vec<Change>) {
         let mut fresh = Snapshot::default();
         for change in contents {
+            if let Change::Unread(unread) = &change {
+                copy(&mut fresh, part, &unread.key, &self.snapshot);
+            }
             apply(&mut fresh, change);
         }
         let others = self.snapshot.skipped.iter().filter(|(key, _)| !part.has(key));

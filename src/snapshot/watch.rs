@@ -17,9 +17,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::convert::Change;
 use super::kubeconfig::Link;
 use super::problem::{Problem, Request};
+use super::read::Read;
 use super::store::Part;
 use super::timing::{Backoff, Timing};
-use super::watched::{Scope, Watched};
+use super::watched::{self, Scope, Watched};
 use crate::model::Finding;
 
 /// Objects in one answer to a list, as client-go asks for.
@@ -129,7 +130,7 @@ impl Session<'_> {
     }
 
     /// Follows `api`, reduced to `scope`, until the session ends.
-    pub(super) async fn follow<W: Watched>(&self, api: Api<W::Object>, scope: Scope, uid: &str) -> End {
+    pub(super) async fn follow<W: Watched>(&self, api: Api<Read<W::Object>>, scope: Scope, uid: &str) -> End {
         let mut watch =
             Watch::<W> { session: self, api, scope, uid, version: None, doubt: false, outage: false };
         let mut backoff = Backoff::new(self.timing);
@@ -239,7 +240,7 @@ enum Step {
 
 struct Watch<'a, W: Watched> {
     session: &'a Session<'a>,
-    api: Api<W::Object>,
+    api: Api<Read<W::Object>>,
     scope: Scope,
     uid: &'a str,
     /// The version to go on from; `None` when it is to be listed.
@@ -300,7 +301,7 @@ impl<'a, W: Watched> Watch<'a, W> {
         let mut next = None;
         loop {
             let page = self.page(PAGE, next).await?;
-            contents.extend(page.items.iter().map(W::change));
+            contents.extend(page.items.iter().map(watched::change::<W>));
             next = page.metadata.continue_.filter(|token| !token.is_empty());
             if next.is_none() {
                 let version = page.metadata.resource_version.filter(|version| !version.is_empty());
@@ -317,7 +318,7 @@ impl<'a, W: Watched> Watch<'a, W> {
         }
     }
 
-    async fn page(&self, limit: u32, next: Option<String>) -> Result<ObjectList<W::Object>, Fault> {
+    async fn page(&self, limit: u32, next: Option<String>) -> Result<ObjectList<Read<W::Object>>, Fault> {
         // No resourceVersion: the newest state, never that of a cache behind what was already seen.
         let parameters = ListParams {
             field_selector: self.scope.fields.clone(),
@@ -348,10 +349,10 @@ impl<'a, W: Watched> Watch<'a, W> {
             let (at, told) = match event.map_err(|error| fault(request, &error))? {
                 None => return Ok(Step::Ended),
                 Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    (object.resource_version(), Event::Changed(W::PART, W::change(&object)))
+                    (object.resource_version(), Event::Changed(W::PART, watched::change::<W>(&object)))
                 }
                 Some(WatchEvent::Deleted(object)) => {
-                    (object.resource_version(), Event::Changed(W::PART, W::removal(&object)))
+                    (object.resource_version(), Event::Changed(W::PART, watched::removal::<W>(&object)))
                 }
                 Some(WatchEvent::Bookmark(mark)) => {
                     (Some(mark.metadata.resource_version), Event::Confirmed(W::PART))

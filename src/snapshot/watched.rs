@@ -8,12 +8,14 @@ use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
-use kube::Resource;
+use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
 use super::claims;
-use super::convert::{self, Change, Converted};
+use super::convert::{self, Change, Converted, Unread};
+use super::read::Read;
 use super::store::Part;
+use crate::model::ObjectKey;
 
 /// Which objects of a kind are watched; by default all.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +48,24 @@ pub(super) trait Watched {
     fn change(object: &Self::Object) -> Change;
     /// The change that takes `object` away.
     fn removal(object: &Self::Object) -> Change;
+}
+
+/// The change that `read` tells of, as it came or changed.
+pub(super) fn change<W: Watched>(read: &Read<W::Object>) -> Change {
+    match &read.object {
+        Ok(object) => W::change(object),
+        Err(why) => unread::<W>(read, Some(why.clone())),
+    }
+}
+
+/// As it went.
+pub(super) fn removal<W: Watched>(read: &Read<W::Object>) -> Change {
+    read.object.as_ref().map_or_else(|_| unread::<W>(read, None), W::removal)
+}
+
+fn unread<W: Watched>(read: &Read<W::Object>, why: Option<String>) -> Change {
+    let key = ObjectKey::new(read.namespace().unwrap_or_default(), read.name_any());
+    Change::Unread(Unread { part: W::PART, key, why })
 }
 
 fn gone<K, T>(object: Converted<K, T>) -> Converted<K, T> {

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::jiff::Timestamp;
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use super::event::Word;
 use super::{Address, IpMode, Kind, Shown, Verdict, Wanted};
 use crate::snapshot::convert::{self, CONDITION};
-use crate::snapshot::{Condition, Ingress, IngressPort};
+use crate::snapshot::{Condition, Ingress, IngressPort, Service, read};
 
 /// How the condition's message begins when it names the entries that kvip wrote.
 const BALANCED_AT: &str = "load balancer at ";
@@ -60,9 +61,7 @@ pub fn says_refused(shown: &Shown) -> bool {
 
 /// What to do about the Service `live`, read from the API at `now`.
 pub fn step(wanted: &Wanted, live: &DynamicObject, now: Timestamp) -> Step {
-    let Ok(typed) = live.clone().try_parse::<core::Service>() else { return Step::Another };
-    let service = convert::service(&typed).value;
-    let same = service.filter(|s| s.uid == wanted.uid && Kind::of(s) == wanted.kind);
+    let same = typed(live).filter(|s| s.uid == wanted.uid && Kind::of(s) == wanted.kind);
     let Some(service) = same else { return Step::Another };
     let shown = Shown::of(&service);
     if shows(&shown, wanted) {
@@ -73,9 +72,12 @@ pub fn step(wanted: &Wanted, live: &DynamicObject, now: Timestamp) -> Step {
 
 /// Whether `live`, the API server's answer to a patch, has what was wanted: an old server drops fields in silence.
 pub fn was_kept(wanted: &Wanted, live: &DynamicObject) -> bool {
-    let typed = live.clone().try_parse::<core::Service>().ok();
-    let service = typed.and_then(|typed| convert::service(&typed).value);
-    service.is_none_or(|service| shows(&Shown::of(&service), wanted))
+    typed(live).is_none_or(|service| shows(&Shown::of(&service), wanted))
+}
+
+fn typed(live: &DynamicObject) -> Option<Arc<Service>> {
+    let value = serde_json::to_value(live).ok()?;
+    convert::service(&read::object::<core::Service>(value).ok()?).value
 }
 
 fn shows(shown: &Shown, wanted: &Wanted) -> bool {
