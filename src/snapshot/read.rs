@@ -91,9 +91,9 @@ mod tests {
         let dated = json!({"type": "a.b/C", "status": "True", "reason": "R", "message": "", "lastTransitionTime":
             "2026-01-05T10:00:00Z"});
         let undated = json!({"type": "a.b/D", "status": "True", "reason": "R", "message": ""});
-        let mut null = undated.clone();
-        null["lastTransitionTime"] = Value::Null;
-        let service = read(&json!({"conditions": [dated, undated, null]})).object.unwrap();
+        let mut of_null = undated.clone();
+        of_null["lastTransitionTime"] = Value::Null;
+        let service = read(&json!({"conditions": [dated, undated, of_null]})).object.unwrap();
         let conditions = service.status.unwrap().conditions.unwrap();
         let times: Vec<String> =
             conditions.iter().map(|one| one.last_transition_time.0.to_string()).collect();
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_understood_still_has_a_name() {
-        for status in [json!({"conditions": [5]}), json!({"conditions": [{}]}), json!(5)] {
+        for status in [json!({"conditions": [5]}), json!(5)] {
             let read = read(&status);
             assert_eq!(read.meta().name.as_deref(), Some("web"));
             assert!(read.object.is_err(), "{status}");
