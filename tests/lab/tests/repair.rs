@@ -107,16 +107,13 @@ fn timeouts_and_the_sync_daemon() -> Result<()> {
     };
     let extra = "[balancing]\ntcp_timeout = \"20m\"\nudp_timeout = \"90s\"\nsync = true\n".to_owned();
     configure(&Settings { extra, ..Settings::default() })?;
-    let holder = lab.wait_for_holder()?;
-    roles(&lab, holder)?;
+    let holder = wait_for_roles(&lab, "")?;
     for node in lab.nodes() {
         let text = node.must("ipvsadm -L --timeout")?;
         ensure!(text.contains("1200 120 90"), "{}: {text}", node.spec().name);
     }
     lab.node(holder).must_within(SOON, "kvip drain --wait")?;
-    let next = lab.wait_for_holder()?;
-    ensure!(next != holder, "{holder} is drained and holds the VIPs");
-    roles(&lab, next)?;
+    wait_for_roles(&lab, holder)?;
     lab.node(holder).must_within(SOON, "kvip undrain")?;
     configure(&Settings::default())?;
     for node in lab.nodes() {
@@ -127,17 +124,18 @@ fn timeouts_and_the_sync_daemon() -> Result<()> {
     wait_until_settled(&lab)
 }
 
-/// Waits until the holder tells of connections, and the others hear of them.
-fn roles(lab: &Lab, holder: &str) -> Result<()> {
-    for node in lab.nodes() {
-        let role = if node.spec().name == holder { "master" } else { "backup" };
-        let seen = lab.wait_for(&format!("{} to be {role}", node.spec().name), SOON, || {
+/// Waits until the holder, another one than `before`, tells of connections, and the others hear of them.
+fn wait_for_roles(lab: &Lab, before: &str) -> Result<&'static str> {
+    let seen = lab.wait_for("the sync daemons to have their roles", SOON, || {
+        let holder = lab.holder().filter(|holder| *holder != before)?;
+        let has_role = |node: Node<'_>| {
+            let role = if node.spec().name == holder { "master" } else { "backup" };
             let text = node.must("ipvsadm -L --daemon").ok()?;
             (text.lines().count() == 1 && text.starts_with(role)).then_some(())
-        });
-        explained(lab, seen)?;
-    }
-    Ok(())
+        };
+        lab.nodes().all(|node| has_role(node).is_some()).then_some(holder)
+    });
+    explained(lab, seen)
 }
 
 /// A node on which kube-proxy makes its device leaves the VIPs to the others, until the admin gives his word.
