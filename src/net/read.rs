@@ -5,8 +5,10 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::route::{RouteHeader, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::io::Errno;
 
 use super::HostFacts;
+use super::change::unless;
 use super::netlink::{Error, dump};
 use super::tables::{Gateways, Tables};
 
@@ -54,7 +56,9 @@ async fn rules() -> Result<Vec<RouteNetlinkMessage>, Error> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RuleMessage::default();
         request.header.family = family;
-        rules.extend(dump("list the policy rules", &RouteNetlinkMessage::GetRule(request)).await?);
+        let found = dump("list the policy rules", &RouteNetlinkMessage::GetRule(request)).await;
+        // A kernel that was started without IPv6 has no rules of that family, and says it so.
+        rules.extend(unless(&[Errno::AFNOSUPPORT], found)?);
     }
     Ok(rules)
 }

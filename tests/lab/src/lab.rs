@@ -312,6 +312,11 @@ impl Node<'_> {
         self.act(Action::Boot)
     }
 
+    /// As [`Self::boot`], with a kernel that is told to do without IPv6.
+    pub fn boot_without_ipv6(&self) -> anyhow::Result<()> {
+        self.act(Action::BootV4)
+    }
+
     /// Shuts it down in order, boots it again, files kept, and waits until it is up.
     pub fn reboot(&self) -> anyhow::Result<()> {
         self.act(Action::Reboot)

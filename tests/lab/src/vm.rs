@@ -42,6 +42,9 @@ pub enum Action {
     Restore,
     /// Boots a killed one from its own disk.
     Boot,
+    /// As boot, with a kernel that is told to do without IPv6.
+    #[value(name = "bootv4")]
+    BootV4,
     /// Shuts it down in order and boots it again.
     Reboot,
 }
@@ -101,7 +104,8 @@ impl Machines {
             Action::Cut => network::set_link(node, false),
             Action::Heal => network::set_link(node, true),
             Action::Restore => vm.restore(),
-            Action::Boot => vm.boot(),
+            Action::Boot => vm.boot(""),
+            Action::BootV4 => vm.boot("ipv6.disable=1"),
             Action::Reboot => vm.reboot(),
         }
         .with_context(|| format!("{}: cannot {action:?}", node.name).to_lowercase())
@@ -136,7 +140,7 @@ impl Vm<'_> {
         self.wait_until_up(true)
     }
 
-    fn boot(&self) -> anyhow::Result<()> {
+    fn boot(&self, kernel_argument: &str) -> anyhow::Result<()> {
         if self.running() {
             bail!("it runs already");
         }
@@ -144,7 +148,7 @@ impl Vm<'_> {
             bail!("it has no disk yet: restore it");
         }
         let card = format!("virtio-net-pci,id=card,netdev=net,mac={}", self.node.mac);
-        self.start("", &["-device", &card])?;
+        self.start(kernel_argument, &["-device", &card])?;
         self.wait_until_up(false)
     }
 
@@ -152,7 +156,7 @@ impl Vm<'_> {
         self.ssh("systemctl reboot", Duration::from_secs(20))?;
         wait_for("the machine to shut down", DOWN_LIMIT, || (!self.running()).then_some(()))?;
         ssh::forget(&self.machines.layout, self.node.name);
-        self.boot()
+        self.boot("")
     }
 
     fn kill(&self) -> anyhow::Result<()> {

@@ -46,6 +46,35 @@ fn mended(lab: &Lab, node: &str, mend_it: &str) -> Result<()> {
     wait_until_settled(lab)
 }
 
+/// A kernel that was told to do without IPv6 refuses more than the addresses. The node serves what it can, to others' peace.
+#[test]
+fn a_host_without_ipv6_serves_ipv4() -> Result<()> {
+    let lab = serving()?;
+    let name = backup(&lab)?;
+    let node = lab.node(name);
+    node.kill()?;
+    node.boot_without_ipv6()?;
+    let ready = lab.wait_for("the IPv4 half of a table", MINUTES, || {
+        let status = node.kvip_status().ok()?;
+        (status["real_servers"] == 3 && status["keepalived"] == "active").then_some(())
+    });
+    explained(&lab, ready)?;
+    let others = || lab.nodes().filter(|other| other.spec().name != name);
+    for other in others() {
+        other.must_within(SOON, "kvip drain")?;
+    }
+    let held = lab.wait_for(&format!("{name} to hold {VIP}"), MINUTES, || {
+        let addresses = node.must("ip -br addr").ok()?;
+        (addresses.contains("10.87.2.50/") && lab.curl(VIP).is_some()).then_some(())
+    });
+    explained(&lab, held)?;
+    for other in others() {
+        other.must_within(SOON, "kvip undrain")?;
+    }
+    node.reboot()?;
+    wait_until_settled(&lab)
+}
+
 /// A node that cannot ask the API keeps what it knew last. kvip is root without CAP_DAC_OVERRIDE, so permissions count.
 #[test]
 fn a_kubeconfig_that_is_no_good() -> Result<()> {
