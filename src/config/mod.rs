@@ -127,6 +127,14 @@ pub struct Cluster {
     pub settings_map: ObjectKey,
 }
 
+impl Cluster {
+    /// How long a freed address rests: so long a holder without contact to the API may go on serving it, as it is the last
+    /// to call itself stale.
+    pub fn rest(&self) -> Duration {
+        self.stale_after * 2
+    }
+}
+
 /// `[node]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {

@@ -69,7 +69,7 @@ impl Inputs {
             // Without a connection to write over they end, and there is nothing to hear.
             Ok(()) = self.answers.outcomes.changed() => Ok(()),
             Ok(()) = self.answers.said.changed() => Ok(()),
-            Ok(()) = self.answers.agreed.changed() => Ok(()),
+            Ok(()) = self.answers.heard.changed() => Ok(()),
         }
     }
 }

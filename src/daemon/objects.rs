@@ -10,7 +10,7 @@ use crate::config::{Mode, Settings};
 use crate::derive::{self, Assignment, Owner, Source, Task};
 use crate::ipam;
 use crate::model::{Frontend, ObjectKey};
-use crate::report::objects::status::{says_refused, says_served};
+use crate::report::objects::status::{says_refused, says_served, served_at};
 use crate::report::objects::{self, Address, Held, IpMode, Kind, Port, Shown, State, Verdict};
 use crate::snapshot::{Map, Node, Service, ServicePort, Snapshot};
 
@@ -66,7 +66,7 @@ pub fn to_allocate(inputs: &Inputs) -> ipam::Wanted {
         reserved: Arc::new(requests.reserved.clone()),
         allocators: allocators(settings, snapshot),
         ip_addresses_served: derive::serves_ip_addresses(snapshot),
-        rest: settings.cluster.stale_after,
+        rest: settings.cluster.rest(),
         takeover_after: settings.asking.takeover_after,
     }
 }
@@ -102,6 +102,10 @@ pub fn to_say(inputs: &Inputs, before: &State) -> State {
             says_refused(&shown) && said_of(elsewhere).is_none_or(|other| other.verdict != said.verdict)
         });
         let place = place.filter(|place| *place == 0 || !of_host);
+        if !inputs.agreed && stands(service, &shown, &said, place == Some(0)) {
+            services.remove(key);
+            continue;
+        }
         let wanted = objects::Wanted {
             uid: service.uid.clone(),
             kind: Kind::of(service),
@@ -160,11 +164,22 @@ fn said(view: &View, key: &ObjectKey, service: &Service, shows: bool) -> Option<
     if served {
         return Some(Said { verdict: Verdict::Allocated, addresses });
     }
-    // What asks the pools has an answer soon; whatever else is not served asks for nothing any more, unless it is served by
-    // the settings of another node, which would only say so again.
+    // What asks the pools has an answer soon; whatever else is not served asks for nothing any more.
     let waits = inputs.assignment.requests.of.contains_key(key);
-    let asks_others = !inputs.agreed && could_ask(service);
-    (shows && !waits && !asks_others).then_some(Said { verdict: Verdict::NotOurs, addresses })
+    (shows && !waits).then_some(Said { verdict: Verdict::NotOurs, addresses })
+}
+
+/// Whether what a Service shows is left to others although this node would say `said`: by their settings they may be right, and
+/// would only say it again, and so on for ever.
+fn stands(service: &Service, shown: &Shown, said: &Said, is_first: bool) -> bool {
+    match &said.verdict {
+        Verdict::NotOurs => could_ask(service),
+        Verdict::Refused { .. } => says_served(shown) || (says_refused(shown) && !is_first),
+        Verdict::Allocated => {
+            let vips: BTreeSet<IpAddr> = said.addresses.iter().map(|address| address.ip).collect();
+            !is_first && !says_refused(shown) && served_at(shown) == vips
+        }
+    }
 }
 
 /// What a Service that asks by itself does not get.

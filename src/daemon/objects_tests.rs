@@ -311,3 +311,51 @@ fn of_refusals_in_other_words_those_of_the_first_allocator_stay() {
     assert_eq!(places(&gateway, Some("False")), [None, None, Some(0)]);
     assert_eq!(places(&HostFacts::default(), Some("False")), all, "it is served, and that is to be said");
 }
+
+/// Who of three nodes would write, where they are `agreed` on the settings or not, and `web` shows this; `refusing` nodes do not
+/// allow its VIP.
+fn places_where(agreed: bool, (status, message): (&str, &str), refusing: bool) -> Vec<u32> {
+    let nodes = ["node-a", "node-b", "node-c"];
+    let mut service = web("10.0.0.50", &[80]);
+    service.condition = Some(crate::snapshot::Condition {
+        status: status.into(),
+        message: message.into(),
+        ..Default::default()
+    });
+    let services = [(ObjectKey::new("default", "web"), Arc::new(service))].into_iter().collect();
+    let all = nodes.iter().map(|name| ((*name).to_owned(), Arc::new(Node::default()))).collect();
+    let snapshot = Snapshot { services, nodes: all, ..Snapshot::default() };
+    let place = |node: &str| {
+        let settings = |settings: &mut Settings| {
+            settings.node.name = Some(node.to_owned());
+            if refusing {
+                settings.allowed = vec!["10.9.0.0/24".parse().unwrap()];
+            }
+        };
+        said_where(agreed, &snapshot, settings, &HostFacts::default()).and_then(|said| said.place)
+    };
+    let mut places: Vec<u32> = nodes.iter().filter_map(|node| place(node)).collect();
+    places.sort_unstable();
+    places
+}
+
+/// Nodes that go by other settings would else write what the others undo, for ever.
+#[test]
+fn where_nodes_differ_what_another_one_has_said_stands() {
+    let served = ("True", "served at 10.0.0.50");
+    let elsewhere = ("True", "served at 10.0.0.51");
+    let partly = ("False", "served at 10.0.0.50; one port is not");
+    let refused = ("False", "not served; in other words");
+    for (shown, refusing, places) in [
+        (served, true, &[][..]),
+        (served, false, &[0]),
+        (elsewhere, false, &[0, 1, 2]),
+        (partly, true, &[]),
+        (partly, false, &[0, 1, 2]),
+        (refused, true, &[0]),
+        (refused, false, &[0, 1, 2]),
+    ] {
+        assert_eq!(places_where(false, shown, refusing), places, "{shown:?}, refusing: {refusing}");
+        assert_eq!(places_where(true, shown, refusing), [0, 1, 2], "{shown:?}, refusing: {refusing}");
+    }
+}

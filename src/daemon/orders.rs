@@ -11,6 +11,7 @@ use super::objects::{self, Inputs};
 use super::writers::{Allocation, Orders};
 use crate::derive::Assignment;
 use crate::ipam::Outcomes;
+use crate::report::objects::State;
 use crate::report::objects::agreement::Own;
 use crate::report::objects::fingerprint::fingerprint;
 use crate::snapshot::Snapshot;
@@ -45,7 +46,7 @@ impl Basis {
 
 impl Ordered {
     /// Gives `orders` by what `core` knows and what is assigned, and by whether no node is known to go by other settings.
-    /// Nothing is ordered before the cluster is known.
+    /// Nothing is ordered before the cluster is known, and nothing any more while this node is none of its Nodes.
     pub fn give(
         &mut self,
         core: &Core,
@@ -67,8 +68,8 @@ impl Ordered {
             return;
         }
         self.last = Some(basis);
+        let Some(node) = assignment.node.clone() else { return withdraw(orders) };
         let inputs = Inputs { settings: &core.settings, snapshot, assignment, outcomes, here, agreed };
-        let Some(node) = assignment.node.clone() else { return };
         orders.say.send_if_modified(|last| {
             let state = objects::to_say(&inputs, last);
             replace(last, state)
@@ -81,10 +82,21 @@ impl Ordered {
         });
     }
 
+    /// Takes back what was ordered: what is known is not what is.
+    pub fn stop(&mut self, orders: &Orders) {
+        self.last = None;
+        withdraw(orders);
+    }
+
     /// Other writers are there, who were told nothing yet.
     pub fn forget(&mut self) {
         self.last = None;
     }
+}
+
+fn withdraw(orders: &Orders) {
+    orders.say.send_if_modified(|last| replace(last, State::default()));
+    orders.allocate.send_if_modified(|last| replace(last, None));
 }
 
 fn own(core: &Core, snapshot: &Snapshot, node: &str) -> Own {

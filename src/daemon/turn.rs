@@ -417,9 +417,11 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     /// Tells those who write to the cluster what to write.
     fn order(&mut self) {
         let outcomes = self.inputs.answers.outcomes.borrow_and_update().clone();
-        if let Some(outcome) = &self.outcome {
+        if self.admitted.held().is_some() {
+            self.ordered.stop(&self.outputs.orders);
+        } else if let Some(outcome) = &self.outcome {
             let assignment = &outcome.desired.assignment;
-            let agreed = self.inputs.answers.agreed.borrow().is_empty();
+            let agreed = self.inputs.answers.heard.borrow().agreed();
             self.ordered.give(&self.core, assignment, &outcomes, &self.here, agreed, &self.outputs.orders);
         }
     }

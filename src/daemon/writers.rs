@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::config::LoadBalancers;
 use crate::ipam::{self, KubeStore, Outcomes};
 use crate::model::{Finding, ObjectKey};
+use crate::report::objects::agreement::Heard;
 use crate::report::objects::{self, State};
 use crate::snapshot::Link;
 
@@ -44,8 +45,8 @@ pub struct Answers {
     pub outcomes: watch::Receiver<Arc<Outcomes>>,
     /// What cannot be said to the cluster, and why.
     pub said: watch::Receiver<Vec<Finding>>,
-    /// Nodes whose settings differ.
-    pub agreed: watch::Receiver<Vec<Finding>>,
+    /// What is known of other nodes' settings.
+    pub heard: watch::Receiver<Heard>,
 }
 
 /// The running tasks. Dropping it ends them.
@@ -53,7 +54,7 @@ pub struct Answers {
 pub struct Writers {
     _allocator: JoinSet<()>,
     _status: objects::Handles,
-    _settings: objects::Handles,
+    _settings: objects::settings::Listener,
 }
 
 /// Starts to write over the connections of `link`.
@@ -65,13 +66,12 @@ pub fn spawn(link: &watch::Receiver<Option<Link>>, settings_map: ObjectKey) -> (
     let status = objects::spawn(link.clone(), to_say);
     let settings = objects::settings::spawn(link.clone(), owns, settings_map);
     let mut allocator = JoinSet::new();
-    let (said, agreed) = (status.findings.clone(), settings.findings.clone());
-    let differing = agreed.clone();
-    // Also a finding on what cannot be said or heard: then it is not known.
-    let agree: ipam::Agreed = Arc::new(move || differing.borrow().is_empty());
+    let (said, heard) = (status.findings.clone(), settings.heard.clone());
+    let others = heard.clone();
+    let agree: ipam::Agreed = Arc::new(move || others.borrow().agreed());
     allocator.spawn(keep_allocating(link.clone(), allocations, agree, out));
     let writers = Writers { _allocator: allocator, _status: status, _settings: settings };
-    (Orders { allocate, say, own }, Answers { outcomes, said, agreed }, writers)
+    (Orders { allocate, say, own }, Answers { outcomes, said, heard }, writers)
 }
 
 /// Runs an allocator for as long as connection, name and what asks are the same, then another one.

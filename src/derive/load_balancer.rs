@@ -89,7 +89,7 @@ pub fn refusals(
     let known = Known { claims: claims.clone(), foreign: BTreeSet::new() };
     let kinds = Kinds::of(serves_ip_addresses(inputs.snapshot), claims.any_lease());
     // No step depends on the time but by what it would write, and nothing is written here.
-    let rest = i64::try_from(inputs.settings.cluster.stale_after.as_secs()).expect("a day at most");
+    let rest = i64::try_from(inputs.settings.cluster.rest().as_secs()).expect("two days at most");
     let view = ipam::View { own: claims, known: &known, reserved: &reserved, kinds, rest, now: 0 };
     let (mut refusals, mut pending) = (BTreeMap::new(), BTreeMap::new());
     for (key, request) in &requests {

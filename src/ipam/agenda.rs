@@ -35,7 +35,7 @@ pub struct Wanted {
     pub allocators: BTreeSet<String>,
     /// Whether the cluster serves IPAddresses.
     pub ip_addresses_served: bool,
-    /// How long a freed address rests: `cluster.stale_after`, in which a node without contact may still serve it.
+    /// How long a freed address rests, as a node without contact may still serve it.
     pub rest: Duration,
     /// How long the next allocator waits for the one before it.
     pub takeover_after: Duration,

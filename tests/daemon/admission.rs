@@ -13,9 +13,11 @@ fn check_held(mut world: World, state: Snapshot, why: &str) {
     world.turn();
     world.acts();
     world.keepalived_was_told();
+    assert!(world.ordered().0.is_some());
     world.list(state.clone());
     world.tick(120);
     assert_eq!(world.acts(), [""; 0], "the last state stays");
+    assert!(world.ordered().0.is_none(), "nothing is written to a cluster by what it is not");
     assert!(!world.keepalived_was_told());
     let status = world.status();
     assert!(status.cluster.held.as_ref().is_some_and(|held| held.contains(why)), "{:?}", status.cluster);
@@ -39,6 +41,7 @@ fn check_held(mut world: World, state: Snapshot, why: &str) {
     admit::accept(&accept, &world.status().cluster.held_id.unwrap()).unwrap();
     world.tick(1);
     assert_eq!(world.status().cluster.held, None);
+    assert_eq!(world.ordered().0.is_some(), !state.nodes.is_empty());
     assert!(!accept.exists());
     assert!(world.wanted().unwrap().instances.is_empty());
 }

@@ -19,7 +19,7 @@ use kvip::net::hops::{Hops, Ways};
 use kvip::net::peers::Macs;
 use kvip::net::{Address, HostFacts};
 use kvip::nft::watch::Touched;
-use kvip::report::objects::agreement::Own;
+use kvip::report::objects::agreement::{Heard, Own};
 use kvip::report::objects::{State, Wanted};
 use kvip::report::status::Status;
 use kvip::snapshot::admit::Update;
@@ -56,7 +56,7 @@ struct Ends {
 struct Writers {
     _outcomes: watch::Sender<Arc<Outcomes>>,
     _said: watch::Sender<Vec<Finding>>,
-    _agreed: watch::Sender<Vec<Finding>>,
+    _heard: watch::Sender<Heard>,
     allocate: watch::Receiver<Option<Allocation>>,
     say: watch::Receiver<State>,
     own: watch::Receiver<Option<Own>>,
@@ -68,11 +68,11 @@ fn writers() -> (Orders, Answers, Writers) {
     let (own_out, own) = watch::channel(None);
     let (outcomes, outcomes_in) = watch::channel(Arc::default());
     let (said, said_in) = watch::channel(Vec::new());
-    let (agreed, agreed_in) = watch::channel(Vec::new());
+    let (heard, heard_in) = watch::channel(Heard::default());
     (
         Orders { allocate: allocate_out, say: say_out, own: own_out },
-        Answers { outcomes: outcomes_in, said: said_in, agreed: agreed_in },
-        Writers { _outcomes: outcomes, _said: said, _agreed: agreed, allocate, say, own },
+        Answers { outcomes: outcomes_in, said: said_in, heard: heard_in },
+        Writers { _outcomes: outcomes, _said: said, _heard: heard, allocate, say, own },
     )
 }
 

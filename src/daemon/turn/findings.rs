@@ -48,7 +48,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let answers = &self.inputs.answers;
         all.extend(self.inputs.haproxy.borrow().problems.iter().cloned());
         all.extend(answers.said.borrow().iter().cloned());
-        all.extend(answers.agreed.borrow().iter().cloned());
+        all.extend(answers.heard.borrow().findings.iter().cloned());
         all.extend(troubles(&answers.outcomes.borrow()));
         if let Some(held) = self.admitted.held() {
             all.push(Finding::new("cluster", held.to_string()).mend("kvip accept"));

@@ -13,6 +13,9 @@ use crate::model::Finding;
 /// API servers keep Events for an hour unless told otherwise: so long the others can read what was said.
 const KEPT: Duration = Duration::from_secs(3600);
 
+/// Who differs has answered what this node says within this.
+const ANSWERED: Duration = Duration::from_secs(30);
+
 /// Nodes that are remembered at most: as many as a cluster may have.
 const NODES: usize = 5_000;
 
@@ -27,6 +30,22 @@ pub struct Own {
     pub fingerprint: String,
     /// All Nodes: what is heard of others counts for nothing.
     pub nodes: BTreeSet<String>,
+}
+
+/// What is known of the other nodes' settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Whose settings are others than this node's, and what keeps nodes from hearing each other.
+    pub findings: Vec<Finding>,
+    /// Whoever differs has had the time to say so.
+    pub all: bool,
+}
+
+impl Heard {
+    /// Whether all nodes go by the same settings, as far as can be known.
+    pub fn agreed(&self) -> bool {
+        self.all && self.findings.is_empty()
+    }
 }
 
 /// What was said and heard.
@@ -82,6 +101,12 @@ impl Agreement {
         self.said = Some((fingerprint.to_owned(), now));
         self.expired = false;
         self.again = false;
+    }
+
+    /// Whether whoever differs has had the time to answer what this node says.
+    pub fn is_answered(&self, now: Instant) -> bool {
+        let said = self.said.as_ref().filter(|_| self.to_say().is_none());
+        said.is_some_and(|(_, at)| now.saturating_duration_since(*at) >= ANSWERED)
     }
 
     /// Whose settings are others than this node's.
@@ -183,6 +208,18 @@ mod tests {
         assert_eq!(fixture.says(1).as_deref(), Some("vrrp.vrid=51"));
         fixture.agreement.know(own("vrrp.vrid=51"));
         assert_eq!(fixture.says(2), None);
+    }
+
+    #[test]
+    fn others_have_some_time_to_answer() {
+        let mut fixture = Fixture::started();
+        assert!(!fixture.agreement.is_answered(fixture.start + ANSWERED / 2));
+        assert!(fixture.agreement.is_answered(fixture.start + ANSWERED));
+        fixture.agreement.know(own("vrrp.vrid=51"));
+        assert!(!fixture.agreement.is_answered(fixture.at(10)), "nothing was said of that yet");
+        fixture.says(11);
+        assert!(!fixture.agreement.is_answered(fixture.at(11)));
+        assert!(fixture.agreement.is_answered(fixture.at(12)));
     }
 
     #[test]

@@ -67,6 +67,7 @@ fn all(settings: &Settings) -> Pairs {
     pairs.extend([
         ("cluster.config_map", cluster.config_map.to_string()),
         ("cluster.service_ranges", set(&cluster.service_ranges)),
+        ("cluster.stale_after", format_duration(cluster.stale_after)),
         ("vips.allowed", set(allowed)),
         ("balancing.mode", word(&balancing.mode)),
         ("balancing.scheduler", word(&balancing.scheduler)),

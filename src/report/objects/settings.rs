@@ -16,11 +16,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, sleep_until};
 
-use super::agreement::{Agreement, Own};
+use super::agreement::{Agreement, Heard, Own};
 use super::event::{COMPONENT, Said, Subject, Word};
 use super::pause::Pause;
 use super::status::shortened;
-use super::task::Handles;
 use super::writer::{self, Sent};
 use crate::model::{Finding, ObjectKey};
 use crate::report::beats;
@@ -42,13 +41,14 @@ pub fn spawn(
     link: watch::Receiver<Option<Link>>,
     own: watch::Receiver<Option<Own>>,
     map: ObjectKey,
-) -> Handles {
-    let (out, findings) = watch::channel(Vec::new());
+) -> Listener {
+    let (out, heard) = watch::channel(Heard::default());
     let task = Task {
         agreement: Agreement::default(),
         link: None,
         map,
         watch: None,
+        listed: false,
         pause: Pause::default(),
         cannot_say: None,
         cannot_hear: None,
@@ -56,7 +56,15 @@ pub fn spawn(
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(task.run(link, own));
-    Handles { findings, _task: tasks }
+    Listener { heard, _task: tasks }
+}
+
+/// The running task. Dropping it ends it.
+#[derive(Debug)]
+pub struct Listener {
+    /// What is known of the others.
+    pub heard: watch::Receiver<Heard>,
+    _task: JoinSet<()>,
 }
 
 struct Task {
@@ -64,11 +72,13 @@ struct Task {
     link: Option<Link>,
     map: ObjectKey,
     watch: Option<Watch>,
+    /// What had been said before was heard.
+    listed: bool,
     /// Nothing is said before.
     pause: Pause,
     cannot_say: Option<Finding>,
     cannot_hear: Option<Finding>,
-    out: watch::Sender<Vec<Finding>>,
+    out: watch::Sender<Heard>,
 }
 
 impl Task {
@@ -94,12 +104,13 @@ impl Task {
                 Some(event) = next(&mut self.watch) => self.hear(event, Clock::now().into_std()),
                 () = sleep_until(wake.min(now + beats::EVERY)) => self.say().await,
             }
-            self.tell();
+            self.tell(Clock::now().into_std());
         }
     }
 
     fn connect(&mut self, link: Option<Link>) {
         self.pause = Pause::default();
+        self.listed = false;
         self.watch = link.as_ref().map(|link| {
             let api = Api::<Event>::namespaced(link.client.clone(), &self.map.namespace);
             let config = Config::default().fields(&format!("reason={REASON}"));
@@ -154,17 +165,18 @@ impl Task {
             }
             // Each attempt begins with `Init`, be it allowed or not.
             Ok(watcher::Event::Init) => {}
-            Ok(watcher::Event::InitDone) => self.cannot_hear = None,
+            Ok(watcher::Event::InitDone) => (self.listed, self.cannot_hear) = (true, None),
             Err(error) => self.cannot_hear = self.link.as_ref().and_then(|link| denied(link, &error)),
         }
     }
 
-    fn tell(&self) {
-        let mut now = self.agreement.findings();
-        now.extend(self.cannot_say.iter().chain(&self.cannot_hear).cloned());
+    fn tell(&self, now: Instant) {
+        let mut findings = self.agreement.findings();
+        findings.extend(self.cannot_say.iter().chain(&self.cannot_hear).cloned());
+        let heard = Heard { findings, all: self.listed && self.agreement.is_answered(now) };
         self.out.send_if_modified(|was| {
-            let news = *was != now;
-            *was = now;
+            let news = *was != heard;
+            *was = heard;
             news
         });
     }

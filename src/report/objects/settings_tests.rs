@@ -9,7 +9,7 @@ const EVENTS: &str = "/api/v1/namespaces/kvip-system/events";
 
 struct Node {
     own: watch::Sender<Option<Own>>,
-    handles: Handles,
+    listener: Listener,
     link: watch::Sender<Option<Link>>,
 }
 
@@ -19,7 +19,7 @@ impl Node {
         let own = Own { cluster: None, node: name.into(), fingerprint: settings.into(), nodes };
         let (own, owns) = watch::channel(Some(own));
         let (link, connection) = watch::channel(Some(server.link()));
-        Self { own, handles: spawn(connection, owns, ObjectKey::new("kvip-system", "kvip")), link }
+        Self { own, listener: spawn(connection, owns, ObjectKey::new("kvip-system", "kvip")), link }
     }
 
     fn change(&self, line: &str) {
@@ -27,11 +27,11 @@ impl Node {
     }
 
     async fn findings(&mut self, text: &str) {
-        let is = |all: &Vec<Finding>| match text {
-            "" => all.is_empty(),
-            text => all.iter().any(|finding| finding.to_string().contains(text)),
+        let is = |heard: &Heard| match text {
+            "" => heard.findings.is_empty(),
+            text => heard.findings.iter().any(|finding| finding.to_string().contains(text)),
         };
-        let found = tokio::time::timeout(Duration::from_secs(20), self.handles.findings.wait_for(is)).await;
+        let found = tokio::time::timeout(Duration::from_secs(20), self.listener.heard.wait_for(is)).await;
         found.expect("the finding in time").unwrap();
     }
 }

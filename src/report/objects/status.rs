@@ -23,6 +23,8 @@ use crate::snapshot::{Condition, Ingress, IngressPort, Service, read};
 
 /// How the condition's message begins when it names the entries that kvip wrote.
 const BALANCED_AT: &str = "load balancer at ";
+/// And when it names addresses of which the status has no entries.
+const SERVED_AT: &str = "served at ";
 /// How it begins when there is no address at which kvip serves the Service.
 const NOT_SERVED: &str = "not served";
 /// The longest message that the API takes (meta/v1 `Condition`).
@@ -109,9 +111,20 @@ fn ours(shown: &Shown, wanted: &Wanted) -> BTreeSet<IpAddr> {
     ours
 }
 
+/// The addresses at which a status says that kvip serves the Service.
+pub fn served_at(shown: &Shown) -> BTreeSet<IpAddr> {
+    let served = after(shown, SERVED_AT);
+    if served.is_empty() { named(shown) } else { served }
+}
+
 /// The addresses of the entries that kvip wrote, as its condition names them.
 fn named(shown: &Shown) -> BTreeSet<IpAddr> {
-    let message = shown.condition.as_ref().and_then(|condition| condition.message.strip_prefix(BALANCED_AT));
+    after(shown, BALANCED_AT)
+}
+
+/// The addresses after these words of the condition.
+fn after(shown: &Shown, words: &str) -> BTreeSet<IpAddr> {
+    let message = shown.condition.as_ref().and_then(|condition| condition.message.strip_prefix(words));
     let list = message.unwrap_or_default().split(';').next().unwrap_or_default();
     list.split(", ").filter_map(address).collect()
 }
@@ -137,7 +150,7 @@ fn condition(wanted: &Wanted) -> Option<Condition> {
     let served = match (wanted.ingress, list.is_empty()) {
         (_, true) => None,
         (true, false) => Some(format!("{BALANCED_AT}{list}")),
-        (false, false) => Some(format!("served at {list}")),
+        (false, false) => Some(format!("{SERVED_AT}{list}")),
     };
     let (status, reason, message) = match &wanted.verdict {
         Verdict::NotOurs => return None,
