@@ -210,7 +210,7 @@ default/nginx  not served at 10.88.1.51: its group carries 300 VIPs of the famil
                  spread them over more groups: [[groups]] with a vrid and addresses in the settings
   default/nginx  not served at 10.88.1.52: its group carries 300 VIPs of the family before it
                  spread them over more groups: [[groups]] with a vrid and addresses in the settings
-  group vips     302 IPv4 VIPs are asked for and a group carries at most 300: 10.88.1.51 and those after it are not held
+  group vips     302 IPv4 VIPs are asked for and a group carries at most 300: 2 too many, and the oldest Services go first
                  spread them over more groups: [[groups]] with a vrid and addresses in the settings
 
 1200 changes to IPVS, a keepalived reload. `--show keepalived` prints the file, `--show nft` the rules.

@@ -242,6 +242,24 @@ impl<'a> Asks<'a> {
         }
     }
 
+    /// All VIPs, in the order in which they go first where not all can be held: the admin's, then those of the oldest Services, of
+    /// equal age by UID, which nobody chooses.
+    pub fn in_order(&self, inputs: &Inputs) -> Vec<IpAddr> {
+        let services = &inputs.snapshot.services;
+        let is_static = |vip: &IpAddr| inputs.settings.statics.iter().any(|one| one.vip == *vip);
+        let age = |asked: &Asked| {
+            let asking = asked.entries.iter().filter_map(|want| services.get(&want.entry.service));
+            asking.map(|service| (service.created, service.uid.clone())).min()
+        };
+        let rank = |(vip, asked): &(&IpAddr, &Asked)| match asked.party {
+            Party::Admin => (!is_static(vip), None, **vip),
+            Party::Namespace(_) => (true, age(asked), **vip),
+        };
+        let mut all: Vec<_> = self.vips.iter().collect();
+        all.sort_by_cached_key(rank);
+        all.into_iter().map(|(vip, _)| *vip).collect()
+    }
+
     /// A Service asks for `vip` by itself.
     pub fn tenant(&mut self, key: &ObjectKey, vip: IpAddr, source: Source) {
         self.by_host |= self.policy.is_of_host(vip);

@@ -182,8 +182,7 @@ fn assigned(inputs: &Inputs) -> (Assignment, bool) {
     let mut asks = Asks::gather(inputs, &policy);
     let mut findings = std::mem::take(&mut asks.findings);
     let node = groups::own_node(inputs, &mut findings);
-    let vips = asks.vips.keys().copied().collect();
-    let groups = groups::groups(inputs, node.as_deref(), &vips, &mut findings);
+    let groups = groups::groups(inputs, node.as_deref(), asks.in_order(inputs), &mut findings);
     let carried = |vip: &IpAddr| groups.views.values().any(|group| group.vips.contains(vip));
     for (vip, asked) in asks.vips.iter().filter(|(vip, _)| !carried(vip)) {
         for want in &asked.entries {

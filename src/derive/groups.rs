@@ -81,22 +81,18 @@ fn alone(inputs: &Inputs) -> bool {
     inputs.snapshot.nodes.is_empty() && !inputs.settings.statics.is_empty()
 }
 
-/// Makes the groups of `vips`; `own` is this node's name, if it is known.
-pub fn groups(
-    inputs: &Inputs,
-    own: Option<&str>,
-    vips: &BTreeSet<IpAddr>,
-    findings: &mut Vec<Finding>,
-) -> Groups {
+/// Makes the groups of `vips`, of which the first ones go before where a group cannot carry all; `own` is this node's name, if
+/// it is known.
+pub fn groups(inputs: &Inputs, own: Option<&str>, vips: Vec<IpAddr>, findings: &mut Vec<Finding>) -> Groups {
     let mut all = Groups::default();
     all.keepalived.gone_after = inputs.settings.vrrp.gone_after;
     // A node that is no member needs a name too: keepalived must be able to read the file that takes its instances away.
     own.unwrap_or(&inputs.facts.hostname).clone_into(&mut all.keepalived.router_id);
     findings.extend(unicast::node_address(inputs));
-    let mut left = vips.clone();
+    let mut left = vips;
     for group in membership::groups(inputs.settings) {
-        let own_vips: BTreeSet<IpAddr> = left.iter().copied().filter(|vip| group.carries(*vip)).collect();
-        left.retain(|vip| !own_vips.contains(vip));
+        let own_vips: Vec<IpAddr>;
+        (own_vips, left) = left.into_iter().partition(|vip| group.carries(*vip));
         let maker = Maker::new(inputs, group, own);
         let (view, instances) = maker.make(&own_vips, findings);
         all.views.insert(group.name.to_owned(), view);
@@ -132,9 +128,9 @@ impl<'a> Maker<'a> {
         Self { inputs, group, own, members, priorities }
     }
 
-    fn make(self, vips: &BTreeSet<IpAddr>, findings: &mut Vec<Finding>) -> (GroupView, Vec<Instance>) {
+    fn make(self, vips: &[IpAddr], findings: &mut Vec<Finding>) -> (GroupView, Vec<Instance>) {
         let vrrp = self.group.vrrp;
-        if !vips.is_empty() && self.priorities.is_empty() {
+        if self.priorities.is_empty() {
             findings.extend(self.group.nobody(self.inputs.snapshot, vips));
         }
         let is_static = |vip: &IpAddr| self.inputs.settings.statics.iter().any(|one| one.vip == *vip);
@@ -161,7 +157,7 @@ impl<'a> Maker<'a> {
     }
 
     /// What is said while this node speaks to peers that it does not know.
-    fn unheard(&self, vips: &BTreeSet<IpAddr>) -> Option<Finding> {
+    fn unheard(&self, vips: &[IpAddr]) -> Option<Finding> {
         let unknown = alone(self.inputs) && self.own.is_some() && !vips.is_empty();
         let text =
             "its peers are not known before the API server has answered: adverts go by multicast until then";
@@ -170,18 +166,14 @@ impl<'a> Maker<'a> {
     }
 
     /// The VIPs of one family, as many as an instance may carry; those beyond are a finding.
-    fn carried(
-        &self,
-        vips: &BTreeSet<IpAddr>,
-        family: Family,
-        findings: &mut Vec<Finding>,
-    ) -> BTreeSet<IpAddr> {
+    fn carried(&self, vips: &[IpAddr], family: Family, findings: &mut Vec<Finding>) -> BTreeSet<IpAddr> {
         let all: Vec<IpAddr> = vips.iter().copied().filter(|vip| Family::of(*vip) == family).collect();
-        if let Some(first) = all.get(MOST_VIPS) {
+        if all.len() > MOST_VIPS {
             let text = format!(
-                "{} IPv{} VIPs are asked for and a group carries at most {MOST_VIPS}: {first} and those after it are not held",
+                "{} IPv{} VIPs are asked for and a group carries at most {MOST_VIPS}: {} too many, and the oldest Services go first",
                 all.len(),
-                family.number()
+                family.number(),
+                all.len() - MOST_VIPS
             );
             findings.push(Finding::new(format!("group {}", self.group.name), text).mend(SPREAD));
         }

@@ -2,7 +2,7 @@
 //!
 //! Priorities are a pure function of the group and the node names, so that all nodes agree without talking.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::config::{AddressRange, Settings, Vrrp};
@@ -83,8 +83,8 @@ impl Group<'_> {
     }
 
     /// What is said of a group that has VIPs and no members.
-    pub fn nobody(&self, snapshot: &Snapshot, vips: &BTreeSet<IpAddr>) -> Option<Finding> {
-        let first = vips.first()?;
+    pub fn nobody(&self, snapshot: &Snapshot, vips: &[IpAddr]) -> Option<Finding> {
+        let first = vips.iter().min()?;
         let selected = snapshot.nodes.values().filter(|node| self.selects(node)).count();
         let (why, mend) = match (snapshot.nodes.len(), selected) {
             // Without any Node there is more to say than this, and it is said of this host.
@@ -156,6 +156,8 @@ pub fn lone_priority(vrid: Vrid, node: &str) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]

@@ -272,3 +272,23 @@ fn an_interface_without_an_address_is_told() {
     assert_eq!(findings(&derive(&inputs)), [wanted]);
     assert_eq!(derive(&inputs).keepalived.instances.len(), 2, "it may get an address");
 }
+
+/// Whoever makes one Service more must not take a VIP away that is in use.
+#[test]
+fn where_a_group_cannot_carry_all_the_youngest_go_without() {
+    let many: Vec<String> = (0..299_u16).map(|n| format!("10.0.{}.{}", 2 + n / 200, 1 + n % 200)).collect();
+    let mut snapshot = cluster(&[("node-a", &[])], &many.iter().map(String::as_str).collect::<Vec<_>>());
+    for (name, created, vip) in [("old", 1, "10.0.9.9"), ("young", 2, "10.0.2.250")] {
+        let service = crate::snapshot::Service {
+            uid: name.into(),
+            created,
+            annotations: [("kvip.io/vips".to_owned(), vip.to_owned())].into(),
+            ..Default::default()
+        };
+        snapshot.services.insert(crate::model::ObjectKey::new("default", name), service.into());
+    }
+    let desired = desired(&settings(), &snapshot);
+    let carried = &desired.assignment.groups[DEFAULT_GROUP].vips;
+    assert_eq!((carried.len(), carried.contains(&ip("10.0.9.9"))), (MOST_VIPS, true));
+    assert!(!carried.contains(&ip("10.0.2.250")));
+}
