@@ -22,6 +22,8 @@ pub struct Joined {
     good: PathBuf,
     /// What the cluster said last; `None` before the first.
     said: Option<Result<Option<String>, Unknown>>,
+    /// What was taken last of what the cluster says, or said.
+    taken: Option<Settings>,
     /// What is wrong in either, and where they disagree.
     pub findings: Vec<Finding>,
 }
@@ -29,12 +31,12 @@ pub struct Joined {
 impl Joined {
     /// What the host says, with the last good text of the cluster kept in the folder `state`.
     pub fn new(host: HostLayers, state: &Path) -> Self {
-        Self { host, good: state.join(FILE), said: None, findings: Vec::new() }
+        Self { host, good: state.join(FILE), said: None, taken: None, findings: Vec::new() }
     }
 
     /// The settings before anything is heard of the cluster: by the last good text, if there is one.
     pub fn first(&mut self) -> Settings {
-        let loaded = by_last_good(&self.host, read(&self.good).as_deref());
+        let (loaded, _) = by_last_good(&self.host, read(&self.good).as_deref());
         self.take_loaded(loaded)
     }
 
@@ -52,11 +54,16 @@ impl Joined {
         }
         self.said = Some(said.clone());
         let said = said.as_ref().map(Option::as_deref).map_err(|unknown| *unknown);
-        let (loaded, good) = in_force(&self.host, said, read(&self.good).as_deref());
-        if let (true, Ok(text)) = (good, said) {
-            info!("settings of host and cluster joined");
-            self.keep_good(text);
+        let (mut loaded, basis) = in_force(&self.host, said, read(&self.good).as_deref());
+        match (basis, said, &self.taken) {
+            (Basis::Said, Ok(text), _) => {
+                info!("settings of host and cluster joined");
+                self.keep_good(text);
+            }
+            (Basis::Host, _, Some(taken)) => loaded.settings = taken.clone(),
+            _ => {}
         }
+        self.taken = Some(loaded.settings.clone()).filter(|_| basis != Basis::Host).or(self.taken.take());
         Some(self.take_loaded(loaded))
     }
 
@@ -73,34 +80,60 @@ impl Joined {
     }
 }
 
-/// The settings by what the cluster says, and true; or by the last good text where that cannot be used, and false.
+/// What settings go by beside this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// What the cluster says.
+    Said,
+    /// Its last good text.
+    LastGood,
+    /// Nothing: this host's settings make neither of any use, or there never was a good answer.
+    Host,
+}
+
+/// The settings by what the cluster says, or by the last good text where that cannot be used.
 ///
-/// Where there never was a good answer nobody knows what tenants may do, so they may do nothing.
+/// Where neither can nobody knows what tenants may do, so they may do nothing.
 pub fn in_force(
     host: &HostLayers,
     said: Result<Option<&str>, Unknown>,
     good: Option<&str>,
-) -> (Loaded, bool) {
+) -> (Loaded, Basis) {
     let wrong = match said.map(|text| config::with_cluster(host, text)) {
-        Ok(Ok(loaded)) => return (loaded, true),
+        Ok(Ok(loaded)) => return (loaded, Basis::Said),
         Ok(Err(unusable)) => unusable.findings,
         Err(Unknown) => Vec::new(),
     };
-    let mut loaded = by_last_good(host, good);
-    if good.is_none() && loaded.settings.tenants.is_empty() {
-        loaded.settings.tenants.push(Tenant::nobody());
+    let (mut loaded, basis) = by_last_good(host, good);
+    if basis == Basis::Host {
+        forbid_all(&mut loaded.settings);
     }
     loaded.findings.extend(wrong);
-    (loaded, false)
+    (loaded, basis)
 }
 
 /// The settings as far as they are known without asking the cluster: by its last good text in the folder `state`.
 pub fn known(host: &HostLayers, state: &Path) -> Loaded {
-    by_last_good(host, last_good(state).as_deref())
+    by_last_good(host, last_good(state).as_deref()).0
 }
 
-fn by_last_good(host: &HostLayers, good: Option<&str>) -> Loaded {
-    config::with_cluster(host, good).unwrap_or_else(|_| host.alone())
+fn by_last_good(host: &HostLayers, good: Option<&str>) -> (Loaded, Basis) {
+    match good.map(|good| config::with_cluster(host, Some(good))) {
+        Some(Ok(loaded)) => (loaded, Basis::LastGood),
+        Some(Err(_)) => {
+            let mut loaded = host.alone();
+            forbid_all(&mut loaded.settings);
+            (loaded, Basis::Host)
+        }
+        None => (host.alone(), Basis::Host),
+    }
+}
+
+/// Where this host has no `[[tenants]]` of its own, nobody may do anything.
+fn forbid_all(settings: &mut Settings) {
+    if settings.tenants.is_empty() {
+        settings.tenants.push(Tenant::nobody());
+    }
 }
 
 /// The last good text of the cluster in the folder `state`.
@@ -148,6 +181,26 @@ mod tests {
         assert_eq!(again.take(Err(Unknown)).unwrap().allowed.len(), 1);
         assert_eq!(again.take(Ok(None)).unwrap().allowed.len(), 0, "the admin deleted it");
         assert_eq!(last_good(folder.path()), Some(String::new()));
+    }
+
+    /// What this host adds may make all of the cluster's of no use; what holds goes on, and nobody gains a right by it.
+    #[test]
+    fn a_host_that_makes_the_good_text_of_no_use_goes_on_by_it() {
+        const LIMITED: &str = "[[tenants]]\nnamespaces = [\"shop\"]\n";
+        let (folder, mut joined) = joined();
+        let said = format!("{GOOD}{LIMITED}");
+        let before = joined.take(Ok(Some(&said))).unwrap();
+        let overlapping =
+            "[vips]\nallowed = [\"10.87.2.0/24\"]\n[cluster]\nservice_ranges = [\"10.87.3.0/24\"]\n";
+        std::fs::write(folder.path().join("config.toml"), overlapping).unwrap();
+        let mut sources = Sources::of_file(folder.path().join("config.toml"));
+        sources.env.clear();
+        joined.reload(config::read_host(&sources).unwrap());
+        assert_eq!(joined.take(Ok(Some(&said))), Some(before));
+        assert!(!joined.findings.is_empty());
+        let mut again = Joined::new(joined.host.clone(), folder.path());
+        assert_eq!(again.first().tenants, [Tenant::nobody()]);
+        assert_eq!(again.take(Ok(Some(&said))).unwrap().tenants, [Tenant::nobody()]);
     }
 
     /// Its Role may be deleted later, and its namespace.
