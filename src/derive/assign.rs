@@ -108,7 +108,7 @@ pub struct Serving {
     pub mode: Mode,
     /// The entry of the ConfigMap that names the mode, if one does.
     pub named: Option<Arc<Named>>,
-    /// The nodes that may hold the VIP, where the mode needs all to serve alike.
+    /// The nodes that may hold the VIP.
     pub members: Arc<BTreeSet<String>>,
     /// The client's address is to be kept, or the client is not served (externalTrafficPolicy Local).
     pub keeps_client: bool,

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::reach::Obstacles;
 use super::{Place, Server, WantedServer};
 use crate::model::{Backend, Family};
@@ -22,6 +24,8 @@ pub struct Surroundings {
     pub obstacles: Obstacles,
     /// The addresses of nodes, each with whether it is on a link of this host.
     pub hosts: BTreeMap<IpAddr, bool>,
+    /// The networks of this host's links that nodes are in too.
+    pub shared: BTreeSet<IpNet>,
 }
 
 /// What stands behind a Service port in one family.
@@ -54,6 +58,32 @@ pub enum Scope<'a> {
     /// The same ones whichever node looks: neither hints nor what this node knows of others' death change which there are.
     /// One on a dead node stays, idle.
     Everywhere(Handing<'a>),
+    /// Those that are best for this node, of those that can carry the VIP.
+    Carriers(Carrying<'a>),
+}
+
+/// How packets are to come to those that carry the VIP themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carrying<'a> {
+    /// The nodes that may hold the VIP.
+    pub members: &'a BTreeSet<String>,
+    /// Packets are wrapped, so that its node sends a pod those that are for it.
+    pub wrapped: bool,
+}
+
+impl Carrying<'_> {
+    /// Whether the node of `endpoint` gets packets for the VIP in its place, and may hold the VIP itself. Unless it does, it
+    /// sends them on to the holder, which hands them on again, until they have no hops left.
+    fn come_back(&self, around: &Surroundings, endpoint: &Endpoint) -> bool {
+        let is_member = endpoint.node.as_ref().is_some_and(|node| self.members.contains(node));
+        let gets_there = if around.hosts.contains_key(&endpoint.address) {
+            // What is for this host itself needs no handing on.
+            around.is_here(endpoint)
+        } else {
+            self.wrapped || around.shared.iter().any(|network| network.contains(&endpoint.address))
+        };
+        is_member && !gets_there
+    }
 }
 
 /// How packets are to be handed on as they came.
@@ -127,7 +157,9 @@ pub fn behind(
     let any = slices.iter().any(|slice| slice.family == family && !slice.endpoints.is_empty());
     found.lacks_port = found.total == 0 && any;
     let hints = match scope {
-        Scope::ThisNode => Hints::of(around, candidates.iter().map(|(endpoint, ..)| *endpoint)),
+        Scope::ThisNode | Scope::Carriers(_) => {
+            Hints::of(around, candidates.iter().map(|(endpoint, ..)| *endpoint))
+        }
         Scope::Everywhere(_) => Hints::None,
     };
     let zoned = |endpoint: &Endpoint| endpoint.zone.as_ref().and_then(|zone| zone_weights.get(zone)).copied();
@@ -172,7 +204,14 @@ impl Surroundings {
 impl Behind {
     /// How packets may come to `endpoint`; takes note of what is in their way.
     fn access(&mut self, around: &Surroundings, endpoint: &Endpoint, scope: Scope<'_>) -> Access {
-        let Scope::Everywhere(handing) = scope else { return Access::At(Place::Elsewhere) };
+        let handing = match scope {
+            Scope::Carriers(carrying) if carrying.come_back(around, endpoint) => {
+                self.beyond.insert(endpoint.node.clone().unwrap_or_default(), "it may hold the VIP".into());
+                return Access::Never;
+            }
+            Scope::ThisNode | Scope::Carriers(_) => return Access::At(Place::Elsewhere),
+            Scope::Everywhere(handing) => handing,
+        };
         if around.is_here(endpoint) {
             return Access::At(Place::Here);
         }
@@ -201,7 +240,7 @@ impl Behind {
 fn weighed(wanted: WantedServer, weight: u16, scope: Scope<'_>) -> (WantedServer, u16) {
     match (weight, scope) {
         (0, Scope::Everywhere(_)) => (WantedServer::Draining, 1),
-        (0, Scope::ThisNode) => (wanted.min(WantedServer::Idle), 0),
+        (0, Scope::ThisNode | Scope::Carriers(_)) => (wanted.min(WantedServer::Idle), 0),
         _ => (wanted, weight),
     }
 }

@@ -184,6 +184,7 @@ impl Deriver {
                 zone,
                 obstacles: reach::obstacles(inputs),
                 hosts: reach::hosts(inputs),
+                shared: reach::shared_networks(inputs),
             },
             firewall: inputs.reach.firewall.clone(),
             scheduler: inputs.settings.balancing.scheduler.name().to_owned(),

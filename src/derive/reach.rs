@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::Inputs;
 use crate::model::Family;
 use crate::net::peers::Macs;
@@ -55,6 +57,13 @@ pub fn obstacles(inputs: &Inputs) -> Obstacles {
 pub fn hosts(inputs: &Inputs) -> BTreeMap<IpAddr, bool> {
     let addresses = inputs.snapshot.nodes.values().flat_map(|node| node.addresses.iter().copied());
     addresses.map(|address| (address, inputs.facts.has_neighbour(address))).collect()
+}
+
+/// The networks of this host's links that nodes are in too.
+pub fn shared_networks(inputs: &Inputs) -> BTreeSet<IpNet> {
+    let nodes = || inputs.snapshot.nodes.values().flat_map(|node| &node.addresses);
+    let own = inputs.facts.addresses.iter().filter_map(|own| IpNet::new(own.ip, own.prefix_len).ok());
+    own.filter(|network| nodes().any(|address| network.contains(address))).map(|own| own.trunc()).collect()
 }
 
 /// The addresses of the node `name` that tell its cards: each that may be the next hop to its pods.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::asks::Source;
 use super::assign::{Serving, Task};
 use super::checks::{self, Checking, Judged};
-use super::endpoints::{self, Behind, Handing, Scope, Surroundings};
+use super::endpoints::{self, Behind, Carrying, Handing, Scope, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
 use super::{Balanced, Forwarding, Owner, Place, Proxying, Served, Server, WantedServer, kube_proxy, mode};
@@ -111,9 +111,17 @@ impl Part {
     ) {
         let dropping = context.firewall.dropping(&frontend);
         let blocked = dropping.as_ref().map(Dropping::words);
-        let handing =
-            Handing { members: &serving.members, blocked: blocked.as_deref(), only: serving.keeps_client };
-        let scope = if serving.mode == Mode::Dsr { Scope::Everywhere(handing) } else { Scope::ThisNode };
+        let members = &*serving.members;
+        let scope = match serving.mode {
+            Mode::Dsr => Scope::Everywhere(Handing {
+                members,
+                blocked: blocked.as_deref(),
+                only: serving.keeps_client,
+            }),
+            Mode::Dr => Scope::Carriers(Carrying { members, wrapped: false }),
+            Mode::Tunnel => Scope::Carriers(Carrying { members, wrapped: true }),
+            Mode::Nat | Mode::Proxy | Mode::Announce => Scope::ThisNode,
+        };
         let family = Family::of(frontend.vip);
         let weights = &service.options.zone_weights;
         let mut behind = endpoints::behind(&context.around, slices, &serving.port, family, scope, weights);
@@ -222,6 +230,9 @@ fn beyond(
         return None;
     }
     let Frontend { vip, protocol, port } = frontend;
+    if serving.mode != Mode::Dsr {
+        return Some(comes_back(key, frontend, serving, behind));
+    }
     let why = match &dropping {
         Some(dropping) => format!(
             "this host drops packets of connections of which it sees one way ({}), so pods on other nodes",
@@ -252,6 +263,20 @@ fn beyond(
     Some(Finding::new(key, format!("{vip} {protocol} {port} in mode dsr: {why} {then}")).mend(mend))
 }
 
+/// The finding of endpoints whose nodes may hold the VIP, so that none can carry it for them.
+fn comes_back(key: &ObjectKey, frontend: Frontend, serving: &Serving, behind: &Behind) -> Finding {
+    let Frontend { vip, protocol, port } = frontend;
+    let pods = if serving.mode == Mode::Tunnel { "pods of the host's own network" } else { "pods" };
+    let nodes: Vec<&str> = behind.beyond.keys().map(String::as_str).collect();
+    let text = format!(
+        "{vip} {protocol} {port} in mode {}: {pods} on {} are left out, as nodes that may hold the VIP send packets for it \
+         back to the holder",
+        serving.mode.name(),
+        nodes.join(", ")
+    );
+    Finding::new(key, text).mend(mode::use_mode(key, serving.named.as_deref(), Mode::Dsr))
+}
+
 /// The finding of a frontend that nobody serves.
 fn nothing_behind(
     service: Facts<'_>,
@@ -273,7 +298,7 @@ fn nothing_behind(
         let nodes: Vec<&str> = behind.dead.iter().map(String::as_str).collect();
         format!("its ready pods are on nodes that do not answer ({})", nodes.join(", "))
     } else if !behind.beyond.is_empty() {
-        "mode dsr can hand packets on to none of its pods".into()
+        format!("mode {} can hand packets on to none of its pods", serving.mode.name())
     } else if behind.lacks_port {
         let name = if wanted.name.is_empty() { "it" } else { &wanted.name };
         format!("its pods have no port for {name}, see targetPort")
