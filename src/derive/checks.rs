@@ -56,8 +56,8 @@ impl Checking {
         Self { check: Arc::new(check), port: None, unhealthy, all_unhealthy }
     }
 
-    /// Takes those of `servers` out that are `down`. With `all_stay` they keep their places and get no connections: where
-    /// all nodes' tables must be the same, none may lack a real server that another node can reach.
+    /// Takes those of `servers` out that are `down`. With `all_stay` those of TCP keep their places and get no connections:
+    /// where all nodes' tables must be the same, none should lack a real server that another node can reach.
     pub fn judge(
         &self,
         protocol: Protocol,
@@ -75,7 +75,7 @@ impl Checking {
         let none_answers = !targets.is_empty() && out().count() == targets.len();
         let all_are_tried = none_answers && self.all_unhealthy == AllUnhealthy::Serve;
         // Clients of UDP and SCTP may keep one source port for ever: theirs would never leave.
-        let stays = all_stay || (self.unhealthy == Unhealthy::Drain && protocol == Protocol::Tcp);
+        let stays = protocol == Protocol::Tcp && (all_stay || self.unhealthy == Unhealthy::Drain);
         for (backend, _) in out().filter(|_| !all_are_tried) {
             if !stays {
                 servers.remove(backend);
@@ -352,5 +352,23 @@ mod tests {
         judge(&[http, refuse], &[1, 2, 3], false, (&[], &[1, 2, 3, 4], false));
         judge(&[http, refuse, remove], &[1, 2, 3], false, (&[], &[4], false));
         judge(&[http, refuse, remove], &[1, 2, 3], true, (&[], &[1, 2, 3, 4], false));
+    }
+
+    #[test]
+    fn of_udp_and_sctp_none_stays_that_is_down() {
+        for protocol in [Protocol::Udp, Protocol::Sctp] {
+            let service = service(protocol, &[("check", "tcp"), ("check-port", "8080")]);
+            let key = ObjectKey::new("default", "dns");
+            let checking = read(&key, &service, &Checks::standard(), &mut Vec::new()).unwrap();
+            let backend = |last: u8| Backend { address: [10, 2, 4, last].into(), port: 53 };
+            let server =
+                Server { wanted: WantedServer::Active, weight: 1, place: super::super::Place::Elsewhere };
+            for all_stay in [false, true] {
+                let mut servers: BTreeMap<_, _> = (1..3).map(|last| (backend(last), server)).collect();
+                let down = Down::from_iter([(checking.target(backend(1)), Arc::from("no answer"))]);
+                checking.judge(protocol, &down, all_stay, &mut servers);
+                assert_eq!(servers.into_keys().collect::<Vec<_>>(), [backend(2)], "{protocol} {all_stay}");
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::reach::Obstacles;
 use super::{Place, Server, WantedServer};
-use crate::model::{Backend, Family};
+use crate::model::{Backend, Family, Protocol};
 use crate::snapshot::{Endpoint, EndpointSlice, ServicePort};
 
 /// What all Services' endpoints are looked at with.
@@ -56,7 +56,7 @@ pub enum Scope<'a> {
     /// Those that are best for this node.
     ThisNode,
     /// The same ones whichever node looks: neither hints nor what this node knows of others' death change which there are.
-    /// One on a dead node stays, idle.
+    /// One on a dead node stays, idle, where clients leave it by themselves.
     Everywhere(Handing<'a>),
     /// Those that are best for this node, of those that can carry the VIP.
     Carriers(Carrying<'a>),
@@ -151,6 +151,8 @@ pub fn behind(
         }
         match access {
             Access::At(place) if !dead => candidates.push((endpoint, backend, place)),
+            // Clients of UDP and SCTP may keep one source port for ever: theirs would never leave.
+            _ if dead && port.protocol != Protocol::Tcp => {}
             _ => idle.push((endpoint, backend)),
         }
     }
@@ -309,7 +311,6 @@ fn wanted(endpoint: &Endpoint, any_ready: bool, hints: &Hints) -> Option<WantedS
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Protocol;
 
     /// Which of three ready pods, hinted for `zones` and `nodes`, serve a node `node-a` of zone `z1`.
     #[track_caller]

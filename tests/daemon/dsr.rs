@@ -9,7 +9,7 @@ use kvip::model::{Backend, Family, Finding, ObjectKey};
 use kvip::net::{Address, Hop, Hops, Link, MacAddress, PolicyRoute, Way, Wraps};
 use kvip::snapshot::Snapshot;
 
-use crate::world::{World, backend, end, endpoint, ip, marked, nginx, pods, settings, snapshot};
+use crate::world::{World, backend, dns, end, endpoint, ip, marked, nginx, pods, settings, snapshot};
 
 /// The tutorial's nginx, in mode dsr.
 fn dsr_snapshot() -> Snapshot {
@@ -170,6 +170,26 @@ fn a_dead_node_changes_weights_and_nothing_else() {
     world.dead(&[]);
     world.after(1);
     assert_eq!(weights(&server(&world, nginx().into()))[&backend("10.2.6.10", 80)], 1);
+}
+
+/// A client of UDP that sends on from one port would never leave it.
+#[test]
+fn a_udp_pod_of_a_dead_node_goes() {
+    let mut snapshot = snapshot();
+    let service = snapshot.services.get_mut(&ObjectKey::new("default", "dns")).unwrap();
+    Arc::make_mut(service).annotations.insert("kvip.io/mode".into(), Mode::Dsr.name().into());
+    let mut world = World::new(settings());
+    world.list(snapshot);
+    world.turn();
+    assert_eq!(addresses(&server(&world, dns().into())), ["10.2.6.53", "10.2.8.53"]);
+    world.dead(&["node-b"]);
+    world.after(1);
+    assert_eq!(addresses(&server(&world, dns().into())), ["10.2.8.53"]);
+    assert_eq!(world.targets(), ["node-b", "node-c"], "who is dead is still asked");
+    world.dead(&[]);
+    world.after(1);
+    assert_eq!(addresses(&server(&world, dns().into())), ["10.2.6.53", "10.2.8.53"]);
+    assert_eq!(world.status().faults, 0);
 }
 
 /// What drains is there, and then gone, on all nodes alike: it goes by time, whether it has connections or not, and a node
