@@ -286,15 +286,17 @@ fn balancer(view: &View, frontend: Frontend, served: &Served) -> Link {
         .flat_map(|slice| &slice.endpoints)
         .filter_map(|endpoint| Some((endpoint.address, endpoint.node.as_ref()?)))
         .collect();
-    let servers = served.servers.iter().map(|(backend, server)| {
+    let servers = served.servers.iter().filter_map(|(backend, server)| {
         let active = server.wanted == WantedServer::Active;
-        Server {
+        let connections = connections(view, served, backend);
+        let is_there = server.wanted != WantedServer::Lingering || connections.is_some();
+        is_there.then(|| Server {
             address: backend.to_string(),
             state: if active { "serves" } else { "drains" },
             weight: if active { server.weight } else { 0 },
-            connections: connections(view, served, backend),
+            connections,
             node: nodes.get(&backend.address).map(|node| (*node).clone()),
-        }
+        })
     });
     let mode = served.mode.name();
     let text = match served.virtual_servers.first() {

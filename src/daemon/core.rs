@@ -307,11 +307,11 @@ impl Core {
                 let here = |backend: Backend| table.get(&balanced.key)?.real_servers.get(&backend);
                 let before = table.get(&balanced.key).filter(|_| !self.begun);
                 let was_so = before.is_some_and(|before| before.service.goes_by_order());
-                let drains =
-                    served.real_servers(balanced).filter(|(_, wanted, _)| *wanted == WantedServer::Draining);
-                for (backend, _, _) in drains {
-                    if balanced.service.goes_by_order() || here(backend).is_some_and(|real| real.weight == 0)
-                    {
+                let ends = |wanted| matches!(wanted, WantedServer::Draining | WantedServer::Lingering);
+                let all = served.real_servers(balanced).filter(|(_, wanted, _)| ends(*wanted));
+                for (backend, wanted, _) in all {
+                    let by_time = wanted == WantedServer::Draining && balanced.service.goes_by_order();
+                    if by_time || here(backend).is_some_and(|real| real.weight == 0) {
                         let key = (balanced.key, backend);
                         let let_go = was_so && here(backend).is_none();
                         let fresh = Drain { frontend, since: (!let_go).then_some(now) };

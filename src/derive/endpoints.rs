@@ -168,7 +168,7 @@ pub fn behind(
     let weight = |endpoint: &Endpoint| endpoint.weight.or_else(|| zoned(endpoint)).unwrap_or(1);
     let any_ready = candidates.iter().any(|(endpoint, ..)| endpoint.ready);
     for (endpoint, backend, place) in candidates {
-        if let Some(wanted) = wanted(endpoint, any_ready, &hints) {
+        if let Some(wanted) = wanted(endpoint, any_ready, &hints, scope) {
             let weight = weight(endpoint);
             found.weightless += usize::from(weight == 0 && wanted == WantedServer::Active);
             let (wanted, weight) = weighed(wanted, weight, scope);
@@ -296,8 +296,9 @@ impl Hints {
 }
 
 /// What to do with one endpoint; `None`: nothing sends traffic to it. One that serves another zone now but has connections
-/// from before keeps them: its real server drains.
-fn wanted(endpoint: &Endpoint, any_ready: bool, hints: &Hints) -> Option<WantedServer> {
+/// from before keeps them: its real server drains. So does one that is not ready, which may be so again at any time; but
+/// not where all nodes are to have the same real servers, as they may have had connections to others.
+fn wanted(endpoint: &Endpoint, any_ready: bool, hints: &Hints, scope: Scope<'_>) -> Option<WantedServer> {
     if endpoint.ready {
         let here = hints.let_through(endpoint);
         return Some(if here { WantedServer::Active } else { WantedServer::Draining });
@@ -305,7 +306,11 @@ fn wanted(endpoint: &Endpoint, any_ready: bool, hints: &Hints) -> Option<WantedS
     if !any_ready && endpoint.serving && endpoint.terminating {
         return Some(WantedServer::Active);
     }
-    endpoint.terminating.then_some(WantedServer::Draining)
+    match scope {
+        _ if endpoint.terminating => Some(WantedServer::Draining),
+        Scope::ThisNode | Scope::Carriers(_) => Some(WantedServer::Lingering),
+        Scope::Everywhere(_) => None,
+    }
 }
 
 #[cfg(test)]

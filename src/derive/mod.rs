@@ -242,6 +242,8 @@ pub enum Place {
 /// What is wanted of a real server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WantedServer {
+    /// Where it has connections it keeps them for as long as they last. It gets no more, and is nowhere without any.
+    Lingering,
     /// Keeps the connections that it has, gets no more, and goes when they have ended.
     Draining,
     /// Keeps the connections that it has and gets no more.
@@ -261,9 +263,11 @@ impl Served {
         let Proxying { protocol, balance } = self.proxying.filter(|_| self.active() > 0)?;
         let weight = |server: &Server| match server.wanted {
             WantedServer::Active => haproxy::weight(server.weight),
-            WantedServer::Draining | WantedServer::Idle => 0,
+            WantedServer::Lingering | WantedServer::Draining | WantedServer::Idle => 0,
         };
-        let servers = self.servers.iter().map(|(backend, server)| (*backend, weight(server)));
+        // HAProxy by itself leaves connections to those that it is not to have any more.
+        let those = self.servers.iter().filter(|(_, server)| server.wanted != WantedServer::Lingering);
+        let servers = those.map(|(backend, server)| (*backend, weight(server)));
         Some(haproxy::Proxy { owner: self.owner.to_string(), protocol, balance, servers: servers.collect() })
     }
 

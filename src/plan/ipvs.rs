@@ -13,12 +13,14 @@ type Wanted = BTreeMap<Backend, (WantedServer, RealServer)>;
 /// Plans what makes the virtual servers of `served` serve as wanted. `protocol` is the frontend's.
 pub fn serve(protocol: Protocol, served: &Served, have: &Have, plan: &mut Plan) {
     for balanced in &served.virtual_servers {
-        let wanted: Wanted =
+        let mut wanted: Wanted =
             served.real_servers(balanced).map(|(backend, wanted, real)| (backend, (wanted, real))).collect();
         let now = have.table.get(&balanced.key);
         properties(balanced, now, plan);
         let one = One { key: balanced.key, now, have, forgets: protocol != Protocol::Tcp };
         if one.goes_by_order(&balanced.service) {
+            // Who has connections differs from node to node.
+            wanted.retain(|_, (wanted, _)| *wanted != WantedServer::Lingering);
             one.in_order(&wanted, plan);
         } else {
             one.in_any_order(&wanted, plan);
@@ -72,8 +74,10 @@ impl One<'_> {
                 WantedServer::Active => plan.prepare.extend(self.bring(*backend, *real)),
                 WantedServer::Idle => zeroed.extend(self.bring(*backend, idle(*real))),
                 WantedServer::Draining => {
-                    plan.retire.extend(self.drain(*backend, *real, self.gone_quiet(backend)));
+                    let over = self.have.drained.contains(&(self.key, *backend));
+                    plan.retire.extend(self.drain(*backend, *real, over));
                 }
+                WantedServer::Lingering => plan.retire.extend(self.drain(*backend, *real, false)),
             }
         }
         plan.prepare.extend(zeroed);
@@ -88,19 +92,14 @@ impl One<'_> {
         }
     }
 
-    /// Weight 0 first, removal when the connections are gone (`quiet`) or the time is up. A real server that is not here has
+    /// Weight 0 first, removal when the connections are gone or the time is `over`. A real server that is not here has
     /// drained already, or never served.
-    fn drain(&self, backend: Backend, real: RealServer, quiet: bool) -> Option<Command> {
+    fn drain(&self, backend: Backend, real: RealServer, over: bool) -> Option<Command> {
         let here = self.here(&backend)?;
-        let done = quiet || self.have.drained.contains(&(self.key, backend));
-        if self.forgets || (here.weight == 0 && done) {
+        if self.forgets || (here.weight == 0 && (over || here.connections == 0)) {
             return Some(Command::DelDest(self.key, backend));
         }
         (here.weight > 0).then_some(Command::SetDest(self.key, backend, idle(real)))
-    }
-
-    fn gone_quiet(&self, backend: &Backend) -> bool {
-        self.here(backend).is_some_and(|here| here.connections == 0)
     }
 
     /// Real servers stand in the order of their addresses, whatever came when, and each was added at its weight: what mh

@@ -184,6 +184,61 @@ fn an_ending_pod_is_dropped_after_the_drain_limit() {
     assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
 }
 
+/// A probe that fails for a while ends no session, unlike a pod that ends.
+#[test]
+fn a_pod_that_is_not_ready_keeps_its_connections_for_as_long_as_they_last() {
+    let mut world = World::serving();
+    let at = backend("10.2.4.10", 80);
+    world.connections(nginx(), at, 3);
+    let mut unready = snapshot();
+    pods(&mut unready, "nginx")[0].ready = false;
+    pods(&mut unready, "nginx")[0].serving = false;
+    world.event(unready.clone());
+    world.tick(300);
+    let zeroed = [pair("10.2.4.10:80", 0), pair("10.2.6.10:80", 1)];
+    assert_eq!(world.servers(nginx()).unwrap(), zeroed);
+    let status = world.status();
+    assert_eq!((status.vips[0].frontends[0].ready, status.as_planned), (1, true));
+    world = world.restart(settings());
+    world.list(unready.clone());
+    world.tick(300);
+    assert_eq!(world.servers(nginx()).unwrap(), zeroed, "nor does a restart of kvip end them");
+    world.event(snapshot());
+    world.turn();
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 1), pair("10.2.6.10:80", 1)]);
+    world.event(unready);
+    world.turn();
+    world.connections(nginx(), at, 0);
+    world.tick(1);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
+    assert_eq!(world.status().faults, 0);
+}
+
+#[test]
+fn a_pod_that_is_not_ready_yet_is_nowhere() {
+    let mut world = World::serving();
+    let mut more = snapshot();
+    for (name, address) in [("nginx", "10.2.8.10"), ("dns", "10.2.8.54")] {
+        pods(&mut more, name).push(endpoint(address));
+        pods(&mut more, name).last_mut().unwrap().ready = false;
+    }
+    world.acts();
+    world.event(more);
+    world.tick(5);
+    assert_eq!(world.acts(), [""; 0]);
+}
+
+#[test]
+fn a_udp_pod_that_is_not_ready_goes_at_once() {
+    let mut world = World::serving();
+    world.connections(dns(), backend("10.2.6.53", 53), 3);
+    let mut unready = snapshot();
+    pods(&mut unready, "dns")[0].ready = false;
+    world.event(unready);
+    world.turn();
+    assert_eq!(world.servers(dns()).unwrap(), [pair("10.2.8.53:53", 1)]);
+}
+
 /// The first pod of nginx ends with connections, 40 s pass, and kvip begins anew.
 fn restarted_in_a_drain() -> World {
     let mut world = World::serving();
