@@ -84,8 +84,8 @@ impl Service for Unit {
         haproxy::ask(&self.paths.socket, command).await
     }
 
-    fn taken(&mut self) -> BTreeSet<u16> {
-        haproxy::ports_taken()
+    fn listeners(&mut self) -> BTreeSet<SocketAddr> {
+        haproxy::listeners()
     }
 }
 
@@ -349,6 +349,20 @@ fn a_port_that_another_program_has_stands_in_the_way_of_no_other() {
              addresses"
         );
         assert_eq!(heard(80).await, "10.2.4.1 v1 10.87.2.200");
+
+        // Started without port 81, it is to serve one that is taken at the VIP alone.
+        let there = TcpListener::bind((VIP, 82)).unwrap();
+        let mut more = want.clone();
+        more.frontends.extend([(frontend(VIP, 82), one()), (frontend(VIP, 83), one())]);
+        let status = bench.reach(&more, |status| status.frontends.contains(&frontend(VIP, 83))).await;
+        assert_eq!(status.frontends, [frontend(VIP, 80), frontend(VIP, 83)].into());
+        let problems: Vec<String> = status.problems.iter().map(ToString::to_string).collect();
+        let text =
+            "default/nginx: not served here at tcp 10.87.2.50:82: another program of this host listens there";
+        assert_eq!((problems.len(), problems[1].as_str()), (2, text));
+        assert_eq!(heard(83).await, "10.2.4.1 v1 10.87.2.200");
+        drop(there);
+        bench.reach(&want, |status| status.frontends == [frontend(VIP, 80)].into()).await;
 
         drop(other);
         let status = bench.reach(&want, |status| status.frontends.contains(&frontend(VIP, 81))).await;

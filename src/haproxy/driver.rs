@@ -9,7 +9,8 @@
 //! Owns HAProxy's file and unit. The file always says what is wanted before HAProxy does it, so that one that falls comes
 //! back with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use super::servers::{self, SHOW};
 use super::service::Service;
 use super::status::{State, Status};
 use super::trouble::Trouble;
-use super::{Config, Paths, render};
+use super::{Config, Paths, name, render, taken};
 use crate::backoff::Backoff;
 use crate::files;
 use crate::model::{Finding, Frontend};
@@ -54,7 +55,7 @@ pub fn spawn<S: Service + 'static>(
     service: S,
 ) -> watch::Receiver<Status> {
     let (status, seen) = watch::channel(Status::default());
-    let driver = Driver { service, paths, status, running: None, left_out: BTreeSet::new() };
+    let driver = Driver { service, paths, status, running: None, left_out: BTreeMap::new() };
     tokio::spawn(driver.run(wants));
     seen
 }
@@ -65,8 +66,8 @@ struct Driver<S> {
     status: watch::Sender<Status>,
     /// What HAProxy runs, where this driver has seen to it.
     running: Option<Config>,
-    /// Frontends whose ports other programs have.
-    left_out: BTreeSet<Frontend>,
+    /// Frontends whose places other programs have, and where these listen.
+    left_out: BTreeMap<Frontend, SocketAddr>,
 }
 
 impl<S: Service> Driver<S> {
@@ -101,8 +102,9 @@ impl<S: Service> Driver<S> {
     async fn advance(&mut self, want: Option<&Config>) -> Result<(), Trouble> {
         let Some(want) = want else { return Ok(()) };
         if !self.left_out.is_empty() {
-            let taken = self.service.taken();
-            self.left_out.retain(|frontend| taken.contains(&frontend.port));
+            let listeners = self.service.listeners();
+            let still = |frontend: &Frontend| Some((*frontend, taken::in_the_way(&listeners, frontend)?));
+            self.left_out = self.left_out.keys().filter_map(still).collect();
         }
         let (possible, problems) = self.without_left_out(want);
         let frontends = keys(Some(&possible));
@@ -133,12 +135,13 @@ impl<S: Service> Driver<S> {
     fn without_left_out(&self, want: &Config) -> (Config, Vec<Finding>) {
         let mut possible = want.clone();
         let mut problems = Vec::new();
-        for frontend in &self.left_out {
+        for (frontend, listener) in &self.left_out {
             if let Some(proxy) = possible.frontends.remove(frontend) {
-                let text = format!(
-                    "not served here at {frontend}: another program of this host listens on port {} of all addresses",
-                    frontend.port
-                );
+                let everywhere = listener.ip().is_unspecified();
+                let all = format!("on port {} of all addresses", frontend.port);
+                let place = if everywhere { all.as_str() } else { "there" };
+                let text =
+                    format!("not served here at {frontend}: another program of this host listens {place}");
                 let mend =
                     format!("ss -ltnp 'sport = :{}', and have it listen on its own addresses", frontend.port);
                 problems.push(Finding::new(proxy.owner, text).mend(mend));
@@ -162,7 +165,7 @@ impl<S: Service> Driver<S> {
                 self.write(&text).await?;
             }
             if let Err(trouble) = self.act(&unit, &want).await {
-                return Err(self.roll_back(&want, loaded.filter(|loaded| *loaded != text), trouble)?);
+                return Err(self.roll_back(&want, loaded.filter(|loaded| *loaded != text), trouble).await?);
             }
             files::replace(&self.paths.loaded, &text, files::PUBLIC)?;
         }
@@ -248,9 +251,9 @@ impl<S: Service> Driver<S> {
         self.servers().await.is_some_and(|have| servers::as_wanted(want, &have))
     }
 
-    /// Brings the file that worked back, so that HAProxy comes up with it whatever happens; where other programs have ports
-    /// that are wanted, does without these.
-    fn roll_back(
+    /// Brings the file that worked back, so that HAProxy comes up with it whatever happens; where other programs have the
+    /// place of what is wanted, does without that.
+    async fn roll_back(
         &mut self,
         want: &Config,
         loaded: Option<String>,
@@ -260,9 +263,24 @@ impl<S: Service> Driver<S> {
             warn!("haproxy did not take its new configuration over: the one before is brought back");
             files::replace(&self.paths.config, loaded, files::PUBLIC)?;
         }
-        let taken = self.service.taken();
-        self.left_out.extend(want.frontends.keys().filter(|frontend| taken.contains(&frontend.port)));
+        let own = self.listens_at().await;
+        let listeners = self.service.listeners();
+        for frontend in want.frontends.keys() {
+            let found = taken::in_the_way(&listeners, frontend);
+            let others = |at: &SocketAddr| {
+                at.ip().is_unspecified() || own.as_ref().is_some_and(|own| !own.contains(&name(frontend)))
+            };
+            self.left_out.extend(found.filter(others).map(|listener| (*frontend, listener)));
+        }
         Ok(trouble)
+    }
+
+    /// The proxies of the HAProxy that runs, if one does; `None` where it does not say.
+    async fn listens_at(&mut self) -> Option<BTreeSet<String>> {
+        if !self.service.state().await.ok()?.runs() {
+            return Some(BTreeSet::new());
+        }
+        Some(self.servers().await?.into_keys().collect())
     }
 
     fn tell(&self, trouble: Trouble, want: Option<&Config>) {

@@ -26,7 +26,7 @@ pub use program::{ProgramError, haproxy_accepts};
 pub use render::{name, render, sections};
 pub use service::{Haproxy, Service, UNIT, cleanup};
 pub use status::{State, Status};
-pub use taken::ports as ports_taken;
+pub use taken::listeners;
 
 /// What HAProxy is to serve. No frontend: it is not to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::program::{ProgramError, haproxy_accepts};
@@ -34,8 +35,8 @@ pub trait Service: Send {
     /// What the running HAProxy answers to `command`.
     fn ask(&mut self, command: &str) -> impl Future<Output = io::Result<String>> + Send;
 
-    /// The TCP ports that programs of this host listen on at all addresses.
-    fn taken(&mut self) -> BTreeSet<u16>;
+    /// Where programs of this host listen for TCP, HAProxy among them.
+    fn listeners(&mut self) -> BTreeSet<SocketAddr>;
 }
 
 /// The real HAProxy.
@@ -77,8 +78,8 @@ impl Service for Haproxy {
         control::ask(&self.socket, command).await
     }
 
-    fn taken(&mut self) -> BTreeSet<u16> {
-        taken::ports()
+    fn listeners(&mut self) -> BTreeSet<SocketAddr> {
+        taken::listeners()
     }
 }
 

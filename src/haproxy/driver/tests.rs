@@ -29,6 +29,10 @@ struct Inner {
     accepts: Result<(), ProgramError>,
     /// It does not take over a file with this text.
     sticks: Option<&'static str>,
+    /// It answers nothing.
+    silent: bool,
+    /// Where other programs listen. It comes to nothing with a file that has it listen there.
+    others: Vec<SocketAddr>,
 }
 
 impl Fake {
@@ -39,8 +43,11 @@ impl Fake {
     fn act(&self, act: &'static str, active: &str) {
         self.with(|inner| {
             inner.asked.push(act);
-            inner.unit.active = active.into();
             let text = files::read(&inner.paths.config).unwrap().unwrap_or_default();
+            if inner.others.iter().any(|other| text.contains(&format!("bind {other} "))) {
+                return;
+            }
+            inner.unit.active = active.into();
             if inner.sticks.is_none_or(|word| !text.contains(word)) {
                 inner.running = text;
                 inner.process += 1;
@@ -82,14 +89,18 @@ impl Service for Fake {
 
     async fn ask(&mut self, command: &str) -> io::Result<String> {
         self.with(|inner| match command {
+            _ if inner.silent => Err(io::ErrorKind::TimedOut.into()),
             "show info" => Ok(format!("Name: HAProxy\nPid: {}\n", inner.process)),
             SHOW => Ok(stat(&inner.running)),
             _ => Ok("Unknown command".into()),
         })
     }
 
-    fn taken(&mut self) -> BTreeSet<u16> {
-        BTreeSet::new()
+    fn listeners(&mut self) -> BTreeSet<SocketAddr> {
+        self.with(|inner| {
+            let own = inner.running.lines().filter_map(|line| line.strip_prefix("listen ")?.parse().ok());
+            own.filter(|_| inner.unit.runs()).chain(inner.others.iter().copied()).collect()
+        })
     }
 }
 
@@ -129,6 +140,8 @@ impl Bench {
             process: 1,
             accepts: Ok(()),
             sticks: None,
+            silent: false,
+            others: Vec::new(),
         };
         let fake = Fake(Arc::new(Mutex::new(inner)));
         let (wants, wanted) = watch::channel(None);
@@ -264,4 +277,51 @@ async fn a_file_that_does_not_take_is_rolled_back_and_tried_again() {
     bench.fake.with(|inner| inner.sticks = None);
     bench.status.wait_for(active).await.unwrap();
     assert_ne!(files::read(&bench.paths().config).unwrap(), before);
+}
+
+/// One more port of the VIP.
+fn with_port(mut config: Config, port: u16) -> Config {
+    let (frontend, proxy) = config.frontends.first_key_value().unwrap();
+    let more = (Frontend { port, ..*frontend }, proxy.clone());
+    config.frontends.extend([more]);
+    config
+}
+
+fn ports(status: &Status) -> Vec<u16> {
+    status.frontends.iter().map(|frontend| frontend.port).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vip_that_another_program_listens_at_stands_in_the_way_of_no_other() {
+    let mut bench = Bench::new();
+    bench.fake.with(|inner| inner.others = vec!["10.87.2.50:443".parse().unwrap()]);
+    let want = with_port(config(&[1]), 443);
+    let status = bench.reach(want.clone(), active).await;
+    assert_eq!(ports(&status), [80], "it starts without");
+    let text = "not served here at tcp 10.87.2.50:443: another program of this host listens there";
+    let mend = "ss -ltnp 'sport = :443', and have it listen on its own addresses";
+    assert_eq!(status.problems, [Finding::new("default/nginx", text).mend(mend)]);
+
+    // What HAProxy itself listens at is in nobody's way, whatever else comes to nothing.
+    bench.fake.with(|inner| inner.others.push("10.87.2.50:444".parse().unwrap()));
+    let want = with_port(want, 444);
+    bench.reach(want.clone(), |status| status.problems.len() == 2).await;
+    let status = bench.status.wait_for(active).await.unwrap().clone();
+    assert_eq!(ports(&status), [80]);
+
+    bench.fake.with(|inner| inner.others.clear());
+    let status = bench.reach(want, |status| ports(status) == [80, 443, 444]).await;
+    assert_eq!(status.problems, []);
+}
+
+/// It is up and says nothing in time: nobody knows then whose the listeners are.
+#[tokio::test(start_paused = true)]
+async fn a_haproxy_that_is_slow_is_not_in_its_own_way() {
+    let mut bench = Bench::new();
+    bench.fake.with(|inner| inner.silent = true);
+    let status = bench.reach(config(&[1]), |status| matches!(status.state, State::Failed(_))).await;
+    assert_eq!(status.problems.len(), 1);
+    bench.fake.with(|inner| inner.silent = false);
+    let status = bench.status.wait_for(active).await.unwrap().clone();
+    assert_eq!((ports(&status), status.problems), (vec![80], vec![]));
 }
