@@ -84,6 +84,10 @@ impl Service for Unit {
         haproxy::ask(&self.paths.socket, command).await
     }
 
+    fn has_ipv6(&mut self) -> bool {
+        true
+    }
+
     fn listeners(&mut self) -> BTreeSet<SocketAddr> {
         haproxy::listeners()
     }

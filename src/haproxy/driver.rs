@@ -132,9 +132,18 @@ impl<S: Service> Driver<S> {
         Ok(())
     }
 
-    fn without_left_out(&self, want: &Config) -> (Config, Vec<Finding>) {
+    /// Does without what HAProxy could not listen at: it would serve nothing else then.
+    fn without_left_out(&mut self, want: &Config) -> (Config, Vec<Finding>) {
         let mut possible = want.clone();
         let mut problems = Vec::new();
+        let is_ipv6 = |frontend: &Frontend| frontend.vip.is_ipv6();
+        let lacks_ipv6 = want.frontends.keys().any(is_ipv6) && !self.service.has_ipv6();
+        for (frontend, proxy) in want.frontends.iter().filter(|(frontend, _)| lacks_ipv6 && is_ipv6(frontend))
+        {
+            possible.frontends.remove(frontend);
+            let text = format!("not served here at {frontend}: this host has no IPv6");
+            problems.push(Finding::new(&*proxy.owner, text).mend("boot it without ipv6.disable=1"));
+        }
         for (frontend, listener) in &self.left_out {
             if let Some(proxy) = possible.frontends.remove(frontend) {
                 let everywhere = listener.ip().is_unspecified();

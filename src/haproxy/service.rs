@@ -6,6 +6,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use tokio::net::TcpSocket;
+
 use super::program::{ProgramError, haproxy_accepts};
 use super::{Paths, control, taken};
 use crate::files;
@@ -34,6 +37,9 @@ pub trait Service: Send {
 
     /// What the running HAProxy answers to `command`.
     fn ask(&mut self, command: &str) -> impl Future<Output = io::Result<String>> + Send;
+
+    /// Whether this host has IPv6 at all.
+    fn has_ipv6(&mut self) -> bool;
 
     /// Where programs of this host listen for TCP, HAProxy among them.
     fn listeners(&mut self) -> BTreeSet<SocketAddr>;
@@ -76,6 +82,11 @@ impl Service for Haproxy {
 
     async fn ask(&mut self, command: &str) -> io::Result<String> {
         control::ask(&self.socket, command).await
+    }
+
+    fn has_ipv6(&mut self) -> bool {
+        let refused = TcpSocket::new_v6().err().as_ref().and_then(Errno::from_io_error);
+        refused != Some(Errno::AFNOSUPPORT)
     }
 
     fn listeners(&mut self) -> BTreeSet<SocketAddr> {

@@ -29,6 +29,8 @@ struct Inner {
     accepts: Result<(), ProgramError>,
     /// It does not take over a file with this text.
     sticks: Option<&'static str>,
+    /// Its host has IPv6.
+    has_ipv6: bool,
     /// It answers nothing.
     silent: bool,
     /// Where other programs listen. It comes to nothing with a file that has it listen there.
@@ -96,6 +98,10 @@ impl Service for Fake {
         })
     }
 
+    fn has_ipv6(&mut self) -> bool {
+        self.with(|inner| inner.has_ipv6)
+    }
+
     fn listeners(&mut self) -> BTreeSet<SocketAddr> {
         self.with(|inner| {
             let own = inner.running.lines().filter_map(|line| line.strip_prefix("listen ")?.parse().ok());
@@ -140,6 +146,7 @@ impl Bench {
             process: 1,
             accepts: Ok(()),
             sticks: None,
+            has_ipv6: true,
             silent: false,
             others: Vec::new(),
         };
@@ -324,4 +331,22 @@ async fn a_haproxy_that_is_slow_is_not_in_its_own_way() {
     bench.fake.with(|inner| inner.silent = false);
     let status = bench.status.wait_for(active).await.unwrap().clone();
     assert_eq!((ports(&status), status.problems), (vec![80], vec![]));
+}
+
+/// HAProxy would not start, and `haproxy -c`, which binds nothing, would not say so.
+#[tokio::test(start_paused = true)]
+async fn a_host_without_ipv6_serves_ipv4_alone() {
+    let mut bench = Bench::new();
+    bench.fake.with(|inner| inner.has_ipv6 = false);
+    let mut want = config(&[1]);
+    let (frontend, proxy) = want.frontends.first_key_value().unwrap();
+    let six = (Frontend { vip: "fd00:87:2::50".parse().unwrap(), ..*frontend }, proxy.clone());
+    want.frontends.extend([six]);
+    let status = bench.reach(want.clone(), active).await;
+    assert_eq!(status.frontends, config(&[1]).frontends.into_keys().collect());
+    assert_eq!(status.tried, want.frontends.keys().copied().collect(), "its VIPs may come");
+    let text = "not served here at tcp [fd00:87:2::50]:80: this host has no IPv6";
+    let finding = Finding::new("default/nginx", text).mend("boot it without ipv6.disable=1");
+    assert_eq!(status.problems, [finding]);
+    assert!(!files::read(&bench.paths().config).unwrap().unwrap().contains("fd00"));
 }
