@@ -27,7 +27,7 @@ use crate::files;
 use crate::model::Finding;
 use crate::net::HostFacts;
 use crate::report::beats;
-use crate::unit::UnitError;
+use crate::unit::{UnitError, UnitState};
 
 /// Changes that come within this time are one.
 pub const DEBOUNCE: Duration = Duration::from_millis(200);
@@ -38,8 +38,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// How long keepalived rests between two chunks, in which it announces the addresses of the first.
 const CHUNK_PAUSE: Duration = Duration::from_secs(1);
 
-/// The first and the longest delay before something that failed is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The first and the longest delay before something that failed is tried again. A keepalived that others start meanwhile is
+/// seen before its VIPs are taken for what a killed one left, which the daemon removes after 15 s.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// How long a text that keepalived fell over is left alone: each try costs an election.
 const DISTRUST: Duration = Duration::from_secs(300);
@@ -65,20 +66,28 @@ pub fn spawn<S: Service + 'static>(
     paths: Paths,
     service: S,
 ) -> watch::Receiver<Status> {
-    let vips = Disk::read(&paths).map(|disk| vips_on(&disk)).unwrap_or_default();
+    let vips = Disk::read(&paths).map(|disk| vips_on(&disk, &paths)).unwrap_or_default();
     let (status, seen) = watch::channel(Status::waiting("for what the cluster wants", vips));
     let driver = Driver { service, paths, facts, status, build: None, distrusted: None };
     tokio::spawn(driver.run(wants));
     seen
 }
 
-/// All VIPs that keepalived may run, given its files.
-fn vips_on(disk: &Disk) -> Carried {
+/// All VIPs that keepalived may run, given its files: it may have read kvip's file without kvip.
+fn vips_on(disk: &Disk, paths: &Paths) -> Carried {
+    let here = disk.place(paths).and_then(|place| disk.ours(place));
     let mut all = Carried::new();
-    for text in [&disk.main, &disk.fragment, &disk.loaded].into_iter().flatten() {
+    for text in [here, disk.loaded.as_deref()].into_iter().flatten() {
         all.merge(carried_in(text));
     }
     all
+}
+
+/// None of the VIPs that a keepalived which does not run left on an interface are carried. One that is being stopped answers
+/// until another node takes over.
+fn carries(disk: &Disk, unit: &UnitState, paths: &Paths) -> Carried {
+    let lives = unit.runs() || unit.active == "deactivating";
+    if lives { vips_on(disk, paths) } else { Carried::new() }
 }
 
 struct Driver<S> {
@@ -165,16 +174,13 @@ impl<S: Service> Driver<S> {
     }
 
     async fn step(&mut self, want: &Config) -> Result<Done, Trouble> {
-        check(want, &self.facts.borrow())?;
         let view = self.look().await?;
+        check(want, &self.facts.borrow())?;
         match next_step(&view, want, &self.paths) {
-            Step::Nothing => {
-                let running = view.disk.loaded.as_deref().map(carried_in).unwrap_or_default();
-                self.publish(|status| status.vips = running);
-                Ok(Done::Rest(State::Active))
-            }
+            Step::Nothing => Ok(Done::Rest(State::Active)),
             Step::Idle => {
-                // There may be one of an earlier kvip, or of a stop while the file went.
+                // There may be some of an earlier kvip, or of a stop while the file went.
+                files::remove(&self.paths.loaded())?;
                 hold::clear_stopping(&self.paths)?;
                 self.publish(|status| status.vips = Carried::new());
                 Ok(Done::Rest(State::Idle))
@@ -186,12 +192,7 @@ impl<S: Service> Driver<S> {
                 self.publish(|status| status.vips = Carried::new());
                 Ok(Done::More)
             }
-            Step::Wait(obstacle) => {
-                if !view.unit.runs() {
-                    self.publish(|status| status.vips = Carried::new());
-                }
-                Err(Trouble::from_obstacle(obstacle, &self.paths))
-            }
+            Step::Wait(obstacle) => Err(Trouble::from_obstacle(obstacle, &self.paths)),
             Step::Act(act) => {
                 let text = view.disk.place(&self.paths).and_then(|place| view.disk.ours(place));
                 let text = text.unwrap_or_default().to_owned();
@@ -206,6 +207,8 @@ impl<S: Service> Driver<S> {
     async fn look(&mut self) -> Result<View, Trouble> {
         let disk = Disk::read(&self.paths)?;
         let unit = self.service.state().await?;
+        let vips = carries(&disk, &unit, &self.paths);
+        self.publish(|status| status.vips = vips);
         let build = match self.build {
             Some(build) => build,
             // Without a unit there may be no program to ask, and there is nothing to render.

@@ -14,7 +14,7 @@ use crate::model::Finding;
 pub struct Status {
     /// How far keepalived is from what is wanted.
     pub state: State,
-    /// The VIPs in the file that keepalived runs now; while it reads another file, those of both.
+    /// The VIPs in the file that keepalived runs now; while it reads another file, those of both; none while it does not run.
     pub vips: Carried,
     /// Reloads since kvip started.
     pub reloads: u64,

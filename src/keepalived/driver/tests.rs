@@ -10,7 +10,6 @@ use super::super::{Instance, render};
 use super::*;
 use crate::model::{Family, Vrid};
 use crate::net::{Address, Link};
-use crate::unit::UnitState;
 
 /// A keepalived in memory, with what was asked of it.
 #[derive(Debug, Clone)]
@@ -246,6 +245,52 @@ async fn a_keepalived_that_falls_gets_its_file_back() {
     bench.fake.with(|inner| inner.falls_over = None);
     bench.until_active(3).await;
     assert_eq!(bench.fake.asked(), ["reload"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keepalived_that_cannot_be_started_carries_nothing() {
+    let mut bench = Bench::new("active");
+    bench.want(config(2));
+    bench.until_active(2).await;
+    bench.fake.with(|inner| {
+        inner.falls_over = Some("10.0.1.1/32");
+        inner.unit.active = "failed".into();
+    });
+    bench.until(|status| matches!(status.state, State::Failed(_)) && status.vips.is_empty()).await;
+    sleep(Duration::from_secs(600)).await;
+    assert!(bench.status.borrow().vips.is_empty(), "also between and after more tries");
+
+    bench.fake.with(|inner| inner.unit.active = "active".into());
+    let started = Instant::now();
+    bench.until(|status| status.vips.len() == 2).await;
+    assert!(started.elapsed() < Duration::from_secs(15), "before what it carries counts as left behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keepalived_that_dies_during_a_refusal_carries_nothing() {
+    let mut bench = Bench::new("active");
+    bench.want(config(2));
+    bench.until_active(2).await;
+    bench.facts.send_replace(HostFacts::default());
+    bench.want(config(3));
+    let status = bench.until(|status| matches!(status.state, State::Refused(_))).await;
+    assert_eq!(status.vips.len(), 2);
+    bench.fake.with(|inner| inner.unit.active = "failed".into());
+    bench.until(|status| status.vips.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keepalived_that_is_being_stopped_carries_its_vips_still() {
+    let mut bench = Bench::new("active");
+    bench.want(config(2));
+    bench.until_active(2).await;
+    bench.fake.with(|inner| inner.unit.active = "deactivating".into());
+    bench.until(|status| status.state == State::Waiting("for keepalived to stop".into())).await;
+    sleep(LOOK_AGAIN).await;
+    assert_eq!(bench.status.borrow().vips.len(), 2);
+    hold::set_stopping(&bench.paths).unwrap();
+    bench.fake.with(|inner| inner.unit.active = "inactive".into());
+    bench.until(|status| status.vips.is_empty()).await;
 }
 
 #[tokio::test(start_paused = true)]
