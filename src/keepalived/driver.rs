@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::place::{Disk, Place};
 use super::service::Service;
 use super::status::{State, Status};
-use super::step::{Act, Step, View, next_step};
+use super::step::{Act, Obstacle, Step, View, next_step};
 use super::trouble::Trouble;
 use super::{Build, Carried, Config, Paths, anchor, carried_in, check, hold};
 use crate::backoff::Backoff;
@@ -68,7 +68,7 @@ pub fn spawn<S: Service + 'static>(
 ) -> watch::Receiver<Status> {
     let vips = Disk::read(&paths).map(|disk| vips_on(&disk, &paths)).unwrap_or_default();
     let (status, seen) = watch::channel(Status::waiting("for what the cluster wants", vips));
-    let driver = Driver { service, paths, facts, status, build: None, distrusted: None };
+    let driver = Driver { service, paths, facts, status, build: None, distrusted: None, replaced: false };
     tokio::spawn(driver.run(wants));
     seen
 }
@@ -97,6 +97,8 @@ struct Driver<S> {
     status: watch::Sender<Status>,
     build: Option<Build>,
     distrusted: Option<Distrusted>,
+    /// The last reload met another main process than the one that was to read the file.
+    replaced: bool,
 }
 
 /// A text that keepalived fell over.
@@ -104,6 +106,17 @@ struct Distrusted {
     text: String,
     until: Instant,
     trouble: Trouble,
+}
+
+/// How keepalived came out of an act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Survival {
+    /// It runs steadily.
+    Steady,
+    /// It runs, and is another process: it fell, or somebody restarted it.
+    Replaced,
+    /// It does not run, or never gets ready.
+    Fell,
 }
 
 /// What to do with the outcome of a step.
@@ -273,13 +286,17 @@ impl<S: Service> Driver<S> {
             Act::Reload => self.service.reload().await,
         };
         let pid = (act == Act::Reload).then_some(view.unit.main_pid);
-        let survived = match outcome {
-            Ok(()) => self.survived(pid).await?,
-            Err(UnitError::Job { result, .. }) if result == "failed" => false,
+        let survival = match outcome {
+            Ok(()) => self.survival(pid).await?,
+            Err(UnitError::Job { result, .. }) if result == "failed" => Survival::Fell,
             Err(error) => return Err(error.into()),
         };
-        if !survived {
-            return Err(self.roll_back(view, act, text, before).await);
+        let again = std::mem::replace(&mut self.replaced, survival == Survival::Replaced);
+        match survival {
+            Survival::Steady => {}
+            // The new process may have read the file before or after it was replaced: it is to read it once more.
+            Survival::Replaced if !again => return Ok(()),
+            Survival::Replaced | Survival::Fell => return Err(self.roll_back(view, act, text, before).await),
         }
         files::replace(&self.paths.loaded(), text, files::PUBLIC)?;
         let vips = carried_in(text);
@@ -291,24 +308,32 @@ impl<S: Service> Driver<S> {
         Ok(())
     }
 
-    /// Whether keepalived runs steadily. A reload leaves the main process as it is: a new one means that the old died.
-    async fn survived(&mut self, pid: Option<u32>) -> Result<bool, Trouble> {
+    /// Whether keepalived runs steadily. A reload leaves the main process `pid` as it is. A stop by hand says nothing of the
+    /// file: its mark is made early in it, so a unit that is deactivating without one is ending what is left of a fall, or will
+    /// have it soon.
+    async fn survival(&mut self, pid: Option<u32>) -> Result<Survival, Trouble> {
         let started = Instant::now();
         let mut steady_since = None;
         while started.elapsed() < READING {
+            let stopping = hold::stopping(&self.paths);
             let unit = self.service.state().await?;
-            if !unit.runs() || pid.is_some_and(|pid| unit.main_pid != pid) {
-                return Ok(false);
-            }
-            let since = *steady_since.get_or_insert_with(Instant::now);
-            if unit.active == "reloading" {
-                steady_since = None;
-            } else if since.elapsed() >= STEADY {
-                return Ok(true);
+            match unit.active.as_str() {
+                _ if unit.runs() && pid.is_some_and(|pid| unit.main_pid != pid) => {
+                    return Ok(Survival::Replaced);
+                }
+                "active" => {
+                    if steady_since.get_or_insert_with(Instant::now).elapsed() >= STEADY {
+                        return Ok(Survival::Steady);
+                    }
+                }
+                "reloading" => steady_since = None,
+                _ if stopping => return Err(Trouble::from_obstacle(Obstacle::Stopping, &self.paths)),
+                "deactivating" => {}
+                _ => return Ok(Survival::Fell),
             }
             sleep(POLL).await;
         }
-        Ok(false)
+        Ok(Survival::Fell)
     }
 
     /// Brings back the file that keepalived is known to have run, and keepalived with it.

@@ -27,6 +27,8 @@ struct Inner {
     /// It refuses a file with this text.
     refuses: Option<&'static str>,
     bus: Result<(), UnitError>,
+    /// What somebody else does to it right after each reload.
+    meanwhile: Option<fn(&mut Inner)>,
 }
 
 impl Fake {
@@ -35,7 +37,8 @@ impl Fake {
             UnitState { load: "loaded".into(), active: active.into(), main_pid: 7, ..UnitState::default() };
         let paths = paths.clone();
         let (asked, read) = (vec![], vec![]);
-        let inner = Inner { paths, unit, asked, read, falls_over: None, refuses: None, bus: Ok(()) };
+        let (falls_over, refuses, meanwhile) = (None, None, None);
+        let inner = Inner { paths, unit, asked, read, falls_over, refuses, bus: Ok(()), meanwhile };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -51,7 +54,11 @@ impl Fake {
             inner.read.push(carried_in(&text).len());
             let falls = inner.falls_over.is_some_and(|word| text.contains(word));
             inner.unit.active = if falls { "failed" } else { "active" }.to_owned();
-            inner.unit.main_pid = if falls { 0 } else { 7 };
+            inner.unit.main_pid = match inner.unit.main_pid {
+                _ if falls => 0,
+                0 => 7,
+                pid => pid,
+            };
             Ok(())
         })
     }
@@ -71,7 +78,13 @@ impl Service for Fake {
     }
 
     async fn reload(&mut self) -> Result<(), UnitError> {
-        self.act("reload")
+        self.act("reload")?;
+        self.with(|inner| {
+            if let Some(meanwhile) = inner.meanwhile {
+                meanwhile(inner);
+            }
+        });
+        Ok(())
     }
 
     async fn build(&mut self) -> Result<Build, BinaryError> {
@@ -245,6 +258,69 @@ async fn a_keepalived_that_falls_gets_its_file_back() {
     bench.fake.with(|inner| inner.falls_over = None);
     bench.until_active(3).await;
     assert_eq!(bench.fake.asked(), ["reload"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_by_hand_right_after_a_reload_is_respected() {
+    let mut bench = Bench::new("active");
+    bench.want(config(2));
+    bench.until_active(2).await;
+    bench.fake.asked();
+    bench.fake.with(|inner| {
+        inner.meanwhile = Some(|inner| {
+            hold::set_stopping(&inner.paths).unwrap();
+            inner.unit.active = "deactivating".into();
+        });
+    });
+    bench.want(config(3));
+    bench.until(|status| status.state == State::Waiting("for keepalived to stop".into())).await;
+    bench.fake.with(|inner| inner.unit.active = "inactive".into());
+    let status = bench.until(|status| status.problem.is_some()).await;
+    assert_eq!(status.problem.unwrap().text, "stopped by hand");
+    sleep(DISTRUST).await;
+    assert_eq!(bench.fake.asked(), ["reload"]);
+
+    hold::clear_stopping(&bench.paths).unwrap();
+    bench.fake.with(|inner| (inner.meanwhile, inner.unit.active) = (None, "active".into()));
+    let started = Instant::now();
+    bench.until_active(3).await;
+    assert!(started.elapsed() < Duration::from_secs(15), "its file is trusted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_right_after_a_reload_is_no_fall() {
+    let mut bench = Bench::new("active");
+    bench.want(config(2));
+    bench.until_active(2).await;
+    bench.fake.asked();
+    bench.fake.with(|inner| {
+        inner.meanwhile = Some(|inner| {
+            inner.unit.main_pid += 1;
+            inner.meanwhile = None;
+        });
+    });
+    bench.want(config(3));
+    let good = |status: &Status| status.state == State::Active && status.vips.len() == 3;
+    let status = bench.until(|status| good(status) || status.problem.is_some()).await;
+    assert_eq!(status.problem, None);
+    assert_eq!(bench.fake.asked(), ["reload", "reload"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fall_is_seen_as_one_after_systemd_has_ended_the_rest_of_it() {
+    let mut bench = Bench::new("active");
+    bench.want(config(2));
+    bench.until_active(2).await;
+    let good = bench.text();
+    bench.fake.with(|inner| inner.meanwhile = Some(|inner| inner.unit.active = "deactivating".into()));
+    bench.want(config(3));
+    bench
+        .until(|status| status.state == State::Waiting("for keepalived to read its configuration".into()))
+        .await;
+    sleep(STEADY * 2).await;
+    bench.fake.with(|inner| (inner.meanwhile, inner.unit.active) = (None, "activating".into()));
+    bench.until(|status| matches!(status.state, State::Failed(_))).await;
+    assert_eq!(bench.text(), good);
 }
 
 #[tokio::test(start_paused = true)]
