@@ -207,9 +207,12 @@ impl<S: Service> Driver<S> {
             }
             Step::Wait(obstacle) => Err(Trouble::from_obstacle(obstacle, &self.paths)),
             Step::Act(act) => {
-                let text = view.disk.place(&self.paths).and_then(|place| view.disk.ours(place));
-                let text = text.unwrap_or_default().to_owned();
-                self.act(&view, act, &text, None).await.map(|()| Done::More)
+                let place = view.disk.place(&self.paths);
+                let text = place.and_then(|place| view.disk.ours(place)).unwrap_or_default();
+                // A write that was interrupted has not shown yet that keepalived survives it.
+                let loaded = view.disk.loaded.clone().filter(|loaded| loaded != text);
+                let before = place.zip(loaded).map(|(place, text)| Before { place, text: Some(text) });
+                self.act(&view, act, text, before).await.map(|()| Done::More)
             }
             Step::Write { place, text, act } => {
                 self.write(&view, place, &text, act).await.map(|()| Done::More)

@@ -307,6 +307,44 @@ async fn a_restart_right_after_a_reload_is_no_fall() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_keepalived_that_each_reload_replaces_gets_its_file_back() {
+    let mut bench = Bench::new("active");
+    bench.want(config(2));
+    bench.until_active(2).await;
+    let good = bench.text();
+    bench.fake.asked();
+    bench.fake.with(|inner| inner.meanwhile = Some(|inner| inner.unit.main_pid += 1));
+    bench.want(config(3));
+    bench.until(|status| matches!(status.state, State::Failed(_))).await;
+    assert_eq!(bench.text(), good);
+    assert_eq!(bench.fake.asked(), ["reload", "reload", "reload"]);
+}
+
+/// kvip's run ended between its writing a file with three VIPs and its knowing that keepalived survives it.
+async fn check_after_an_interrupted_write(active: &str, asked: [&str; 2]) {
+    let text = |vips, paths: &Paths| render(&config(vips), paths, Build { dbus: true });
+    let mut bench = Bench::with_files(active, |paths| {
+        files::replace(&paths.keepalived_conf, text(3, paths), files::PUBLIC).unwrap();
+        files::replace(&paths.loaded(), text(2, paths), files::PUBLIC).unwrap();
+    });
+    bench.fake.with(|inner| inner.falls_over = Some("10.0.1.2/32"));
+    bench.want(config(3));
+    let status = bench.until(|status| matches!(status.state, State::Failed(_))).await;
+    assert_eq!(status.vips.len(), 2);
+    assert_eq!(bench.text(), Some(text(2, &bench.paths)));
+    sleep(DISTRUST / 2).await;
+    assert_eq!(bench.fake.asked(), asked);
+    bench.fake.with(|inner| inner.falls_over = None);
+    bench.until_active(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interrupted_write_is_rolled_back_too() {
+    check_after_an_interrupted_write("failed", ["start", "start"]).await;
+    check_after_an_interrupted_write("active", ["reload", "start"]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fall_is_seen_as_one_after_systemd_has_ended_the_rest_of_it() {
     let mut bench = Bench::new("active");
     bench.want(config(2));
