@@ -222,16 +222,22 @@ impl<S: Service> Driver<S> {
 
     async fn look(&mut self) -> Result<View, Trouble> {
         let disk = Disk::read(&self.paths)?;
+        let marked = hold::stopping(&self.paths);
         let unit = self.service.state().await?;
         let vips = carries(&disk, &unit, &self.paths);
         self.publish(|status| status.vips = vips);
+        // ExecStop, which makes the mark, runs while the unit is deactivating: this one has outlived its stop.
+        let outlived = marked && unit.active == "active";
+        if outlived {
+            hold::clear_stopping(&self.paths)?;
+        }
         let build = match self.build {
             Some(build) => build,
             // Without a unit there may be no program to ask, and there is nothing to render.
             None if unit.obstacle().is_some() => Build::default(),
             None => *self.build.insert(self.service.build().await?),
         };
-        Ok(View { disk, unit, stopping: hold::stopping(&self.paths), build })
+        Ok(View { disk, unit, stopping: marked && !outlived, build })
     }
 
     /// Replaces the file by one that keepalived accepts, then has it read.

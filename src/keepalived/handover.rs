@@ -96,10 +96,11 @@ pub fn vips_here(paths: &Paths) -> Result<BTreeSet<IpAddr>, FileError> {
 }
 
 /// keepalived's ExecStartPre: nothing fails open, and the daemon may set the weights again. `wanted` are the groups of the
-/// settings, whose instances may be in no file yet.
+/// settings, whose instances may be in no file yet. keepalived starts even when this fails, so the mark goes first.
 pub fn before_start(paths: &Paths, wanted: impl IntoIterator<Item = Vrid>) -> Result<(), FileError> {
+    let cleared = hold::clear_stopping(paths);
     weight::prepare(paths, vrids_here(paths)?.into_iter().chain(wanted))?;
-    hold::clear_stopping(paths)
+    cleared
 }
 
 /// keepalived's ExecStop: a soft hand-over that goes down in any case. Without instances of kvip's nothing of kvip's is being

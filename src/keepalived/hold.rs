@@ -1,8 +1,8 @@
 //! Who may set the weight: the two marks that keep the daemon's hands off the weight files.
 //!
 //! Owns `/var/lib/kvip/drained` (made by `kvip drain`, ended by `kvip undrain`, outlives a boot) and `/run/kvip/stopping`
-//! (made by keepalived's ExecStop, ended by its ExecStartPre, and by the driver when it has nothing to run any more). Never
-//! touches a weight.
+//! (made by keepalived's ExecStop, ended by its ExecStartPre, and by the driver when it has nothing to run any more or the mark
+//! has outlived its stop). Never touches a weight.
 //!
 //! Whoever makes a mark lowers the weights itself, softly. The daemon, while [`held`], writes no weight but [`super::weight::OUT`]
 //! where there is none (`prepare`); once the marks are gone it writes what its inputs say.
@@ -46,7 +46,7 @@ pub fn set_stopping(paths: &Paths) -> Result<(), FileError> {
     )
 }
 
-/// keepalived is about to start, or there is nothing of kvip's to start.
+/// keepalived is about to start or runs, or there is nothing of kvip's to start.
 pub fn clear_stopping(paths: &Paths) -> Result<(), FileError> {
     files::remove(&paths.stopping())
 }

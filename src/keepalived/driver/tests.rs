@@ -525,6 +525,21 @@ async fn a_keepalived_that_was_stopped_by_hand_stays_stopped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_mark_that_has_outlived_its_stop_goes() {
+    let mut bench = Bench::new("deactivating");
+    hold::set_stopping(&bench.paths).unwrap();
+    bench.want(config(1));
+    bench.until(|status| status.state == State::Waiting("for keepalived to stop".into())).await;
+    sleep(LOOK_AGAIN).await;
+    assert!(hold::stopping(&bench.paths), "the stop is under way");
+    // Its ExecStartPre was not there to end the mark.
+    bench.fake.with(|inner| inner.unit.active = "active".into());
+    bench.until_active(1).await;
+    assert!(!hold::stopping(&bench.paths));
+    assert_eq!(bench.fake.asked(), ["reload"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_is_forgotten_when_nothing_is_to_run() {
     let mut bench = Bench::new("active");
     bench.want(config(1));

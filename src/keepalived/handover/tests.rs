@@ -150,6 +150,16 @@ fn missing_weights_are_made_for_every_vrid_of_the_file() {
     assert_eq!(weight::read(&paths, vrid(52)).unwrap(), Some(weight::OUT));
 }
 
+#[test]
+fn a_weight_that_cannot_be_written_leaves_no_mark_of_a_stop() {
+    let (_root, paths) = host([0, 0]);
+    files::remove(&paths.weight(vrid(51))).unwrap();
+    std::fs::create_dir(paths.weight(vrid(51))).unwrap();
+    hold::set_stopping(&paths).unwrap();
+    before_start(&paths, []).unwrap_err();
+    assert!(!hold::stopping(&paths), "keepalived starts all the same");
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_two_groups_one_may_find_a_taker_and_the_other_not() {
     let (_root, paths) = host([64, 64]);
