@@ -4,12 +4,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use tokio::time::Instant;
+
 use super::super::binary::BinaryError;
 use super::super::check::Refusal;
 use super::super::{Instance, render};
+use super::act::{DISTRUST, STEADY};
 use super::*;
 use crate::model::{Family, Vrid};
 use crate::net::{Address, Link};
+use crate::unit::UnitError;
 
 /// A keepalived in memory, with what was asked of it.
 #[derive(Debug, Clone)]
