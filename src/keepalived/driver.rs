@@ -222,7 +222,13 @@ impl<S: Service> Driver<S> {
         text: &str,
         act: Option<Act>,
     ) -> Result<(), Trouble> {
-        self.trusted(text)?;
+        if let Err(trouble) = self.trusted(text) {
+            // The file that is there is the good one: a keepalived that is down runs it meanwhile.
+            if act == Some(Act::Start) && view.disk.ours(place).is_some() {
+                self.service.start().await?;
+            }
+            return Err(trouble);
+        }
         let path = place.path(&self.paths);
         let draft = files::draft(&path);
         files::write_draft(&draft, text, files::PUBLIC)?;

@@ -412,6 +412,21 @@ async fn a_keepalived_that_is_being_stopped_carries_its_vips_still() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_keepalived_that_dies_while_a_text_is_left_alone_is_started_with_the_one_before() {
+    let mut bench = Bench::new("active");
+    bench.want(config(2));
+    bench.until_active(2).await;
+    bench.fake.with(|inner| inner.falls_over = Some("10.0.1.2/32"));
+    bench.want(config(3));
+    bench.until(|status| matches!(status.state, State::Failed(_))).await;
+    bench.fake.asked();
+    bench.fake.with(|inner| inner.unit.active = "inactive".into());
+    bench.until(|status| status.vips.is_empty()).await;
+    bench.until(|status| status.vips.len() == 2).await;
+    assert_eq!(bench.fake.asked(), ["start"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_first_file_that_keepalived_does_not_start_with_is_removed() {
     let mut bench = Bench::new("inactive");
     bench.fake.with(|inner| inner.falls_over = Some("10.0.1.0/32"));
