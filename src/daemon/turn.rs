@@ -28,7 +28,7 @@ use crate::config::{HostLayers, Settings};
 use crate::derive::{self, Desired, Vip};
 use crate::health::node_ports::Local;
 use crate::host::Host;
-use crate::keepalived::{Paths, hold};
+use crate::keepalived::{Paths, hold, weight};
 use crate::model::{Finding, Vrid};
 use crate::nft::firewall::Firewall;
 use crate::report::status::Cluster;
@@ -139,9 +139,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.unwritten = prepared.err().into_iter().collect();
         self.news |= closed && self.held_back;
         if !self.weights.programmed() {
-            let elsewhere = self.vrids().into_iter().filter(|vrid| !self.core.holds_anchor(*vrid));
-            self.unwritten
-                .extend(elsewhere.filter_map(|vrid| weight_files::step_back(&self.paths, vrid).err()));
+            self.step_back();
         }
         if self.due() && !self.resting(now) {
             self.held_back = !closed;
@@ -155,6 +153,15 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.order();
         self.tell_local();
         self.tell(drained, weights, now);
+    }
+
+    /// Lowers what is above a backup's: a holder's weight that an earlier run left on a node that holds nothing any more. With
+    /// it the node would take the VIPs back as soon as keepalived sees that kvip runs again.
+    fn step_back(&mut self) {
+        let elsewhere = self.vrids().into_iter().filter(|vrid| !self.core.holds_anchor(*vrid));
+        let failed =
+            elsewhere.filter_map(|vrid| weight_files::lower(&self.paths, vrid, weight::FRESH_BACKUP).err());
+        self.unwritten.extend(failed);
     }
 
     fn take_in(&mut self, now: Instant) {
@@ -344,14 +351,18 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.contact = self.contact.max(heard);
         let contact = self.contact.unwrap_or(now);
         let Some(outcome) = self.outcome.as_ref() else { return BTreeMap::new() };
-        let wanted = self.weights.weights(&self.core, outcome, contact, now);
+        let keepalived = self.inputs.keepalived.borrow().state.clone();
+        let wanted = self.weights.weights(&self.core, outcome, &keepalived, contact, now);
         // Whoever made the mark lowers the weights, softly.
         let held = hold::held(&self.paths);
-        let groups = outcome.desired.groups.values().map(|group| group.vrid);
         let mut weights = BTreeMap::new();
-        for vrid in groups {
-            let wanted = wanted.get(&vrid).copied().filter(|_| !held);
-            match weight_files::bring(&self.paths, vrid, wanted) {
+        for (vrid, wanted) in wanted {
+            let written = if self.weights.programmed() || held {
+                weight_files::bring(&self.paths, vrid, (!held).then_some(wanted))
+            } else {
+                weight_files::lower(&self.paths, vrid, wanted)
+            };
+            match written {
                 Ok(weight) => weights.extend(weight.map(|weight| (vrid, weight))),
                 Err(finding) => _ = self.unwritten.insert(finding),
             }

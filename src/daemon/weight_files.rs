@@ -16,17 +16,13 @@ pub fn prepare(paths: &Paths, vrids: BTreeSet<Vrid>) -> Result<(), Finding> {
     weight::prepare(paths, vrids).map(drop).map_err(|error| finding(&error))
 }
 
-/// Lowers what is above a backup's: a holder's weight that an earlier run left on a node that holds nothing any more. With it
-/// the node would take the VIPs back as soon as keepalived sees that kvip runs again.
+/// Lowers the file of `vrid` where it says more than `limit`. What it says then.
 ///
 /// # Errors
 /// Says which file cannot be read or written.
-pub fn step_back(paths: &Paths, vrid: Vrid) -> Result<(), Finding> {
+pub fn lower(paths: &Paths, vrid: Vrid, limit: i16) -> Result<Option<i16>, Finding> {
     let current = weight::read(paths, vrid).map_err(|error| finding(&error))?;
-    if current.is_some_and(|current| current > weight::FRESH_BACKUP) {
-        bring(paths, vrid, Some(weight::FRESH_BACKUP))?;
-    }
-    Ok(())
+    bring(paths, vrid, current.map(|current| current.min(limit)))
 }
 
 /// Writes `wanted` where the file of `vrid` says something else; `None` leaves it alone. What it says then.

@@ -10,8 +10,9 @@ use super::pass::Outcome;
 use crate::config::Transport;
 use crate::derive::{Desired, GroupView};
 use crate::keepalived::weight::{self, Inputs};
-use crate::keepalived::{Config, Instance};
-use crate::model::Vrid;
+use crate::keepalived::{Config, Instance, State};
+use crate::model::{Finding, Vrid};
+use crate::report::words::age;
 
 /// How long a node that joins a unicast group waits before it may hold VIPs: the holder must have added it as a peer, or
 /// it would hear no adverts and think itself alone.
@@ -24,6 +25,10 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 pub struct Weights {
     /// A pass has prepared everything once: the VIPs may come.
     programmed: bool,
+    /// When the host last had all that is wanted; when it was first asked to, before that.
+    prepared_at: Option<Instant>,
+    /// keepalived would not take its configuration, and has taken none since.
+    refused: bool,
     memberships: BTreeMap<Vrid, Membership>,
 }
 
@@ -49,12 +54,15 @@ impl Weights {
         self.programmed
     }
 
-    /// The weights to write; a group without one keeps its file as it is: before the first pass that prepared everything a
-    /// live holder keeps its weight over an upgrade, and a fresh node its -254.
+    /// The weights to write; before anything is [`programmed`](Self::programmed), the highest that may stay: a live holder
+    /// keeps its weight over an upgrade, and a fresh node its -254.
+    ///
+    /// A host that does not get what is wanted, or whose keepalived does not, is as stale as one without the API.
     pub fn weights(
         &mut self,
         core: &Core,
         outcome: &Outcome,
+        keepalived: &State,
         contact: Instant,
         now: Instant,
     ) -> BTreeMap<Vrid, i16> {
@@ -66,12 +74,36 @@ impl Weights {
             let membership = self.memberships.entry(group.vrid).or_default();
             membership.note(desired.is_member_of(group), at_once, now);
         }
-        self.programmed |= outcome.prepared;
-        if !self.programmed {
-            return BTreeMap::new();
-        }
-        let contact_age = now.saturating_duration_since(contact);
+        let prepared_at = self.note_prepared(outcome.prepared, keepalived, now);
+        let contact_age = now.saturating_duration_since(contact.min(prepared_at));
         groups().map(|group| (group.vrid, self.weight(core, desired, group, contact_age, now))).collect()
+    }
+
+    /// When the host last had all that is wanted.
+    fn note_prepared(&mut self, prepared: bool, keepalived: &State, now: Instant) -> Instant {
+        self.refused = match keepalived {
+            State::Refused(_) | State::Failed(_) => true,
+            // Each attempt begins so.
+            State::Waiting(_) => self.refused,
+            _ => false,
+        };
+        self.programmed |= prepared;
+        if prepared && !self.refused {
+            self.prepared_at = Some(now);
+        }
+        *self.prepared_at.get_or_insert(now)
+    }
+
+    /// Why others are preferred to this host, where that is the host's own fault.
+    pub fn finding(&self, stale_after: Duration, now: Instant) -> Option<Finding> {
+        let since = self.prepared_at?;
+        let text = format!(
+            "this host has not had all that is wanted for {}, so nodes that have it are preferred as holders; a holder yields \
+             after {}",
+            age(stale_after),
+            age(stale_after * 2)
+        );
+        (now.saturating_duration_since(since) >= stale_after).then(|| Finding::new("VIPs", text))
     }
 
     fn weight(

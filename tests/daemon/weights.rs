@@ -1,6 +1,6 @@
 //! The weight file over time.
 
-use kvip::keepalived::hold;
+use kvip::keepalived::{State, hold};
 
 use crate::world::{World, settings, snapshot, vrid};
 
@@ -86,6 +86,73 @@ fn without_the_api_a_backup_is_stale_before_the_holder() {
     world.confirm();
     world.after(1);
     assert_eq!(world.weight(), Some(64));
+}
+
+const YIELDS: &str = "VIPs: this host has not had all that is wanted for 5m, so nodes that have it are preferred as holders; \
+                      a holder yields after 10m";
+
+/// Turns each minute for `minutes`, in touch with the API.
+fn minutes(world: &mut World, minutes: u32) {
+    for _ in 0..minutes {
+        world.confirm();
+        world.after(60);
+    }
+}
+
+#[test]
+fn a_host_that_can_no_longer_be_programmed_is_stale_after_as_long() {
+    let mut world = World::serving();
+    world.kernel().ipvs_is_gone = true;
+    minutes(&mut world, 4);
+    assert_eq!(world.weight(), Some(0));
+    minutes(&mut world, 1);
+    assert_eq!(world.weight(), Some(-128));
+    assert_eq!(world.findings(), ["IPVS: the kernel has no ip_vs", YIELDS]);
+    world.keepalived_reads();
+    world.become_holder();
+    minutes(&mut world, 4);
+    assert_eq!(world.weight(), Some(64), "where all are broken nobody moves");
+    minutes(&mut world, 1);
+    assert_eq!(world.weight(), Some(-64));
+    world.kernel().ipvs_is_gone = false;
+    minutes(&mut world, 1);
+    assert_eq!((world.weight(), world.findings()), (Some(64), Vec::new()));
+}
+
+#[test]
+fn a_restart_on_a_host_that_cannot_be_programmed_lowers_weights_and_raises_none() {
+    for (weight, stale, after) in [(64, -64, 11), (0, -128, 6), (-254, -254, 20)] {
+        let mut world = World::serving();
+        world.keepalived_reads();
+        if weight == 64 {
+            world.become_holder();
+            world.turn();
+        }
+        std::fs::write(world.paths.weight(vrid()), format!("{weight}\n")).unwrap();
+        let mut world = world.restart(settings());
+        world.kernel().ipvs_is_gone = true;
+        minutes(&mut world, after - 1);
+        assert_eq!(world.weight(), Some(weight));
+        minutes(&mut world, 1);
+        assert_eq!(world.weight(), Some(stale), "{weight}");
+    }
+}
+
+#[test]
+fn a_keepalived_that_takes_no_configuration_makes_its_host_stale() {
+    let mut world = World::serving();
+    minutes(&mut world, 1);
+    let refused = State::Refused("it says no".into());
+    for state in [refused.clone(), State::Waiting("for keepalived to read its configuration".into()), refused]
+    {
+        world.keepalived_is(state);
+        assert_eq!(world.weight(), Some(0));
+        minutes(&mut world, 2);
+    }
+    assert_eq!((world.weight(), world.findings()), (Some(-128), vec![YIELDS.to_owned()]));
+    world.keepalived_is(State::Active);
+    minutes(&mut world, 1);
+    assert_eq!((world.weight(), world.findings()), (Some(0), Vec::new()));
 }
 
 #[test]

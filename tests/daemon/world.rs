@@ -311,6 +311,11 @@ impl World {
         });
     }
 
+    /// keepalived is in this state.
+    pub fn keepalived_is(&mut self, state: keepalived::State) {
+        self.ends.keepalived.send_modify(|status| status.state = state);
+    }
+
     /// VRRP moves the anchor and the VIPs that keepalived runs here.
     pub fn become_holder(&mut self) {
         self.become_holder_of(vrid());

@@ -41,6 +41,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             self.core.snapshot.iter().flat_map(|snapshot| snapshot.skipped.values().flatten().cloned()),
         );
         all.extend(keepalived.problem.clone());
+        all.extend(self.weights.finding(self.core.settings.cluster.stale_after, now));
         all.extend(self.unwritten.iter().chain(self.saving.problem()).cloned());
         all.extend(self.applied.findings.iter().cloned());
         all.extend(self.applied.repairs.fights(now));
