@@ -12,6 +12,7 @@
 //! [`crate::plan`].
 
 mod admission;
+mod alive;
 mod channels;
 pub mod core;
 pub mod ledger;

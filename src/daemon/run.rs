@@ -19,7 +19,7 @@ use super::settings::Joined;
 use super::status::View;
 use super::turn::Daemon;
 use super::writers::{self, Answers, Orders, Writers};
-use super::{Ledger, probe, watchdog};
+use super::{Ledger, alive, probe, watchdog};
 use crate::config::{self, Settings, Sources};
 use crate::haproxy;
 use crate::health::{self, Targets, check, node_ports};
@@ -50,8 +50,11 @@ pub const SOCKET: &str = "status.sock";
 /// # Errors
 /// When it cannot begin: settings that are wrong, a host whose network cannot be read.
 pub async fn run(sources: &Sources) -> anyhow::Result<()> {
-    let host = config::require(sources)?;
     let paths = Paths::default();
+    if let Err(error) = alive::yield_if_gone(&paths) {
+        warn!("{error}; this node keeps its weight although kvip may have been gone");
+    }
+    let host = config::require(sources)?;
     std::fs::create_dir_all(&paths.run).with_context(|| format!("make {}", paths.run.display()))?;
     std::fs::create_dir_all(&paths.state).with_context(|| format!("make {}", paths.state.display()))?;
     let notifier = Notifier::from_env();

@@ -23,7 +23,7 @@ use super::settings::Joined;
 use super::status::{Since, View};
 use super::weights::{self, Weights};
 use super::writers::Orders;
-use super::{moves, weight_files};
+use super::{alive, moves, weight_files};
 use crate::config::{HostLayers, Settings};
 use crate::derive::{self, Desired, Vip};
 use crate::health::node_ports::Local;
@@ -74,6 +74,8 @@ pub struct Daemon<H, L> {
     saving: Saving,
     /// When the cluster was last heard, by whichever feed; when kvip started, before that.
     contact: Option<Instant>,
+    /// When the last sign of life was given.
+    alive: Option<Instant>,
     audited: Option<Instant>,
     /// Since the last audit.
     firewall_read: bool,
@@ -118,6 +120,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             held_back: false,
             saving: Saving::to(snapshot),
             contact: None,
+            alive: None,
             audited: None,
             firewall_read: false,
             firewall: None,
@@ -148,6 +151,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.read_firewall();
         let drained = hold::drained(&self.paths);
         let weights = self.weigh(now);
+        self.live(now);
         self.saving.save_when_due(self.admitted.snapshot(), now).await;
         self.note_moves(now);
         self.order();
@@ -368,6 +372,17 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             }
         }
         weights
+    }
+
+    /// Gives a sign of life from time to time.
+    fn live(&mut self, now: Instant) {
+        if self.alive.is_some_and(|last| now.duration_since(last) < alive::EVERY) {
+            return;
+        }
+        match alive::beat(&self.paths, &self.core.settings) {
+            Ok(()) => self.alive = Some(now),
+            Err(error) => _ = self.unwritten.insert(weight_files::finding(&error)),
+        }
     }
 
     fn tell(&mut self, drained: bool, weights: BTreeMap<Vrid, i16>, now: Instant) {

@@ -37,7 +37,8 @@ pub fn bring(paths: &Paths, vrid: Vrid, wanted: Option<i16>) -> Result<Option<i1
     Ok(Some(wanted))
 }
 
-fn finding(error: &FileError) -> Finding {
+/// What is told of a file in the run folder that cannot be read or written.
+pub fn finding(error: &FileError) -> Finding {
     let text = format!("{error}; keepalived goes on with the weights and the configuration that it has");
     Finding::new("keepalived", text).mend("df /run; systemctl restart kvip makes /run/kvip anew")
 }

@@ -48,6 +48,11 @@ impl Paths {
         self.run.join(format!("weight-{vrid}"))
     }
 
+    /// When the daemon last made a turn.
+    pub fn alive(&self) -> PathBuf {
+        self.run.join("alive")
+    }
+
     /// The mark of `kvip drain`: it outlives a boot, so that a drained node stays drained.
     pub fn drained(&self) -> PathBuf {
         self.state.join("drained")

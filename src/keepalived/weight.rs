@@ -77,6 +77,15 @@ pub fn as_backup(weight: i16) -> i16 {
     }
 }
 
+/// The weight of a node that had `weight` and whose kvip is gone: that of one that has lost the API.
+pub fn as_gone(weight: i16) -> i16 {
+    match weight {
+        FRESH_HOLDER => STALE_HOLDER,
+        FRESH_BACKUP => STALE_BACKUP,
+        other => other,
+    }
+}
+
 /// Tells keepalived the weight of `vrid`. A weight that is there already is not written again.
 pub fn write(paths: &Paths, vrid: Vrid, weight: i16) -> Result<(), FileError> {
     if read(paths, vrid)? == Some(weight) {
@@ -157,6 +166,7 @@ mod tests {
 
     #[test]
     fn kvip_gone_makes_a_fresh_holder_stale() {
+        assert_eq!([FRESH_HOLDER, FRESH_BACKUP].map(as_gone), [STALE_HOLDER, STALE_BACKUP]);
         assert_eq!(FRESH_HOLDER + super::super::render::GONE_WEIGHT, STALE_HOLDER);
         assert_eq!(FRESH_BACKUP + super::super::render::GONE_WEIGHT, STALE_BACKUP);
     }

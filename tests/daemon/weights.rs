@@ -88,6 +88,19 @@ fn without_the_api_a_backup_is_stale_before_the_holder() {
     assert_eq!(world.weight(), Some(64));
 }
 
+#[test]
+fn a_daemon_that_turns_gives_signs_of_life() {
+    let mut world = World::serving();
+    let file = world.paths.alive();
+    let there = |_: &World| std::fs::read_to_string(&file).ok();
+    assert!(there(&world).unwrap().ends_with("\n50 60\n"));
+    std::fs::remove_file(&file).unwrap();
+    world.after(4);
+    assert_eq!(there(&world), None, "from time to time");
+    world.after(1);
+    assert!(there(&world).is_some());
+}
+
 const YIELDS: &str = "VIPs: this host has not had all that is wanted for 5m, so nodes that have it are preferred as holders; \
                       a holder yields after 10m";
 
