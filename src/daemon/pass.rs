@@ -226,14 +226,10 @@ async fn read<H: Host>(
     desired: &Desired,
 ) -> Result<(), Finding> {
     if core.table.is_some() {
-        read_draining(core, host).await?;
-    } else {
-        applied.drift.ipvs += core.know(host.table(&core.owned).await?, desired);
-        applied.ruleset_doubtful = true;
+        return read_draining(core, host).await;
     }
-    if applied.ruleset_doubtful {
-        read_ruleset(applied, host).await?;
-    }
+    applied.drift.ipvs += core.know(host.table(&core.owned).await?, desired);
+    applied.ruleset_doubtful = true;
     Ok(())
 }
 
@@ -342,7 +338,8 @@ async fn remove_routes<H: Host>(core: &mut Core, host: &mut H, routes: &[PolicyR
     None
 }
 
-/// Writes the table `inet kvip` where it is another one.
+/// Writes the table `inet kvip` where it is another one. It is read here, where it is needed: an nft that cannot even do that must
+/// not keep virtual servers from following their pods.
 async fn write_ruleset<H: Host>(
     core: &mut Core,
     applied: &mut Applied,
@@ -350,6 +347,11 @@ async fn write_ruleset<H: Host>(
     ruleset: Option<&Arc<nft::Ruleset>>,
 ) -> Option<Finding> {
     let mut ruleset = Arc::clone(ruleset?);
+    if applied.ruleset_doubtful
+        && let Err(finding) = read_ruleset(applied, host).await
+    {
+        return Some(finding);
+    }
     if !core.refusals.is_empty() {
         core.refusals.close(Arc::make_mut(&mut ruleset), core.table.as_ref());
     }

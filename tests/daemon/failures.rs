@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvip::config::Scheduler;
 use kvip::model::{Family, ObjectKey};
+use kvip::report::status::Repairs;
 use kvip::snapshot::Snapshot;
 use kvip::snapshot::problem::Problem;
 
@@ -232,10 +233,21 @@ fn pods_that_ended_go_though_nft_refuses_what_else_is_new() {
     let mut changed = snapshot();
     changed.vip_map.as_mut().unwrap().remove("10.87.2.51");
     pods(&mut changed, "nginx").pop();
-    world.event(changed);
+    world.event(changed.clone());
     world.tick(5);
     assert_eq!(world.servers(nginx()).unwrap().len(), 1);
     assert_eq!(world.findings(), ["nftables: no such program"]);
+    world.tick(60);
+    pods(&mut changed, "nginx")[0] = endpoint("10.2.8.10");
+    world.event(changed);
+    world.tick(5);
+    let servers = world.servers(nginx()).unwrap();
+    assert_eq!(servers, [("10.2.8.10:80".to_owned(), 1)], "after an audit too, which nft cannot answer");
+    assert!(world.servers(dns()).is_some(), "what the rules lead to stays");
+    world.kernel().nft_refuses = false;
+    world.tick(5);
+    assert_eq!((world.servers(dns()), world.findings()), (None, Vec::new()));
+    assert_eq!(world.status().repairs, Repairs::default());
 }
 
 /// One tenant's VIP of the other family must stand in nobody's way.

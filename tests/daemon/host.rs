@@ -47,7 +47,7 @@ pub struct Kernel {
     pub unroutable: Option<Family>,
     /// IPVS cannot even be read.
     pub ipvs_is_gone: bool,
-    /// nft refuses every table.
+    /// nft neither lists nor takes a table.
     pub nft_refuses: bool,
     /// Everything that was asked for and may have changed something, in order, refused or not.
     pub acts: Vec<String>,
@@ -217,6 +217,9 @@ impl Host for Simulated {
     async fn ruleset(&mut self) -> Result<Option<String>, Finding> {
         let mut kernel = self.kernel();
         kernel.reads += 1;
+        if kernel.nft_refuses {
+            return Err(Finding::new("nftables", "no such program"));
+        }
         Ok(kernel.ruleset.clone())
     }
 
