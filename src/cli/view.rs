@@ -197,7 +197,7 @@ fn view(
     let keepalived = current.map(keepalived::carried_in).unwrap_or_default();
     let (drained, proxied) = (BTreeSet::new(), desired.haproxy.frontends.keys().copied().collect());
     let written = nft::Ruleset::default();
-    plan::leave_to_kube_proxy(&mut table, &desired, facts, &written);
+    plan::leave_to_others(&mut table, &desired, &written, None);
     let have = Have {
         table: &table,
         haproxy: &proxied,

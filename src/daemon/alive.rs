@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn each_group_has_its_own_time() {
         let last = Alive::parse("1000\n50 1\n60 120\n").unwrap();
-        let gone = |after| [50, 60, 70].map(|number| last.is_gone(vrid(number), seconds(1000 + after)));
+        let gone = |after: u64| [50, 60, 70].map(|number| last.is_gone(vrid(number), seconds(1000 + after)));
         assert_eq!(gone(5), [false; 3]);
         assert_eq!(gone(6), [true, false, false]);
         assert_eq!(gone(65), [true, false, true]);

@@ -142,8 +142,8 @@ impl Core {
 
     /// Takes note of what the kernel has, read anew; what another hand has done to what was there before.
     pub fn know(&mut self, mut table: Table, desired: &Desired) -> IpvsDrift {
-        plan::leave_to_kube_proxy(&mut table, desired, &self.facts, &self.written);
         let before = self.doubted.take();
+        plan::leave_to_others(&mut table, desired, &self.written, before.as_ref());
         let drift = before.map(|before| IpvsDrift::between(&before, &table)).unwrap_or_default();
         self.real_servers = table.values().map(|server| server.real_servers.len()).sum();
         self.table = Some(table);

@@ -82,19 +82,19 @@ pub fn plan(desired: &Desired, have: &Have) -> Plan {
     plan
 }
 
-/// Leaves out of `table`, as it was read, what kube-proxy in ipvs mode has on VIPs of mode announce. There kvip's own are those
-/// that it is to have, and those of the ruleset that was `written` last.
-pub fn leave_to_kube_proxy(table: &mut Table, desired: &Desired, facts: &HostFacts, written: &Ruleset) {
-    if !facts.kube_proxy_has_ipvs_mode() {
-        return;
-    }
-    let announced = |vip: &IpAddr| desired.vips.get(vip).is_some_and(|vip| vip.announced);
-    let is_ours = |frontend: &Frontend| {
+/// Leaves out of `table`, as it was read, what others have on VIPs that kvip only holds, announced or floating: kube-proxy in ipvs
+/// mode, kube-router, ldirectord. There kvip's own are those that it is to have, those of the ruleset that was `written` last, and
+/// those that it knew `before`; the same goes for a VIP that is not wanted any more, unless an earlier run may have had it.
+pub fn leave_to_others(table: &mut Table, desired: &Desired, written: &Ruleset, before: Option<&Table>) {
+    let only_held =
+        |vip: &IpAddr| desired.vips.get(vip).map_or(before.is_some(), |vip| vip.announced || vip.floats_only);
+    let is_ours = |key: &Key, frontend: &Frontend| {
         let wanted = desired.frontends.get(frontend);
         wanted.is_some_and(|served| !served.virtual_servers.is_empty())
             || written.frontends.contains(frontend)
+            || before.is_some_and(|before| before.contains_key(key))
     };
-    table.retain(|key, _| key.frontend().is_none_or(|it| !announced(&it.vip) || is_ours(it)));
+    table.retain(|key, _| key.frontend().is_none_or(|it| !only_held(&it.vip) || is_ours(key, it)));
 }
 
 /// Keeps the rules of a frontend that goes when its VIP has gone. Whom it was closed to it stays closed to.

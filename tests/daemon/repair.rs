@@ -229,6 +229,62 @@ fn what_kvip_had_there_goes_when_kube_proxy_is_to_balance() {
     assert_eq!(world.status().repairs, Repairs::default());
 }
 
+/// The tutorial, whose nginx's VIP only floats.
+fn floating() -> Snapshot {
+    let mut snapshot = snapshot();
+    snapshot.vip_map.as_mut().unwrap().insert("10.87.2.50".into(), String::new());
+    snapshot
+}
+
+/// As of ldirectord at a VIP that floats, of kube-router at one of mode announce.
+#[test]
+fn what_others_balance_at_a_vip_that_is_only_held_is_left_to_them() {
+    for held in [floating(), announced()] {
+        let mut world = World::new(settings());
+        let (_, server) = foreign();
+        let theirs = [nginx(), Frontend { port: 8080, ..nginx() }];
+        let there = |world: &World| {
+            let kernel = world.kernel();
+            theirs.map(|frontend| kernel.table.get(&frontend.into()).cloned())
+        };
+        let all = [Some(server.clone()), Some(server.clone())];
+        world.kernel().table.extend(theirs.map(|frontend| (frontend.into(), server.clone())));
+        world.list(held.clone());
+        world.tick(120);
+        assert_eq!(there(&world), all);
+        let mut world = world.restart(settings());
+        world.list(held.clone());
+        world.tick(60);
+        assert_eq!(there(&world), all, "by the next run");
+        let mut without = held.clone();
+        without.vip_map.as_mut().unwrap().remove("10.87.2.50");
+        world.event(without);
+        world.tick(120);
+        assert_eq!(there(&world), all, "when the VIP goes");
+        assert_eq!(world.status().repairs, Repairs::default());
+    }
+}
+
+#[test]
+fn what_kvip_had_at_a_vip_goes_when_it_only_floats() {
+    for restarts in [false, true] {
+        let mut world = World::serving();
+        assert!(world.servers(nginx()).is_some());
+        if restarts {
+            world = world.restart(settings());
+            world.turn();
+        }
+        world.event(floating());
+        world.turn();
+        assert_eq!(world.servers(nginx()), None, "{restarts}");
+        let (_, server) = foreign();
+        world.kernel().table.insert(nginx().into(), server.clone());
+        world.tick(120);
+        assert_eq!(world.kernel().table.get(&nginx().into()), Some(&server), "and others may balance there");
+        assert_eq!(world.status().repairs, Repairs::default());
+    }
+}
+
 #[test]
 fn all_nodes_answering_for_what_kube_proxy_balances_is_a_finding() {
     let mut world = beside_kube_proxy_ipvs();
