@@ -264,12 +264,14 @@ impl Core {
         plan
     }
 
-    /// Whether the kernel has refused something of each VIP, and has nothing: a host that can serve nothing must hold nothing.
+    /// Whether the kernel has refused something of each VIP, and has none of their frontends: a host that can serve nothing must
+    /// hold nothing. What it may have by mark leads clients nowhere.
     pub fn serves_nothing(&self, desired: &Desired) -> bool {
         let refused = self.refusals.vips();
-        self.table.as_ref().is_none_or(Table::is_empty)
-            && !refused.is_empty()
+        let mut here = self.table.iter().flat_map(Table::keys).filter_map(Key::frontend);
+        !refused.is_empty()
             && desired.vips.keys().all(|vip| refused.contains(vip))
+            && !here.any(|frontend| desired.vips.contains_key(&frontend.vip))
     }
 
     /// What the host has; `nothing` stands for a table that was not read.

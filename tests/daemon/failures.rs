@@ -300,6 +300,23 @@ fn a_list_of_what_is_owned_that_cannot_be_written_is_tried_until_it_can() {
     assert!(world.owned().contains(&"10.87.2.52".to_owned()));
 }
 
+/// The tier for clients on the node itself needs no Maglev hashing, and is there.
+#[test]
+fn a_host_without_maglev_hashing_holds_nothing_where_all_is_of_mode_dsr() {
+    let mut world = World::new(settings());
+    world.kernel().lacks_scheduler = Some("mh");
+    let mut all = in_mode_dsr();
+    all.vip_map.as_mut().unwrap().remove("10.87.2.51");
+    world.list(all);
+    world.tick(3);
+    assert_eq!((world.wanted(), world.weight()), (None, Some(-254)));
+    assert!(!world.kernel().table.is_empty());
+    world.kernel().lacks_scheduler = None;
+    world.tick(60);
+    assert!(world.wanted().is_some());
+    assert_eq!((world.weight(), world.findings().len()), (Some(0), 0));
+}
+
 #[test]
 fn a_host_that_can_serve_nothing_holds_nothing() {
     let mut settings = settings();
