@@ -96,6 +96,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         inputs: Inputs,
         outputs: Outputs,
     ) -> Self {
+        let weights = Weights::new(weight_files::open(&paths));
         Self {
             core,
             inputs,
@@ -108,7 +109,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             news: true,
             applied: Applied::default(),
             rounds: Rounds::default(),
-            weights: Weights::default(),
+            weights,
             ordered: Ordered::default(),
             joined: None,
             since: Arc::default(),

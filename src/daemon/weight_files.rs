@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tracing::info;
 
 use crate::files::FileError;
-use crate::keepalived::{Paths, weight};
+use crate::keepalived::{Paths, handover, weight};
 use crate::model::{Finding, Vrid};
 
 /// Closes what would fail open, before keepalived may read a configuration that tracks it: a missing file counts as 0.
@@ -14,6 +14,12 @@ use crate::model::{Finding, Vrid};
 /// Says which file cannot be read or written.
 pub fn prepare(paths: &Paths, vrids: BTreeSet<Vrid>) -> Result<(), Finding> {
     weight::prepare(paths, vrids).map(drop).map_err(|error| finding(&error))
+}
+
+/// The groups whose files let this host hold VIPs. One that cannot be read counts as closed.
+pub fn open(paths: &Paths) -> BTreeSet<Vrid> {
+    let is_open = |vrid: &Vrid| weight::read(paths, *vrid).is_ok_and(|weight| weight > Some(weight::OUT));
+    handover::vrids_here(paths).unwrap_or_default().into_iter().filter(is_open).collect()
 }
 
 /// Lowers the file of `vrid` where it says more than `limit`. What it says then.

@@ -29,6 +29,8 @@ pub struct Weights {
     prepared_at: Option<Instant>,
     /// keepalived would not take its configuration, and has taken none since.
     refused: bool,
+    /// The groups that an earlier run had joined since the host booted.
+    joined_before: BTreeSet<Vrid>,
     memberships: BTreeMap<Vrid, Membership>,
 }
 
@@ -44,11 +46,17 @@ struct Membership {
 #[derive(Debug, Clone, Copy)]
 struct Joined {
     at: Instant,
-    /// keepalived spoke to peers already: a restart of kvip, no new member.
+    /// keepalived spoke to peers already, and they to this node: a restart of kvip, no new member.
     at_once: bool,
 }
 
 impl Weights {
+    /// Nothing is known yet but which groups this host could hold VIPs of when kvip began. After a boot it is none: keepalived's
+    /// file has outlived it, but the others may have forgotten this node meanwhile.
+    pub fn new(joined_before: BTreeSet<Vrid>) -> Self {
+        Self { joined_before, ..Self::default() }
+    }
+
     /// Whether a pass has prepared everything once in this run.
     pub fn programmed(&self) -> bool {
         self.programmed
@@ -70,7 +78,7 @@ impl Weights {
         let groups = || desired.groups.values();
         self.memberships.retain(|vrid, _| groups().any(|group| group.vrid == *vrid));
         for group in groups() {
-            let at_once = core.carried.has_group(group.vrid);
+            let at_once = core.carried.has_group(group.vrid) && self.joined_before.contains(&group.vrid);
             let membership = self.memberships.entry(group.vrid).or_default();
             membership.note(desired.is_member_of(group), at_once, now);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvip::config::{Settings, Transport};
 use kvip::snapshot::Snapshot;
 
-use crate::world::{World, settings, snapshot};
+use crate::world::{World, settings, snapshot, vrid};
 
 fn unicast() -> Settings {
     let mut settings = settings();
@@ -58,6 +58,37 @@ fn a_restart_of_kvip_is_no_joining() {
     let mut world = world.restart(unicast());
     world.turn();
     assert_eq!(world.weight(), Some(0));
+}
+
+/// The others may have dropped it as a peer while it was off: it would hear none of them.
+#[test]
+fn a_boot_is_a_joining_although_keepalived_has_its_file() {
+    let booted = || {
+        let mut world = World::new(unicast());
+        world.list(snapshot());
+        world.turn();
+        world.keepalived_reads();
+        world.tick(12);
+        assert_eq!(world.weight(), Some(0));
+        std::fs::write(world.paths.weight(vrid()), "-254\n").unwrap();
+        let mut world = world.restart(unicast());
+        world.kernel().table.clear();
+        world.turn();
+        assert_eq!(world.weight(), Some(-254));
+        world
+    };
+    let mut world = booted();
+    world.tick(9);
+    assert_eq!(world.weight(), Some(-254));
+    world.tick(1);
+    assert_eq!(world.weight(), Some(0));
+
+    let mut world = booted();
+    let mut deleted = snapshot();
+    deleted.nodes.remove("node-a");
+    world.list(deleted);
+    world.tick(60);
+    assert_eq!(world.weight(), Some(-254), "its Node was deleted meanwhile");
 }
 
 #[test]
