@@ -355,9 +355,11 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let heard = self.inputs.contact.borrow().last_ok.map(tokio::time::Instant::into_std);
         self.contact = self.contact.max(heard);
         let contact = self.contact.unwrap_or(now);
-        let Some(outcome) = self.outcome.as_ref() else { return BTreeMap::new() };
         let keepalived = self.inputs.keepalived.borrow().state.clone();
-        let wanted = self.weights.weights(&self.core, outcome, &keepalived, contact, now);
+        let wanted = match &self.outcome {
+            Some(outcome) => self.weights.weights(&self.core, outcome, &keepalived, contact, now),
+            None => self.weights.of_unknown(&self.core, self.vrids(), contact, now),
+        };
         // Whoever made the mark lowers the weights, softly.
         let held = hold::held(&self.paths);
         let mut weights = BTreeMap::new();

@@ -87,6 +87,30 @@ impl Weights {
         groups().map(|group| (group.vrid, self.weight(core, desired, group, contact_age, now))).collect()
     }
 
+    /// The highest weights that may stay in `vrids` while nothing is known of the cluster, so that nothing can be programmed.
+    pub fn of_unknown(
+        &mut self,
+        core: &Core,
+        vrids: BTreeSet<Vrid>,
+        contact: Instant,
+        now: Instant,
+    ) -> BTreeMap<Vrid, i16> {
+        let since = contact.min(*self.prepared_at.get_or_insert(now));
+        let contact_age = now.saturating_duration_since(since);
+        let stale_after = core.settings.cluster.stale_after;
+        let weight = |vrid| {
+            let holds_anchor = core.holds_anchor(vrid);
+            weight::weight(&Inputs {
+                programmed: true,
+                drained: false,
+                holds_anchor,
+                contact_age,
+                stale_after,
+            })
+        };
+        vrids.into_iter().map(|vrid| (vrid, weight(vrid))).collect()
+    }
+
     /// When the host last had all that is wanted.
     fn note_prepared(&mut self, prepared: bool, keepalived: &State, now: Instant) -> Instant {
         self.refused = match keepalived {

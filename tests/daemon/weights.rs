@@ -151,6 +151,31 @@ fn a_restart_on_a_host_that_cannot_be_programmed_lowers_weights_and_raises_none(
     }
 }
 
+/// As with a saved state that is damaged, while the API is away.
+#[test]
+fn without_any_state_a_holder_becomes_stale_too() {
+    for (holds, fresh, stale, minutes) in [(true, 64, -64, 10), (false, 0, -128, 5)] {
+        let mut world = World::serving();
+        world.keepalived_reads();
+        if holds {
+            world.become_holder();
+        }
+        world.tick(10);
+        assert_eq!(world.weight(), Some(fresh));
+        std::fs::remove_file(world.paths.state.join("snapshot.json")).unwrap();
+        let mut world = world.restart(settings());
+        world.turn();
+        world.after(minutes * 60 - 1);
+        assert_eq!(world.weight(), Some(fresh));
+        world.after(1);
+        assert_eq!(world.weight(), Some(stale));
+        assert_eq!(world.acts(), [""; 0], "and nothing is removed");
+        world.list(snapshot());
+        world.tick(1);
+        assert_eq!(world.weight(), Some(fresh));
+    }
+}
+
 #[test]
 fn a_keepalived_that_takes_no_configuration_makes_its_host_stale() {
     let mut world = World::serving();

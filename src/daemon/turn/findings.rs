@@ -36,12 +36,12 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         if let Some(outcome) = &self.outcome {
             all.extend(outcome.problems.iter().chain(&outcome.refusals).cloned());
             all.extend(outcome.desired.findings.iter().cloned());
+            all.extend(self.weights.finding(self.core.settings.cluster.stale_after, now));
         }
         all.extend(
             self.core.snapshot.iter().flat_map(|snapshot| snapshot.skipped.values().flatten().cloned()),
         );
         all.extend(keepalived.problem.clone());
-        all.extend(self.weights.finding(self.core.settings.cluster.stale_after, now));
         all.extend(self.unwritten.iter().chain(self.saving.problem()).cloned());
         all.extend(self.applied.findings.iter().cloned());
         all.extend(self.applied.repairs.fights(now));
