@@ -124,6 +124,26 @@ fn a_holder_without_kvip_yields_after_a_while() -> Result<()> {
     take_settings(&lab, &Settings::default(), "terminate_delay 60\n")
 }
 
+/// keepalived sees a kvip that systemd starts again and again, so it is that kvip itself which notices.
+#[test]
+fn a_holder_whose_kvip_ends_at_each_start_yields_too() -> Result<()> {
+    let lab = serving()?;
+    let soon_gone = Settings { extra: "gone_after = \"5s\"".to_owned(), ..Settings::default() };
+    take_settings(&lab, &soon_gone, "terminate_delay 5\n")?;
+    let holder = lab.wait_for_holder()?;
+    let node = lab.node(holder);
+    with_a_soft_hand_over(&lab, || {
+        node.write("/etc/kvip/config.toml", b"wrong = true\n")?;
+        node.run_within(SOON, "systemctl restart --no-block kvip", b"")?;
+        another_holder(&lab, holder)
+    })?;
+    node.write("/etc/kvip/config.toml", soon_gone.toml().as_bytes())?;
+    node.must_within(SOON, "systemctl restart kvip")?;
+    wait_until_settled(&lab)?;
+    ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    take_settings(&lab, &Settings::default(), "terminate_delay 60\n")
+}
+
 /// Has all nodes reload kvip with `settings`, and waits until their keepalived.conf has `text`.
 fn take_settings(lab: &Lab, settings: &Settings, text: &str) -> Result<()> {
     for node in lab.nodes() {
