@@ -351,14 +351,14 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
 
     /// Sets the weight files that should say something else, and tells what they say.
     fn weigh(&mut self, now: Instant) -> BTreeMap<Vrid, i16> {
-        // A feed that has just begun has heard nothing yet.
+        // A feed that has just begun has heard nothing yet. What waits for an admin is heard and not served.
         let heard = self.inputs.contact.borrow().last_ok.map(tokio::time::Instant::into_std);
-        self.contact = self.contact.max(heard);
-        let contact = self.contact.unwrap_or(now);
+        self.contact = self.contact.max(heard.filter(|_| self.admitted.held().is_none()));
+        let contact_age = now.saturating_duration_since(self.contact.unwrap_or(now));
         let keepalived = self.inputs.keepalived.borrow().state.clone();
         let wanted = match &self.outcome {
-            Some(outcome) => self.weights.weights(&self.core, outcome, &keepalived, contact, now),
-            None => self.weights.of_unknown(&self.core, self.vrids(), contact, now),
+            Some(outcome) => self.weights.weights(&self.core, outcome, &keepalived, contact_age, now),
+            None => self.weights.of_unknown(&self.core, self.vrids(), contact_age, now),
         };
         // Whoever made the mark lowers the weights, softly.
         let held = hold::held(&self.paths);

@@ -71,7 +71,7 @@ impl Weights {
         core: &Core,
         outcome: &Outcome,
         keepalived: &State,
-        contact: Instant,
+        contact_age: Duration,
         now: Instant,
     ) -> BTreeMap<Vrid, i16> {
         let desired = &outcome.desired;
@@ -83,7 +83,7 @@ impl Weights {
             membership.note(desired.is_member_of(group), at_once, now);
         }
         let prepared_at = self.note_prepared(outcome.prepared, keepalived, now);
-        let contact_age = now.saturating_duration_since(contact.min(prepared_at));
+        let contact_age = contact_age.max(now.saturating_duration_since(prepared_at));
         groups().map(|group| (group.vrid, self.weight(core, desired, group, contact_age, now))).collect()
     }
 
@@ -92,11 +92,11 @@ impl Weights {
         &mut self,
         core: &Core,
         vrids: BTreeSet<Vrid>,
-        contact: Instant,
+        contact_age: Duration,
         now: Instant,
     ) -> BTreeMap<Vrid, i16> {
-        let since = contact.min(*self.prepared_at.get_or_insert(now));
-        let contact_age = now.saturating_duration_since(since);
+        let since = *self.prepared_at.get_or_insert(now);
+        let contact_age = contact_age.max(now.saturating_duration_since(since));
         let stale_after = core.settings.cluster.stale_after;
         let weight = |vrid| {
             let holds_anchor = core.holds_anchor(vrid);

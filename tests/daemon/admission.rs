@@ -88,3 +88,21 @@ fn a_held_state_that_turns_good_again_is_taken() {
     assert_eq!(world.status().cluster.held, None);
     assert_eq!(world.status().summary, "holds 0 of 2 VIPs; 2 Services; in sync");
 }
+
+/// Whoever serves what is held back is preferred in the end, as by nodes without the API.
+#[test]
+fn a_node_that_holds_a_state_back_becomes_stale() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.turn();
+    let mut other = snapshot();
+    other.cluster = Some("uid-2".into());
+    world.list(other);
+    world.tick(290);
+    assert_eq!(world.weight(), Some(0));
+    world.tick(20);
+    assert_eq!(world.weight(), Some(-128));
+    world.list(snapshot());
+    world.tick(2);
+    assert_eq!(world.weight(), Some(0));
+}
