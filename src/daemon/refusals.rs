@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::derive::Desired;
 use crate::ipvs::{Command, Key, Table};
-use crate::model::{Backend, Finding};
+use crate::model::{Backend, Finding, Frontend};
 use crate::nft::Ruleset;
 
 /// By virtual server and real server what the kernel refuses of it.
@@ -50,7 +50,9 @@ impl Refusals {
 
     /// Takes the frontends that were refused out of `ruleset`: the host's own programs must not answer in their place.
     pub fn close(&self, ruleset: &mut Ruleset, table: Option<&Table>) {
-        ruleset.frontends.retain(|frontend| !self.lacks(&(*frontend).into(), table));
+        let here = |frontend: &Frontend| !self.lacks(&(*frontend).into(), table);
+        ruleset.frontends.retain(here);
+        ruleset.steering.inward.retain(here);
     }
 
     /// Whether nothing was refused.

@@ -260,7 +260,8 @@ fn synced(inputs: &Inputs, groups: &BTreeMap<String, GroupView>) -> BTreeSet<IpA
     groups.values().filter(followed).flat_map(|group| group.vips.iter().copied()).collect()
 }
 
-fn own_addresses(inputs: &Inputs) -> BTreeSet<IpAddr> {
+/// This host's own addresses, VIPs aside.
+pub fn own_addresses(inputs: &Inputs) -> BTreeSet<IpAddr> {
     let own = inputs.facts.addresses.iter().filter(|address| !address.marked_as_vip());
     own.map(|address| address.ip).collect()
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
-use super::assign::{Assignment, assign};
+use super::assign::{Assignment, assign, own_addresses};
 use super::counted::Counted;
 use super::endpoints::Surroundings;
 use super::local_pods::LocalPods;
@@ -50,7 +50,19 @@ pub struct Deriver {
     unhealthy: Down,
     local_pods: LocalPods,
     nodes: Counted<String>,
+    inward: Counted<Frontend>,
     desired: Desired,
+}
+
+/// What came out differently when parts were made anew.
+#[derive(Debug, Default)]
+struct Remade {
+    /// Frontends that differ.
+    touched: BTreeSet<Frontend>,
+    /// The nodes with backends differ.
+    nodes: bool,
+    /// The frontends that are steered inward differ.
+    inward: bool,
 }
 
 /// The inputs of the last time, other than slices by what they were copied from.
@@ -123,7 +135,7 @@ impl Deriver {
         let local = self.take_slices(inputs, anew, &mut dirty) || ranges;
         self.take_unhealthy(inputs, &mut dirty);
         let no_ways = self.desired.ways.is_empty();
-        let (touched, nodes) = self.remake(&dirty, inputs);
+        let Remade { touched, nodes, inward } = self.remake(&dirty, inputs);
         self.proxy(&touched);
         let same_macs = self.before.as_ref().is_some_and(|before| before.reach.macs == inputs.reach.macs);
         if first || !same_assignment || !same_context || nodes {
@@ -132,7 +144,7 @@ impl Deriver {
         }
         let other_ways = self.desired.ways.is_empty() != no_ways;
         let steered = || !same_macs || ((!same_context || other_ways) && self.steers_otherwise(inputs));
-        let rules = first || reassigned || local || (self.steers() && steered());
+        let rules = first || reassigned || local || inward || (self.steers() && steered());
         if rules {
             self.desired.ruleset = Arc::new(self.ruleset(inputs));
             self.desired.policy_routes = Arc::new(self.policy_routes(inputs));
@@ -189,6 +201,7 @@ impl Deriver {
             firewall: inputs.reach.firewall.clone(),
             scheduler: inputs.settings.balancing.scheduler.name().to_owned(),
             yielded: self.assignment.yielded.clone(),
+            own: own_addresses(inputs),
         };
         if context != self.context {
             self.context = context;
@@ -254,10 +267,9 @@ impl Deriver {
         }
     }
 
-    /// Makes the parts of `dirty` anew: the frontends that differ, and whether the nodes with backends do.
-    fn remake(&mut self, dirty: &BTreeSet<Owner>, inputs: &Inputs) -> (BTreeSet<Frontend>, bool) {
-        let mut touched = BTreeSet::new();
-        let mut nodes = false;
+    /// Makes the parts of `dirty` anew.
+    fn remake(&mut self, dirty: &BTreeSet<Owner>, inputs: &Inputs) -> Remade {
+        let mut remade = Remade::default();
         for owner in dirty {
             let task = self.assignment.tasks.get(owner);
             let slices = self.slices(owner, inputs.snapshot);
@@ -266,14 +278,14 @@ impl Deriver {
                 .filter(|part| !part.frontends.is_empty());
             let before = self.parts.remove(owner).unwrap_or_default();
             let now = fresh.clone().unwrap_or_default();
-            nodes |= self.swap(&before, &now, &mut touched);
+            self.swap(&before, &now, &mut remade);
             self.swap_targets(owner, &before.targets, &now.targets);
             if let Some(part) = fresh {
                 self.parts.insert(owner.clone(), part);
             }
         }
         self.desired.owners = self.parts.len();
-        (touched, nodes)
+        remade
     }
 
     /// What HAProxy must do for `touched`.
@@ -298,18 +310,18 @@ impl Deriver {
     }
 
     /// Puts `now` in the place of `before` in all that is counted over parts.
-    fn swap(&mut self, before: &Part, now: &Part, touched: &mut BTreeSet<Frontend>) -> bool {
+    fn swap(&mut self, before: &Part, now: &Part, remade: &mut Remade) {
         for frontend in before.frontends.keys().filter(|frontend| !now.frontends.contains_key(frontend)) {
             // Another owner may have taken it over already.
             if self.desired.frontends.get(frontend) == before.frontends.get(frontend) {
                 self.desired.frontends.remove(frontend);
             }
-            touched.insert(*frontend);
+            remade.touched.insert(*frontend);
         }
         for (frontend, served) in &now.frontends {
             if self.desired.frontends.get(frontend) != Some(served) {
                 self.desired.frontends.insert(*frontend, Arc::clone(served));
-                touched.insert(*frontend);
+                remade.touched.insert(*frontend);
             }
         }
         for finding in before.findings.difference(&now.findings) {
@@ -320,14 +332,18 @@ impl Deriver {
             self.desired.ways.remove(way);
         }
         self.desired.ways.extend(now.ways.difference(&before.ways).cloned());
-        let mut news = false;
         for node in before.nodes.difference(&now.nodes) {
-            news |= self.nodes.remove(node);
+            remade.nodes |= self.nodes.remove(node);
         }
         for node in now.nodes.difference(&before.nodes) {
-            news |= self.nodes.add(node.clone());
+            remade.nodes |= self.nodes.add(node.clone());
         }
-        news
+        for frontend in before.inward.difference(&now.inward) {
+            remade.inward |= self.inward.remove(frontend);
+        }
+        for frontend in now.inward.difference(&before.inward) {
+            remade.inward |= self.inward.add(*frontend);
+        }
     }
 
     fn swap_targets(&mut self, owner: &Owner, before: &BTreeSet<Target>, now: &BTreeSet<Target>) {
@@ -360,23 +376,24 @@ impl Deriver {
             host: self.assignment.host.clone(),
             shielded: self.assignment.shielded.clone(),
             local_pods: self.local_pods.networks(),
-            steering: if self.steers() {
-                steering::of(&self.assignment, &self.desired, inputs)
-            } else {
-                Steering::default()
-            },
+            steering: if self.steers() { self.steering(inputs) } else { Steering::default() },
         }
     }
 
-    /// Whether packets of mode dsr are to be steered otherwise than the rules and routes say.
+    fn steering(&self, inputs: &Inputs) -> Steering {
+        let inward = self.inward.iter().copied().collect();
+        steering::of(&self.assignment, inward, &self.desired, inputs)
+    }
+
+    /// Whether packets are to be steered otherwise than the rules and routes say.
     fn steers_otherwise(&self, inputs: &Inputs) -> bool {
-        self.desired.ruleset.steering != steering::of(&self.assignment, &self.desired, inputs)
+        self.desired.ruleset.steering != self.steering(inputs)
             || *self.desired.policy_routes != self.policy_routes(inputs)
     }
 
-    /// Whether a frontend of mode dsr is served.
+    /// Whether packets are steered: those of mode dsr, and this host's own to its own servers.
     fn steers(&self) -> bool {
-        self.assignment.tasks.values().any(|task| task.marks().next().is_some())
+        !self.inward.is_empty() || self.assignment.tasks.values().any(|task| task.marks().next().is_some())
     }
 
     fn policy_routes(&self, inputs: &Inputs) -> BTreeSet<PolicyRoute> {

@@ -31,12 +31,20 @@ pub struct Context {
     pub firewall: Firewall,
     /// VIPs that this host leaves to others.
     pub yielded: BTreeSet<IpAddr>,
+    /// This host's own addresses.
+    pub own: BTreeSet<IpAddr>,
 }
 
 impl Context {
     /// Whether this host leaves the VIP of `frontend` to others.
     fn yields(&self, frontend: &Frontend) -> bool {
         self.yielded.contains(&frontend.vip)
+    }
+
+    /// Whether IPVS gives connections to `served` to an address of this host, by NAT.
+    fn turns_inward(&self, served: &Served) -> bool {
+        let own = |backend: &Backend| self.own.contains(&backend.address);
+        served.mode == Mode::Nat && !served.virtual_servers.is_empty() && served.servers.keys().any(own)
     }
 }
 
@@ -51,6 +59,8 @@ pub struct Part {
     pub ways: BTreeSet<(String, IpAddr)>,
     /// The endpoints to check.
     pub targets: BTreeSet<Target>,
+    /// Those of the frontends whose packets from this host's own processes are to be steered into it.
+    pub inward: BTreeSet<Frontend>,
     /// What does not serve.
     pub findings: BTreeSet<Finding>,
     /// Those of the targets that are down, with what was found.
@@ -147,7 +157,7 @@ impl Part {
         };
         self.nodes.extend(behind.nodes);
         self.ways.extend(behind.ways);
-        self.frontends.insert(frontend, Arc::new(served));
+        self.takes(context, frontend, served);
     }
 
     fn fixed(
@@ -178,11 +188,18 @@ impl Part {
             proxying: None,
             total: backends.len(),
         };
-        self.frontends.insert(frontend, Arc::new(served));
+        self.takes(context, frontend, served);
     }
 }
 
 impl Part {
+    fn takes(&mut self, context: &Context, frontend: Frontend, served: Served) {
+        if context.turns_inward(&served) {
+            self.inward.insert(frontend);
+        }
+        self.frontends.insert(frontend, Arc::new(served));
+    }
+
     /// Takes in what the checks made of a frontend.
     fn judged(&mut self, owner: &Owner, frontend: Frontend, judged: Judged) {
         if judged.all_are_tried {

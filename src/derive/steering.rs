@@ -1,27 +1,38 @@
 //! What mode dsr needs of nftables and routing on this node: which packets go to which of its virtual servers, and that
-//! packets to a VIP come to IPVS although the VIP is on another node.
+//! packets to a VIP come to IPVS although the VIP is on another node. Mode nat needs a little of it, for this node's own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Assignment, Desired, Inputs};
 use crate::config::Settings;
-use crate::model::Family;
+use crate::model::{Family, Frontend};
 use crate::net::{PolicyKind, PolicyRoute, Wraps};
 use crate::nft::Steering;
 
-/// What nftables must do for the frontends of mode dsr.
-pub fn of(assignment: &Assignment, desired: &Desired, inputs: &Inputs) -> Steering {
+/// What nftables must do for the frontends of mode dsr, and for those of mode nat that are to be steered `inward`.
+pub fn of(
+    assignment: &Assignment,
+    inward: BTreeSet<Frontend>,
+    desired: &Desired,
+    inputs: &Inputs,
+) -> Steering {
+    let bits = inputs.settings.dsr.mark_bits;
+    let frontends: BTreeMap<_, _> = assignment.tasks.values().flat_map(|task| task.marks()).collect();
+    if frontends.is_empty() {
+        return Steering { bits, inward, ..Steering::default() };
+    }
     let peers = &desired.peers;
     let own = inputs.facts.addresses.iter();
     let own = own.filter(|address| !address.marked_as_vip() && !address.ip.is_loopback());
     Steering {
-        bits: inputs.settings.dsr.mark_bits,
-        frontends: assignment.tasks.values().flat_map(|task| task.marks()).collect(),
+        bits,
+        frontends,
         peers: peers.iter().filter_map(|address| inputs.reach.macs.get(address)).copied().collect(),
         nodes: BTreeSet::clone(peers),
         tunnels: tunnels(desired, inputs),
         host: own.map(|address| address.ip).collect(),
         left: !assignment.yielded.is_empty(),
+        inward,
     }
 }
 
@@ -44,8 +55,8 @@ pub fn tunnels(desired: &Desired, inputs: &Inputs) -> BTreeSet<String> {
 
 /// The rules and routes by which steered packets come into this host's own stack.
 pub fn policy_routes(steering: &Steering, settings: &Settings) -> BTreeSet<PolicyRoute> {
-    let families: BTreeSet<Family> =
-        steering.frontends.keys().map(|frontend| Family::of(frontend.vip)).collect();
+    let frontends = steering.frontends.keys().chain(&steering.inward);
+    let families: BTreeSet<Family> = frontends.map(|frontend| Family::of(frontend.vip)).collect();
     let table = settings.dsr.route_table;
     let rule =
         PolicyKind::Rule { mark: settings.dsr.mark_bits.steer(), priority: settings.dsr.rule_priority };

@@ -53,15 +53,16 @@ impl Ruleset {
         let is_it = |frontend: &Frontend| Family::of(frontend.vip) == family;
         self.frontends.retain(|frontend| !is_it(frontend) || !self.steering.frontends.contains_key(frontend));
         self.steering.frontends.retain(|frontend, _| !is_it(frontend));
+        self.steering.inward.retain(|frontend| !is_it(frontend));
     }
 }
 
-/// What mode dsr needs: packets to its frontends are marked by where they come from.
+/// What mode dsr needs: packets to its frontends are marked by where they come from. And what mode nat needs of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Steering {
     /// The bits of the mark that are kvip's.
     pub bits: MarkBits,
-    /// The frontends, with their marks. Without any there is nothing to steer.
+    /// The frontends of mode dsr, with their marks.
     pub frontends: BTreeMap<Frontend, Marks>,
     /// Link-layer addresses of the nodes that hand packets on to this one.
     pub peers: BTreeSet<MacAddress>,
@@ -73,6 +74,9 @@ pub struct Steering {
     pub host: BTreeSet<IpAddr>,
     /// The VIPs are left to other nodes, so that clients' packets which pass here go on to them.
     pub left: bool,
+    /// Frontends of mode nat with a server at an address of this host: what its own processes send to them stays here,
+    /// wherever the VIP is.
+    pub inward: BTreeSet<Frontend>,
 }
 
 impl Default for Steering {
@@ -85,6 +89,7 @@ impl Default for Steering {
             tunnels: BTreeSet::new(),
             host: BTreeSet::new(),
             left: false,
+            inward: BTreeSet::new(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Marks for mode dsr: the sets, maps and chains that tell IPVS where a packet comes from.
+//! Marks for mode dsr: the sets, maps and chains that tell IPVS where a packet comes from. And the steering bit alone for what
+//! this host sends to a frontend of mode nat that may be served at an address of its own.
 //!
 //! Pure. A packet to a frontend comes from a client elsewhere, from a peer that hands it on, or from a client on this node,
 //! and each has a virtual server of its own. The mark says which; its highest bit also brings the packet into this host's
@@ -46,9 +47,16 @@ pub(super) fn shared_sets(steering: &Steering) -> Vec<Set> {
 
 /// The sets and maps of one family.
 pub(super) fn sets(steering: &Steering, family: Family) -> Vec<Set> {
-    if steering.frontends.is_empty() {
-        return Vec::new();
+    let mut sets = if steering.frontends.is_empty() { Vec::new() } else { sets_of_dsr(steering, family) };
+    if !steering.inward.is_empty() {
+        let inward = steering.inward.iter().filter(|frontend| Family::of(frontend.vip) == family);
+        let name = format!("inward{}", family.number());
+        sets.push(Set::new(Kind::Set, name, tuple_type(family), inward.map(tuple).collect()));
     }
+    sets
+}
+
+fn sets_of_dsr(steering: &Steering, family: Family) -> Vec<Set> {
     let number = family.number();
     let address = format!("ipv{number}_addr");
     let frontends: Vec<_> =
@@ -92,39 +100,73 @@ pub(super) fn sets(steering: &Steering, family: Family) -> Vec<Set> {
 }
 
 /// All chains; empty when nothing is steered.
-///
-/// prerouting: of pods on this node, what is theirs; of what comes from a peer's card and is not that peer's own, or through
-/// an overlay network, what was handed on; all else is for the holder's table wherever the VIP is, as packets that are under
-/// way while it moves must not get lost; but on a host that leaves its VIPs to others, and has no such table, it goes on to
-/// these. output: processes on this node; what IPVS hands on by direct routing passes here too, and is told apart by its
-/// source. Their packets are routed anew, into this host: where IPVS picks an endpoint with an address of this host (a pod of
-/// its network) it leaves the packet on the way that it was on (ip_vs_xmit.c), which else leads out of the card. postrouting:
-/// a mark has done its work. Left on, it would be that of the datagram around the packet too, where an overlay network
-/// (VXLAN, Geneve) makes one; IPVS would take that for the client's next packet, translate and send it through the same
-/// device, and so on until the kernel's stack is full.
 pub(super) fn chains(steering: &Steering) -> String {
-    if steering.frontends.is_empty() {
-        return String::new();
+    match (steering.frontends.is_empty(), steering.inward.is_empty()) {
+        (true, true) => String::new(),
+        (true, false) => on_the_way_out(steering),
+        (false, _) => on_the_way_out(steering) + &chains_of_dsr(steering),
     }
+}
+
+fn each(line: impl Fn(&Words) -> String) -> String {
+    [V4, V6].iter().map(line).collect::<Vec<_>>().concat()
+}
+
+fn unsteer(steer: u32) -> String {
+    format!("\t\tmeta mark & {steer:#010x} == {steer:#010x} meta mark set meta mark & {:#010x}\n", !steer)
+}
+
+/// What processes on this host send. What IPVS hands on by direct routing passes here too, and is told apart by its source.
+///
+/// Their packets are routed anew, into this host: where IPVS picks a server with an address of this host (a pod of its
+/// network, its API server) it leaves the packet on the way that it was on (ip_vs_xmit.c), which else leads out of the card.
+/// The bit goes last before IPVS schedules (LOCAL_OUT at -98, ip_vs_core.c): from a connection's second packet on NAT at -100
+/// routes anew by the mark, as conntrack has another destination by then (nf_nat_ipv4_local_fn in nf_nat_proto.c).
+fn on_the_way_out(steering: &Steering) -> String {
     let steer = steering.bits.steer();
-    let rest = !steer;
-    let families = [V4, V6];
-    let each = |line: &dyn Fn(&Words) -> String| families.iter().map(line).collect::<Vec<_>>().concat();
-    let prerouting = each(&|Words { number, ip, .. }| {
-        format!("\t\t{ip} daddr . meta l4proto . th dport @dsr{number} goto steer{number}\n")
+    let inward = each(|Words { number, ip, .. }| {
+        format!(
+            "\t\t{ip} daddr . meta l4proto . th dport @inward{number} meta mark set meta mark | {steer:#010x}\n"
+        )
     });
-    let errors = each(&|Words { number, ip, errors }| {
-        format!("\t\t{ip} daddr @dsrvips{number} {errors} meta mark set {steer:#010x}\n")
-    });
-    let errors = if steering.left { String::new() } else { errors };
-    let output = each(&|Words { number, ip, .. }| {
+    let dsr = each(|Words { number, ip, .. }| {
         format!(
             "\t\t{ip} saddr @here{number} {ip} daddr . meta l4proto . th dport @dsr{number} goto here{number}\n"
         )
     });
-    let unsteer =
-        format!("\t\tmeta mark & {steer:#010x} == {steer:#010x} meta mark set meta mark & {rest:#010x}\n");
-    let steers = each(&|words| family_chains(words, steering));
+    let inward = if steering.inward.is_empty() { String::new() } else { inward };
+    let dsr = if steering.frontends.is_empty() { String::new() } else { dsr };
+    let unsteer = unsteer(steer);
+    format!(
+        "
+\tchain here {{
+\t\ttype route hook output priority mangle; policy accept;
+{inward}{dsr}\t}}
+
+\tchain steeredhere {{
+\t\ttype filter hook output priority -99; policy accept;
+{unsteer}\t}}
+"
+    )
+}
+
+/// prerouting: of pods on this node, what is theirs; of what comes from a peer's card and is not that peer's own, or through
+/// an overlay network, what was handed on; all else is for the holder's table wherever the VIP is, as packets that are under
+/// way while it moves must not get lost; but on a host that leaves its VIPs to others, and has no such table, it goes on to
+/// these. postrouting: a mark has done its work. Left on, it would be that of the datagram around the packet too, where an
+/// overlay network (VXLAN, Geneve) makes one; IPVS would take that for the client's next packet, translate and send it
+/// through the same device, and so on until the kernel's stack is full.
+fn chains_of_dsr(steering: &Steering) -> String {
+    let steer = steering.bits.steer();
+    let prerouting = each(|Words { number, ip, .. }| {
+        format!("\t\t{ip} daddr . meta l4proto . th dport @dsr{number} goto steer{number}\n")
+    });
+    let errors = each(|Words { number, ip, errors }| {
+        format!("\t\t{ip} daddr @dsrvips{number} {errors} meta mark set {steer:#010x}\n")
+    });
+    let errors = if steering.left { String::new() } else { errors };
+    let unsteer = unsteer(steer);
+    let steers = each(|words| family_chains(words, steering));
     format!(
         "
 \tchain steer {{
@@ -134,14 +176,6 @@ pub(super) fn chains(steering: &Steering) -> String {
 
 \tchain steered {{
 \t\ttype filter hook input priority mangle; policy accept;
-{unsteer}\t}}
-
-\tchain here {{
-\t\ttype route hook output priority mangle; policy accept;
-{output}\t}}
-
-\tchain steeredhere {{
-\t\ttype filter hook output priority mangle + 1; policy accept;
 {unsteer}\t}}
 
 \tchain translated {{

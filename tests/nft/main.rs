@@ -128,6 +128,7 @@ fn cases() -> Vec<(&'static str, Ruleset)> {
         ("source-ranges", limited()),
         ("shield", shielded()),
         ("steering", steering::steered()),
+        ("inward", steering::inward()),
     ]
 }
 

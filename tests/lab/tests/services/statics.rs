@@ -7,6 +7,9 @@ use anyhow::{Context as _, Result};
 use kvip_lab::asking::{Asking, explain, items, must, wait_for_answer, wait_until_gone};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::{Lab, Node};
+use kvip_lab::peer::Transport;
+use kvip_lab::peer::ask::Question;
+use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::{SOON, VIP};
 
 use super::{asking, delete};
@@ -51,6 +54,20 @@ fn answering(lab: &Lab) -> BTreeSet<String> {
     asked.filter_map(|said| Some(said.split_whitespace().next()?.to_owned())).collect()
 }
 
+/// Each node's own processes are answered by all backends, the node's own among them, whoever holds the VIP.
+fn nodes_are_answered(lab: &Lab) -> Result<()> {
+    let target = format!("{STATIC}:6443").parse().context("a constant address")?;
+    let question = Question::new(Transport::Tcp, target);
+    for node in lab.nodes() {
+        let name = node.spec().name;
+        let report = lab.ask(Asker::Node(name), &question, 18)?;
+        println!("{STATIC} from {name}: {report}");
+        let all = report.failures().is_empty() && report.nodes().len() == 3;
+        must(lab, all, &format!("{name}'s own processes at {STATIC}: {report}"))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn static_vips_are_served_before_any_api() -> Result<()> {
     let lab = asking()?;
@@ -71,6 +88,7 @@ fn static_vips_are_served_before_any_api() -> Result<()> {
         (answering(&lab).len() == 3).then_some(())
     });
     all.with_context(|| explain(&lab, ""))?;
+    nodes_are_answered(&lab)?;
     must(&lab, lab.curl(VIP).is_none(), "without the API and a saved state the cluster's VIPs are unknown")?;
     let dead = lab.other_than(lab.wait_for_holder()?);
     lab.node(dead).must("systemctl stop backend")?;
