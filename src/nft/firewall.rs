@@ -3,7 +3,8 @@
 //! The holder sees one way of such a connection, as replies do not pass it. After the first packet, which is new,
 //! conntrack finds the client's out of place (nf_conntrack_proto_tcp.c), and `ct state invalid drop` on the way in drops
 //! them before IPVS looks (LOCAL_IN at 99, ip_vs_core.c). So does what drops the rest, be it the chain's policy, where
-//! only new and established ones are let in. FORWARD has no such trouble: what is handed on never passes there.
+//! only new and established ones are let in. On the way out it is the same once more: what IPVS hands on as it came passes
+//! LOCAL_OUT (ip_vs_xmit.c), still for the VIP and as invalid. FORWARD has no such trouble: it never passes there.
 //!
 //! Pure: [`super::client::firewall`] reads. A rule with a condition that is not understood is taken to mean other packets.
 
@@ -22,14 +23,14 @@ use crate::model::{Family, Frontend, Protocol};
 const DEEPEST: usize = 8;
 
 /// The tables whose chains need not be looked at: kvip's own, and kube-proxy's, which grow with the cluster and drop
-/// nothing of the kind on the way in.
+/// nothing of the kind.
 const SKIPPED: [&str; 3] = ["inet kvip", "ip kube-proxy", "ip6 kube-proxy"];
 
-/// The chains that see packets on their way into this host, of all tables.
+/// The chains that see packets on their way into this host and out of it, of all tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Firewall(Vec<Chain>);
 
-/// A base chain of the hook input, with the rules of the chains that it jumps to in their places.
+/// A base chain of the hook input or output, with the rules of the chains that it jumps to in their places.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Chain {
     /// `inet filter`.
@@ -88,39 +89,31 @@ struct Selector {
     ports: Option<Vec<RangeInclusive<u16>>>,
 }
 
-/// A rule that drops packets of mode dsr.
+/// The rules that drop packets of mode dsr, one of each chain that does; at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dropping<'a> {
-    chain: &'a Chain,
-    rule: &'a str,
-}
+pub struct Dropping<'a>(Vec<(&'a Chain, &'a str)>);
 
 impl Dropping<'_> {
     /// `ct state invalid drop (chain INPUT of table ip filter)`.
     pub fn words(&self) -> String {
-        format!("{} (chain {} of table {})", self.rule, self.chain.name, self.chain.table)
+        let words = |(chain, rule): &(&Chain, &str)| {
+            format!("{rule} (chain {} of table {})", chain.name, chain.table)
+        };
+        self.0.iter().map(words).collect::<Vec<_>>().join(" and ")
     }
 
-    /// The command that lets packets to `vip` pass before the rule.
+    /// The commands that let packets to `vip` pass before the rules.
     pub fn mend(&self, vip: IpAddr) -> String {
-        let Chain { table, name, .. } = self.chain;
-        match (table.as_str(), name.as_str()) {
-            ("ip filter", "INPUT") => format!("iptables -I INPUT -d {vip} -j ACCEPT"),
-            ("ip6 filter", "INPUT") => format!("ip6tables -I INPUT -d {vip} -j ACCEPT"),
-            _ => {
-                let ip = if vip.is_ipv4() { "ip" } else { "ip6" };
-                format!("nft insert rule {table} {name} {ip} daddr {vip} accept")
-            }
-        }
+        self.0.iter().map(|(chain, _)| chain.open(vip)).collect::<Vec<_>>().join("; ")
     }
 }
 
 impl Firewall {
-    /// The tables with a chain of the hook input, in the answer of `nft list chains`.
+    /// The tables with a chain of the hooks input or output, in the answer of `nft list chains`.
     pub(super) fn tables(chains: &str) -> Vec<String> {
         let chains = chains_of(chains);
         let mut tables: Vec<String> =
-            chains.into_iter().filter(Listed::on_the_way_in).map(|chain| chain.table).collect();
+            chains.into_iter().filter(Listed::counts).map(|chain| chain.table).collect();
         tables.dedup();
         tables.retain(|table| !SKIPPED.contains(&table.as_str()));
         tables
@@ -131,7 +124,7 @@ impl Firewall {
         let chains = chains_of(listing);
         let by_name: BTreeMap<&str, &Listed> =
             chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
-        for chain in chains.iter().filter(|chain| chain.on_the_way_in()) {
+        for chain in chains.iter().filter(|chain| chain.counts()) {
             let mut rules = Vec::new();
             flatten(chain, &by_name, When { sure: true, states: States::ALL }, 0, &mut rules);
             let closed = chain.lines.iter().any(|line| line.ends_with("policy drop;"));
@@ -139,20 +132,35 @@ impl Firewall {
         }
     }
 
-    /// The rule that drops packets to `frontend` when this node sees one way of their connections. Without connections
+    /// The rules that drop packets to `frontend` when this node sees one way of their connections. Without connections
     /// (UDP) none is invalid.
     pub fn dropping(&self, frontend: &Frontend) -> Option<Dropping<'_>> {
         if frontend.protocol == Protocol::Udp {
             return None;
         }
-        self.0.iter().find_map(|chain| {
+        let rules = self.0.iter().filter_map(|chain| {
             let rule = chain.drops_invalid(frontend).or_else(|| chain.drops_rest(frontend))?;
-            Some(Dropping { chain, rule })
-        })
+            Some((chain, rule))
+        });
+        let rules: Vec<_> = rules.collect();
+        (!rules.is_empty()).then_some(Dropping(rules))
     }
 }
 
 impl Chain {
+    /// The command that lets packets to `vip` pass before all rules.
+    fn open(&self, vip: IpAddr) -> String {
+        let Self { table, name, .. } = self;
+        match (table.as_str(), name.as_str()) {
+            ("ip filter", "INPUT" | "OUTPUT") => format!("iptables -I {name} -d {vip} -j ACCEPT"),
+            ("ip6 filter", "INPUT" | "OUTPUT") => format!("ip6tables -I {name} -d {vip} -j ACCEPT"),
+            _ => {
+                let ip = if vip.is_ipv4() { "ip" } else { "ip6" };
+                format!("nft insert rule {table} {name} {ip} daddr {vip} accept")
+            }
+        }
+    }
+
     /// The rule that drops packets to `frontend` by their state. Of what is accepted from some link only that counts which
     /// names the addresses.
     fn drops_invalid(&self, frontend: &Frontend) -> Option<&str> {
@@ -218,8 +226,10 @@ struct Listed<'a> {
 }
 
 impl Listed<'_> {
-    fn on_the_way_in(&self) -> bool {
-        self.lines.iter().any(|line| line.starts_with("type filter hook input "))
+    /// Whether it is a base chain that sees what mode dsr needs.
+    fn counts(&self) -> bool {
+        let hooks = ["type filter hook input ", "type filter hook output "];
+        self.lines.iter().any(|line| hooks.iter().any(|hook| line.starts_with(hook)))
     }
 }
 

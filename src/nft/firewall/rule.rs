@@ -66,7 +66,7 @@ fn conditions<'a>(words: &mut (impl Iterator<Item = &'a str> + Clone)) -> Option
                 State::Named(named) => states = Some(named),
                 State::Map(verdicts) => break verdicts,
             },
-            "iif" | "iifname" => sure &= is_all_but_loopback(words)?,
+            "iif" | "iifname" | "oif" | "oifname" => sure &= is_all_but_loopback(words)?,
             _ => select(word, words, &mut of)?,
         }
     };

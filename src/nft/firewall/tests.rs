@@ -19,7 +19,7 @@ fn listing(table: &str, rules: &[&str], others: &str) -> String {
 fn check(rules: &[&str], others: &str, expected: Option<&str>) {
     let mut firewall = Firewall::default();
     firewall.add(&listing("inet filter", rules, others));
-    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.rule);
+    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.0[0].1);
     assert_eq!(found, expected, "{rules:?}");
     assert_eq!(firewall.dropping(&frontend(Protocol::Udp, 80)), None);
 }
@@ -128,7 +128,7 @@ fn check_end(rules: &[&str], others: &str, by_rule: Option<&str>, by_policy: Opt
     check(&[rules, &[end]].concat(), others, by_rule);
     let mut firewall = Firewall::default();
     firewall.add(&listing("inet filter", rules, others).replace("policy accept", "policy drop"));
-    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.rule);
+    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.0[0].1);
     assert_eq!(found, by_policy, "{rules:?}");
     check(rules, others, by_rule.filter(|rule| *rule != end));
 }
@@ -147,8 +147,37 @@ fn chains_are_followed() {
     check(&["jump before"], endless, Some("ct state invalid drop"));
 }
 
+/// What IPVS hands on passes the hook output too.
 #[test]
-fn only_tables_that_see_what_comes_in_are_read() {
+fn what_is_closed_on_the_way_out_is_named_beside_the_way_in() {
+    let open = "ct state established,related,new accept";
+    let policy = |listing: String| listing.replace("policy accept", "policy drop");
+    let outward = |listing: String| listing.replace("input", "output");
+    let within = policy(listing("inet filter", &["iif \"lo\" accept", open], ""));
+    let out = outward(policy(listing("inet filter", &["oif \"lo\" accept", open], "")));
+    let check = |listings: &[&str], words: Option<&str>, mend: &str| {
+        let mut firewall = Firewall::default();
+        for listing in listings {
+            firewall.add(listing);
+        }
+        let found = firewall.dropping(&frontend(Protocol::Tcp, 80));
+        assert_eq!(found.as_ref().map(Dropping::words).as_deref(), words);
+        let vip = FRONTEND.parse().unwrap();
+        assert_eq!(found.map(|found| found.mend(vip)).unwrap_or_default(), mend);
+    };
+    let words = |chain: &str| format!("policy drop (chain {chain} of table inet filter)");
+    let mend = |chain: &str| format!("nft insert rule inet filter {chain} ip daddr 10.87.2.52 accept");
+    let [both, mends] = [words("input") + " and " + &words("output"), mend("input") + "; " + &mend("output")];
+    check(&[&within, &out], Some(&both), &mends);
+    let mended = within.replace("\t\tiif", "\t\tip daddr 10.87.2.52 accept\n\t\tiif");
+    check(&[&mended, &out], Some(&words("output")), &mend("output"));
+    let mended_too = out.replace("\t\toif", "\t\tip daddr 10.87.2.52 accept\n\t\toif");
+    check(&[&mended, &mended_too], None, "");
+    assert_eq!(Firewall::tables(&out), ["inet filter"]);
+}
+
+#[test]
+fn only_tables_that_see_what_comes_in_or_goes_out_are_read() {
     let base = |table: &str| listing(table, &[], "");
     let forward = "table inet other {\n\tchain forward {\n\t\ttype filter hook forward priority filter; policy accept;\n\t}\n}\n";
     let all =
@@ -160,10 +189,11 @@ fn only_tables_that_see_what_comes_in_are_read() {
 fn the_mend_is_in_the_tools_own_words() {
     let mend = |table: &str, chain: &str, vip: &str| {
         let chain = Chain { table: table.into(), name: chain.into(), rules: Vec::new(), closed: false };
-        Dropping { chain: &chain, rule: "" }.mend(vip.parse().unwrap())
+        chain.open(vip.parse().unwrap())
     };
     assert_eq!(mend("ip filter", "INPUT", FRONTEND), "iptables -I INPUT -d 10.87.2.52 -j ACCEPT");
     assert_eq!(mend("ip6 filter", "INPUT", "fd00::1"), "ip6tables -I INPUT -d fd00::1 -j ACCEPT");
+    assert_eq!(mend("ip filter", "OUTPUT", FRONTEND), "iptables -I OUTPUT -d 10.87.2.52 -j ACCEPT");
     assert_eq!(
         mend("inet filter", "input", "fd00::1"),
         "nft insert rule inet filter input ip6 daddr fd00::1 accept"
