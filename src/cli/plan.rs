@@ -179,7 +179,7 @@ fn changes(view: &View) -> Vec<Change> {
         sign,
         kind: "routing",
         what: route.to_string(),
-        why: "mode dsr".into(),
+        why: "packets steered into this host".into(),
     };
     all.extend(view.plan.routes.iter().map(|one| route('+', one)));
     all.extend(view.plan.old_routes.iter().map(|one| route('-', one)));

@@ -1,4 +1,5 @@
-//! The policy rules and routes of mode dsr: a steered packet is for this host, whoever has its VIP.
+//! The policy rules and routes of kvip: a steered packet (mode dsr, and mode nat where a backend is on this host) is for this
+//! host, whoever has its VIP.
 //!
 //! kvip's carry a routing protocol number of their own (`proto 87` in ip-rule(8) and ip-route(8)), by which they are known
 //! again and no other is touched. What another program removes (systemd-networkd when it restarts) shows in
