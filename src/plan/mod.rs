@@ -97,10 +97,14 @@ pub fn leave_to_others(table: &mut Table, desired: &Desired, written: &Ruleset, 
     table.retain(|key, _| key.frontend().is_none_or(|it| !only_held(&it.vip) || is_ours(key, it)));
 }
 
-/// Keeps the rules of a frontend that goes when its VIP has gone. Whom it was closed to it stays closed to.
+/// Keeps the rules of a frontend that goes when its VIP has gone. Whom it was closed to it stays closed to: to all, where it is
+/// not known to whom (an earlier run wrote the rules).
 fn keep_open(frontend: Frontend, have: &Have, ruleset: &mut Ruleset) {
-    ruleset.frontends.insert(frontend);
     ruleset.closed.insert(frontend.vip);
+    if !have.written.frontends.contains(&frontend) {
+        return;
+    }
+    ruleset.frontends.insert(frontend);
     if let Some(sources) = have.written.sources.get(&frontend) {
         ruleset.sources.insert(frontend, sources.clone());
         ruleset.host.extend(&have.written.host);

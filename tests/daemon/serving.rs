@@ -153,6 +153,27 @@ fn a_vip_that_goes_while_kvip_is_away_is_retired_by_the_next_run() {
     assert_eq!(world.owned(), ["10.87.2.50"]);
 }
 
+/// Its Service said who may connect, and nobody knows any more.
+#[test]
+fn a_vip_that_goes_while_kvip_is_away_is_closed_to_all_until_it_has_left() {
+    let mut world = World::serving();
+    world.keepalived_reads();
+    world.become_holder();
+    world.tick(1);
+    world = world.restart(settings());
+    world.list(without_dns());
+    world.turn();
+    world.after(1);
+    assert!(world.servers(dns()).is_some(), "its open connections go on");
+    let written = world.kernel().written.clone();
+    assert!(written.closed.contains(&dns().vip) && !written.frontends.contains(&dns()));
+    world.keepalived_reads();
+    world.remove_address("10.87.2.51");
+    world.after(1);
+    assert_eq!(world.servers(dns()), None);
+    assert_eq!(world.status().faults, 0);
+}
+
 #[test]
 fn an_ending_pod_keeps_its_connections_until_they_are_gone() {
     let mut world = World::serving();

@@ -20,6 +20,7 @@ use kvip::ipvs::{Command, Key, RealServer, Service as IpvsService, Table, Virtua
 use kvip::keepalived::Carried;
 use kvip::model::{Backend, Family, Frontend, ObjectKey, Protocol, Vrid};
 use kvip::net::HostFacts;
+use kvip::nft::Ruleset;
 use kvip::owned::Owned;
 use kvip::plan::{self, Have, Plan};
 use kvip::report::objects::{State, Verdict};
@@ -88,6 +89,17 @@ fn asks(service: &Service) -> bool {
 /// The host with what it holds: kvip's table, the VIPs that keepalived has, the addresses. `settled`: drains are over, and
 /// HAProxy serves what it is to.
 fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, settled: bool) -> Plan {
+    planned_over(&Ruleset::default(), desired, table, keepalived, settled)
+}
+
+/// As [`planned`], where those rules were `written` before.
+fn planned_over(
+    written: &Ruleset,
+    desired: &Desired,
+    table: &Table,
+    keepalived: &BTreeSet<IpAddr>,
+    settled: bool,
+) -> Plan {
     let facts = facts();
     let servers = desired.frontends.values().flat_map(|served| {
         served.virtual_servers.iter().flat_map(|one| served.servers.keys().map(|backend| (one.key, *backend)))
@@ -102,7 +114,7 @@ fn planned(desired: &Desired, table: &Table, keepalived: &BTreeSet<IpAddr>, sett
             facts: &facts,
             keepalived: &carried,
             haproxy: &proxied,
-            written: &kvip::nft::Ruleset::default(),
+            written,
             drained: &drained,
             refused: &BTreeSet::new(),
         },
@@ -207,10 +219,15 @@ proptest! {
         let (before, after) = (desired(&before), desired(&after));
         let table = settle(&before, &Table::new());
         let here: BTreeSet<IpAddr> = before.vips.keys().copied().collect();
-        let plan = planned(&after, &table, &here, false);
+        let written = [&*before.ruleset, &Ruleset::default()];
+        let [plan, in_next_run] = written.map(|written| planned_over(written, &after, &table, &here, false));
+        let [rules, in_next_run] = [&plan, &in_next_run].map(|plan| plan.ruleset.as_ref().unwrap());
         let frontends = table.keys().filter_map(Key::frontend);
         for frontend in frontends.filter(|frontend| !after.vips.contains_key(&frontend.vip)) {
-            prop_assert!(plan.ruleset.as_ref().unwrap().frontends.contains(frontend));
+            prop_assert!(rules.frontends.contains(frontend));
+            prop_assert_eq!(rules.sources.get(frontend), before.ruleset.sources.get(frontend));
+            prop_assert!(in_next_run.closed.contains(&frontend.vip));
+            prop_assert!(!in_next_run.frontends.contains(frontend), "whom it is closed to is not known");
             prop_assert!(!plan.retire.contains(&Command::DelService((*frontend).into())));
         }
     }
