@@ -5,10 +5,12 @@
 //! virtual servers by mark of its own: the one for what peers hand on, and the one for clients on this node. Other
 //! programs' bits are never set: IPVS compares the whole mark, so a frontend's mark is written whole.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{Hash, Hasher};
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::Frontend;
 
@@ -20,7 +22,7 @@ const FEWEST: u32 = 3;
 pub struct MarkBits(u32);
 
 /// The marks of one frontend, without the steering bit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Marks {
     /// Of what a peer hands on: only pods on this node take it.
     pub peers: u32,
@@ -56,24 +58,41 @@ impl MarkBits {
         Marks { peers: deposit(number << 1, low), own: deposit(number << 1 | 1, low) }
     }
 
-    /// Marks for `frontends`, the same however they came to be; those last in order for which there is no room have none.
+    /// The number of the frontend with those marks, unless they are of other bits.
+    fn number(self, marks: Marks) -> Option<u32> {
+        let number = extract(marks.own, self.0 & !self.steer()) >> 1;
+        (number > 0 && self.of(number) == marks).then_some(number)
+    }
+
+    /// Marks for `frontends`; those last in order for which there is no room have none. Which have some follows from the order
+    /// alone. Which they have is this node's own affair.
     ///
-    /// A frontend's number follows from its hash, and where two have the same the next free one is taken: so one that
-    /// comes or goes moves no other, but for those rare ones.
-    pub fn allot<'a>(self, frontends: impl Iterator<Item = &'a Frontend>) -> BTreeMap<Frontend, Marks> {
+    /// Those that had marks `before` keep them, or for the moment between IPVS and nftables one's packets would go to another's
+    /// pods. For the same reason a number that has come free is taken last. A new frontend's number follows from its hash, and
+    /// where that is taken it is the next free one.
+    pub fn allot<'a>(
+        self,
+        frontends: impl Iterator<Item = &'a Frontend>,
+        before: &BTreeMap<Frontend, Marks>,
+    ) -> BTreeMap<Frontend, Marks> {
         let room = self.room();
+        let had = |frontend: &Frontend| before.get(frontend).and_then(|marks| self.number(*marks));
+        let (old, new): (Vec<&Frontend>, Vec<&Frontend>) =
+            frontends.take(room as usize).partition(|frontend| had(frontend).is_some());
+        let used: BTreeSet<u32> = before.values().filter_map(|marks| self.number(*marks)).collect();
+        let mut taken: BTreeMap<u32, Frontend> =
+            old.into_iter().filter_map(|frontend| Some((had(frontend)?, *frontend))).collect();
         let mut sorted: Vec<(u32, &Frontend)> =
-            frontends.take(room as usize).map(|frontend| (hash(frontend) % room, frontend)).collect();
+            new.into_iter().map(|frontend| (hash(frontend) % room, frontend)).collect();
         sorted.sort_unstable();
-        let mut taken = BTreeMap::new();
         for (start, frontend) in sorted {
-            let mut number = start;
-            while taken.contains_key(&number) {
-                number = (number + 1) % room;
-            }
+            let free = |number: &u32| !taken.contains_key(number);
+            let numbers = || (start + 1..=room).chain(1..=start).filter(free);
+            let unused = numbers().find(|number| !used.contains(number));
+            let number = unused.or_else(|| numbers().next()).expect("there are no more than have room");
             taken.insert(number, *frontend);
         }
-        taken.into_iter().map(|(number, frontend)| (frontend, self.of(number + 1))).collect()
+        taken.into_iter().map(|(number, frontend)| (frontend, self.of(number))).collect()
     }
 }
 
@@ -97,7 +116,21 @@ fn deposit(mut value: u32, mut mask: u32) -> u32 {
     result
 }
 
-/// The same in every run of one version of kvip; another algorithm in another Rust release moves marks once.
+/// The bits of `value` in the places of `mask`'s ones, side by side: what [`deposit`] put there.
+fn extract(value: u32, mut mask: u32) -> u32 {
+    let (mut result, mut place) = (0, 1);
+    while mask != 0 {
+        let lowest = mask & mask.wrapping_neg();
+        if value & lowest != 0 {
+            result |= place;
+        }
+        place <<= 1;
+        mask &= !lowest;
+    }
+    result
+}
+
+/// The same in every run of one version of kvip.
 fn hash(frontend: &Frontend) -> u32 {
     let mut hasher = DefaultHasher::new();
     frontend.hash(&mut hasher);
@@ -128,11 +161,24 @@ mod tests {
         assert_eq!(MarkBits::new(0x3), None);
     }
 
+    /// As on nodes that have seen another past: who is served must be the same on all.
+    #[test]
+    fn the_last_in_order_goes_without_though_it_had_marks() {
+        let [first, second, third, fourth] = [1, 2, 3, 4].map(frontend);
+        let bits = MarkBits::new(0xf).unwrap();
+        let before = bits.allot([second, third, fourth].iter(), &BTreeMap::new());
+        let now = bits.allot([first, second, third, fourth].iter(), &before);
+        assert_eq!(now.keys().copied().collect::<Vec<_>>(), [first, second, third]);
+        assert_eq!([now[&second], now[&third]], [before[&second], before[&third]]);
+        let other_bits = MarkBits::new(0xf0).unwrap().allot([second].iter(), &before);
+        assert_eq!(other_bits, MarkBits::new(0xf0).unwrap().allot([second].iter(), &BTreeMap::new()));
+    }
+
     #[test]
     fn those_without_room_have_none() {
         let frontends: Vec<Frontend> = (1..=5).map(frontend).collect();
         let marked = |frontends: &mut dyn Iterator<Item = &Frontend>| -> BTreeSet<Frontend> {
-            MarkBits::new(0xf).unwrap().allot(frontends).into_keys().collect()
+            MarkBits::new(0xf).unwrap().allot(frontends, &BTreeMap::new()).into_keys().collect()
         };
         assert_eq!(marked(&mut frontends.iter()), frontends[..3].iter().copied().collect());
         assert_eq!(marked(&mut frontends.iter().rev()), frontends[2..].iter().copied().collect());
@@ -143,7 +189,8 @@ mod tests {
         fn marks_are_kvips_and_each_ones_own(ports in prop::collection::btree_set(1_u16.., 0..200), bits in any::<u32>()) {
             let Some(bits) = MarkBits::new(bits) else { return Ok(()) };
             let frontends: Vec<Frontend> = ports.iter().copied().map(frontend).collect();
-            let allotted = bits.allot(frontends.iter());
+            let nothing = BTreeMap::new();
+            let allotted = bits.allot(frontends.iter(), &nothing);
             prop_assert_eq!(allotted.len(), frontends.len().min(bits.room() as usize));
             let all: Vec<u32> = allotted.values().flat_map(|marks| [marks.peers, marks.own]).collect();
             prop_assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
@@ -153,7 +200,33 @@ mod tests {
                 prop_assert_ne!(mark, 0);
             }
             if frontends.len() <= bits.room() as usize {
-                prop_assert_eq!(bits.allot(frontends.iter().rev()), allotted);
+                prop_assert_eq!(&bits.allot(frontends.iter().rev(), &nothing), &allotted);
+            }
+            prop_assert_eq!(&bits.allot(frontends.iter().take(allotted.len()), &allotted), &allotted);
+        }
+
+        /// Few numbers, so that many hashes are the same.
+        #[test]
+        fn who_comes_or_goes_moves_no_other(
+            sets in prop::collection::vec(prop::collection::btree_set(1_u16..20, 0..14), 1..20),
+        ) {
+            let bits = MarkBits::new(0x107c).unwrap();
+            let mut before = BTreeMap::new();
+            for ports in sets {
+                let frontends: Vec<Frontend> = ports.into_iter().map(frontend).collect();
+                let now = bits.allot(frontends.iter(), &before);
+                prop_assert_eq!(now.len(), frontends.len());
+                let numbers: BTreeSet<u32> = now.values().map(|marks| marks.own).collect();
+                prop_assert_eq!(numbers.len(), now.len());
+                for (frontend, marks) in before.iter().filter(|(frontend, _)| now.contains_key(frontend)) {
+                    prop_assert_eq!(&now[frontend], marks);
+                }
+                let came = now.iter().filter(|(frontend, _)| !before.contains_key(frontend));
+                let freed = came.filter(|(_, marks)| before.values().any(|had| had == *marks)).count();
+                let spare = 15_usize.saturating_sub(before.len());
+                let came = now.keys().filter(|frontend| !before.contains_key(frontend)).count();
+                prop_assert_eq!(freed, came.saturating_sub(spare), "a number that came free is taken last");
+                before = now;
             }
         }
     }

@@ -1,5 +1,5 @@
 //! What of this host is kvip's: VIPs that it rendered once, virtual servers by mark that it made, and sync daemons. Kept on disk, as
-//! what an earlier run programmed is still kvip's to retire.
+//! what an earlier run programmed is still kvip's to retire, and to go on with.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::ipvs::{Key, SyncDaemon};
-use crate::model::Family;
+use crate::marks::Marks;
+use crate::model::{Family, Frontend};
 
 /// What is kvip's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub struct Owned {
     pub vips: BTreeSet<IpAddr>,
     /// Firewall marks of virtual servers.
     pub marks: BTreeSet<(Family, u32)>,
+    /// Frontends of mode dsr, with the marks that they are to keep.
+    pub marked: BTreeSet<(Frontend, Marks)>,
     /// Sync daemons that kvip started.
     pub sync_daemons: BTreeSet<SyncDaemon>,
 }
@@ -46,6 +49,8 @@ enum Written {
         #[serde(default)]
         marks: BTreeSet<(Family, u32)>,
         #[serde(default)]
+        marked: BTreeSet<(Frontend, Marks)>,
+        #[serde(default)]
         sync_daemons: BTreeSet<SyncDaemon>,
     },
 }
@@ -54,7 +59,7 @@ impl From<Written> for Owned {
     fn from(written: Written) -> Self {
         match written {
             Written::Vips(vips) => Self { vips, ..Self::default() },
-            Written::All { vips, marks, sync_daemons } => Self { vips, marks, sync_daemons },
+            Written::All { vips, marks, marked, sync_daemons } => Self { vips, marks, marked, sync_daemons },
         }
     }
 }
@@ -63,6 +68,7 @@ impl From<Written> for Owned {
 mod tests {
     use super::*;
     use crate::ipvs::sync::Role;
+    use crate::model::Protocol;
 
     #[test]
     fn both_forms_are_read() {
@@ -70,7 +76,13 @@ mod tests {
         let list: Owned = serde_json::from_str(r#"["10.87.2.50"]"#).unwrap();
         assert_eq!(list, Owned { vips: vips.clone(), ..Owned::default() });
         let daemon = SyncDaemon { role: Role::Backup, interface: "eth0".into(), sync_id: 50 };
-        let owned = Owned { vips, marks: [(Family::V4, 0x101)].into(), sync_daemons: [daemon].into() };
+        let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+        let owned = Owned {
+            vips,
+            marks: [(Family::V4, 0x101)].into(),
+            marked: [(frontend, Marks { peers: 0x100, own: 0x101 })].into(),
+            sync_daemons: [daemon].into(),
+        };
         let text = serde_json::to_string(&owned).unwrap();
         assert_eq!(serde_json::from_str::<Owned>(&text).unwrap(), owned);
     }

@@ -13,12 +13,13 @@ use ipnet::IpNet;
 use super::{daemon, waiting};
 use crate::config::{self, Settings, Sources};
 use crate::daemon::{Ledger, SNAPSHOT, settings};
-use crate::derive::{self, Desired, Inputs, Reach, Requests};
+use crate::derive::{self, Deriver, Desired, Inputs, Reach, Requests};
 use crate::health::check::{Down, Target};
 use crate::ipam::{Claim, Claims, Step, Wish};
 use crate::ipvs::{Client, Table};
 use crate::keepalived::{self, Carried, Paths};
-use crate::model::{Family, Finding};
+use crate::marks::Marks;
+use crate::model::{Family, Finding, Frontend};
 use crate::net::{self, HostFacts, hops, peers};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
@@ -83,7 +84,8 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
     let build = keepalived::Build { dbus: true };
     let loaded = settings::in_force(&host, snapshot.settings_text(), None).0;
     let (reach, down, dead) = (Reach::default(), Down::new(), BTreeSet::new());
-    let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &down };
+    let marks = BTreeMap::new();
+    let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &down, marks: &marks };
     let mut view = view(heading, &loaded.settings, &snapshot, host, Table::new(), None, build);
     view.findings.splice(..0, unread.into_iter().chain(loaded.findings));
     view.folder = Some(folder.to_owned());
@@ -122,7 +124,8 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     // What only the daemon knows; without one nothing of it is.
     let status = daemon::ask().await.unwrap_or_default();
     let dead = status.dead_nodes.iter().cloned().collect();
-    let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &Down::new() };
+    let marks = owned.marked.iter().copied().collect();
+    let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &Down::new(), marks: &marks };
     let down = down(&status, || desired(&loaded.settings, &snapshot, host));
     let host = Known { down: &down, ..host };
     let mut view = view(heading, &loaded.settings, &snapshot, host, table, current.as_deref(), build);
@@ -169,6 +172,8 @@ struct Known<'a> {
     dead: &'a BTreeSet<String>,
     /// Endpoints that do not answer their health checks.
     down: &'a Down,
+    /// The marks that frontends have.
+    marks: &'a BTreeMap<Frontend, Marks>,
 }
 
 /// What the daemon says of health checks, for those that are wanted.
@@ -238,15 +243,18 @@ fn view(
 }
 
 fn desired(settings: &Settings, snapshot: &Snapshot, host: Known) -> Desired {
-    let Known { facts, reach, dead, down } = host;
+    let Known { facts, reach, dead, down, marks } = host;
     let leaving = derive::Leaving::new();
-    derive::derive(&Inputs { settings, snapshot, facts, dead, leaving: &leaving, unhealthy: down, reach })
+    let inputs = Inputs { settings, snapshot, facts, dead, leaving: &leaving, unhealthy: down, reach };
+    Deriver::keeping(marks.clone()).derive(&inputs).0
 }
 
 /// What mode dsr would find, where it is served.
 async fn reach(settings: &Settings, snapshot: &Snapshot, facts: &HostFacts) -> anyhow::Result<Reach> {
     let (nowhere, nobody, none) = (Reach::default(), BTreeSet::new(), Down::new());
-    let first = desired(settings, snapshot, Known { facts, reach: &nowhere, dead: &nobody, down: &none });
+    let marks = BTreeMap::new();
+    let host = Known { facts, reach: &nowhere, dead: &nobody, down: &none, marks: &marks };
+    let first = desired(settings, snapshot, host);
     if first.ruleset.steering.frontends.is_empty() {
         return Ok(Reach::default());
     }

@@ -87,6 +87,7 @@ pub struct Decision {
 impl Core {
     /// A daemon that knows its settings, its host and what an earlier run owned.
     pub fn new(settings: Settings, facts: HostFacts, owned: Owned) -> Self {
+        let deriver = Deriver::keeping(owned.marked.iter().copied().collect());
         Self {
             settings,
             facts,
@@ -101,7 +102,7 @@ impl Core {
             refusals: Refusals::default(),
             unrouted: None,
             written: Arc::default(),
-            deriver: Deriver::default(),
+            deriver,
             doubted: None,
             real_servers: 0,
             members: Members::default(),
@@ -189,10 +190,12 @@ impl Core {
 
     /// Takes what is wanted into ownership; true when the list on disk must be written before anything is done.
     pub fn own(&mut self, desired: &Desired) -> bool {
-        let before = self.owned.vips.len() + self.owned.marks.len();
+        let count = |owned: &Owned| owned.vips.len() + owned.marks.len() + owned.marked.len();
+        let before = count(&self.owned);
         self.owned.vips.extend(desired.vips.keys());
         self.owned.marks.extend(wanted_marks(desired));
-        self.owned.vips.len() + self.owned.marks.len() != before
+        self.owned.marked.extend(desired.assignment.marks());
+        count(&self.owned) != before
     }
 
     /// Lets go of that of which nothing is left; true when the list on disk must be written.
@@ -211,6 +214,7 @@ impl Core {
                 || vips.contains(vip)
         });
         self.owned.marks.retain(|mark| marks.contains(mark));
+        self.owned.marked = desired.assignment.marks().into_iter().collect();
         self.owned != before
     }
 

@@ -157,7 +157,7 @@ impl Task {
     }
 
     /// Its frontends of mode dsr, with their marks.
-    pub fn marks(&self) -> impl Iterator<Item = (Frontend, Marks)> {
+    fn marks(&self) -> impl Iterator<Item = (Frontend, Marks)> {
         self.serving().filter_map(|(frontend, serving)| Some((*frontend, serving.marks?)))
     }
 
@@ -168,16 +168,23 @@ impl Task {
     }
 }
 
-/// Assigns frontends to Services.
-pub fn assign(inputs: &Inputs) -> Assignment {
-    let (here, by_host) = assigned(inputs);
+impl Assignment {
+    /// The frontends of mode dsr, with their marks.
+    pub fn marks(&self) -> BTreeMap<Frontend, Marks> {
+        self.tasks.values().flat_map(|task| task.marks()).collect()
+    }
+}
+
+/// Assigns frontends to Services; those of mode dsr that have `marks` keep them.
+pub fn assign(inputs: &Inputs, marks: &BTreeMap<Frontend, Marks>) -> Assignment {
+    let (here, by_host) = assigned(inputs, marks);
     let nowhere = HostFacts::default();
-    let elsewhere = by_host.then(|| Arc::new(assigned(&Inputs { facts: &nowhere, ..*inputs }).0));
+    let elsewhere = by_host.then(|| Arc::new(assigned(&Inputs { facts: &nowhere, ..*inputs }, marks).0));
     Assignment { elsewhere, ..here }
 }
 
 /// What is assigned by the facts of `inputs`, and whether these keep something from being served.
-fn assigned(inputs: &Inputs) -> (Assignment, bool) {
+fn assigned(inputs: &Inputs, marks: &BTreeMap<Frontend, Marks>) -> (Assignment, bool) {
     let policy = Policy::new(inputs);
     let mut asks = Asks::gather(inputs, &policy);
     let mut findings = std::mem::take(&mut asks.findings);
@@ -207,7 +214,7 @@ fn assigned(inputs: &Inputs) -> (Assignment, bool) {
     for (vip, asked) in asks.vips.iter().filter(|(vip, _)| carried(vip)) {
         tasks.vip(*vip, asked);
     }
-    tasks.mark();
+    tasks.mark(marks);
     let announced = tasks.announced();
     let held = asks.vips.iter().filter(|(vip, _)| carried(vip));
     let source_ranges = tasks.source_ranges();
@@ -369,13 +376,13 @@ impl Tasks<'_> {
 
     /// Gives the frontends of mode dsr their marks. Those of the youngest Services for which there are none left are not
     /// served.
-    fn mark(&mut self) {
+    fn mark(&mut self, before: &BTreeMap<Frontend, Marks>) {
         let bits = self.inputs.settings.dsr.mark_bits;
         let mut owners: Vec<(&Owner, &Task)> = self.by_owner.iter().collect();
         owners.sort_by_key(|(owner, _)| self.age(owner));
         let dsr = |(_, task): (_, &Task)| task.of_modes(|mode| mode == Mode::Dsr).collect::<Vec<_>>();
         let frontends: Vec<Frontend> = owners.into_iter().flat_map(dsr).collect();
-        let marks = bits.allot(frontends.iter());
+        let marks = bits.allot(frontends.iter(), before);
         for (owner, task) in &mut self.by_owner {
             let Task::Service { frontends, .. } = task else { continue };
             for (frontend, serving) in frontends.iter_mut().filter(|(_, one)| one.mode == Mode::Dsr) {

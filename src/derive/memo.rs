@@ -20,6 +20,7 @@ use super::serve::{Context, Part, serve};
 use super::{Desired, Inputs, Leaving, Owner, steering};
 use crate::config::Settings;
 use crate::health::check::{Down, Target};
+use crate::marks::Marks;
 use crate::model::{Frontend, ObjectKey};
 use crate::net::{HostFacts, PolicyRoute};
 use crate::nft::{self, Steering};
@@ -42,6 +43,8 @@ pub enum Changed {
 pub struct Deriver {
     before: Option<Before>,
     assignment: Arc<Assignment>,
+    /// The marks of the frontends of mode dsr, to be kept.
+    marks: BTreeMap<Frontend, Marks>,
     context: Context,
     slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     parts: BTreeMap<Owner, Part>,
@@ -123,6 +126,11 @@ fn same_map(before: Option<&OrdMap<String, String>>, now: Option<&OrdMap<String,
 }
 
 impl Deriver {
+    /// One that remembers nothing but the marks of frontends of mode dsr.
+    pub fn keeping(marks: BTreeMap<Frontend, Marks>) -> Self {
+        Self { marks, ..Self::default() }
+    }
+
     /// Derives what this host should do, and tells what differs from last time.
     pub fn derive(&mut self, inputs: &Inputs) -> (Desired, Changed) {
         let first = self.before.is_none();
@@ -161,7 +169,8 @@ impl Deriver {
 
     /// Assigns anew; true when something came out differently, and those whose tasks did are `dirty`.
     fn assign(&mut self, inputs: &Inputs, dirty: &mut BTreeSet<Owner>) -> bool {
-        let fresh = assign(inputs);
+        let fresh = assign(inputs, &self.marks);
+        self.marks = fresh.marks();
         if fresh == *self.assignment {
             return false;
         }
@@ -393,7 +402,7 @@ impl Deriver {
 
     /// Whether packets are steered: those of mode dsr, and this host's own to its own servers.
     fn steers(&self) -> bool {
-        !self.inward.is_empty() || self.assignment.tasks.values().any(|task| task.marks().next().is_some())
+        !self.inward.is_empty() || !self.marks.is_empty()
     }
 
     fn policy_routes(&self, inputs: &Inputs) -> BTreeSet<PolicyRoute> {

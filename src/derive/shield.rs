@@ -88,7 +88,8 @@ mod tests {
             unhealthy: &crate::health::check::Down::new(),
             reach: &crate::derive::Reach::default(),
         };
-        let shielded: Vec<String> = assign(&inputs).shielded.iter().map(|one| one.vip.to_string()).collect();
+        let shielded: Vec<String> =
+            assign(&inputs, &BTreeMap::new()).shielded.iter().map(|one| one.vip.to_string()).collect();
         assert_eq!(shielded, expected, "{shield:?} with {link}");
     }
 

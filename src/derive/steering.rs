@@ -1,7 +1,7 @@
 //! What mode dsr needs of nftables and routing on this node: which packets go to which of its virtual servers, and that
 //! packets to a VIP come to IPVS although the VIP is on another node. Mode nat needs a little of it, for this node's own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Assignment, Desired, Inputs};
 use crate::config::Settings;
@@ -17,7 +17,7 @@ pub fn of(
     inputs: &Inputs,
 ) -> Steering {
     let bits = inputs.settings.dsr.mark_bits;
-    let frontends: BTreeMap<_, _> = assignment.tasks.values().flat_map(|task| task.marks()).collect();
+    let frontends = assignment.marks();
     if frontends.is_empty() {
         return Steering { bits, inward, ..Steering::default() };
     }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kvip::config::Mode;
+use kvip::daemon::Ledger;
+use kvip::daemon::pass::Ledger as _;
 use kvip::ipvs::{Key, VirtualServer};
+use kvip::marks::Marks;
 use kvip::model::{Backend, Family, Finding, ObjectKey};
 use kvip::net::{Address, Hop, Hops, Link, MacAddress, PolicyRoute, Way, Wraps};
 use kvip::snapshot::Snapshot;
@@ -442,6 +445,26 @@ fn nothing_is_left_when_the_mode_is_another() {
     assert!(world.kernel().facts.borrow().policy_routes.is_empty());
     assert!(world.kernel().written.steering.frontends.is_empty());
     assert_eq!(world.status().faults, 0);
+}
+
+/// By the rules that are in the kernel its packets have them until the next are written.
+#[test]
+fn a_frontend_keeps_its_marks_in_the_next_run() {
+    let world = serving();
+    let marked = |world: &World| Ledger::new(&world.paths.state).load().unwrap().marked;
+    let [(frontend, marks)] = marked(&world).into_iter().collect::<Vec<_>>()[..] else { panic!() };
+    assert_eq!(frontend, nginx());
+    let others = Marks { peers: marks.peers ^ 2, own: marks.own ^ 2 };
+    let mut owned = Ledger::new(&world.paths.state).load().unwrap();
+    owned.marked = [(frontend, others)].into();
+    Ledger::new(&world.paths.state).save(&owned).unwrap();
+    let mut world = world.restart(settings());
+    world.list(dsr_snapshot());
+    world.turn();
+    assert_eq!(world.kernel().written.steering.frontends, [(frontend, others)].into());
+    world.event(snapshot());
+    world.after(1);
+    assert_eq!(marked(&world), [].into());
 }
 
 #[test]

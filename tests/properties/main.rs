@@ -325,7 +325,8 @@ proptest! {
             let checked = before.checked.iter().enumerate().filter(|(position, _)| falls(*position));
             let down = checked.map(|(_, target)| (target.clone(), Arc::<str>::from("no answer"))).collect();
             let (kept, changed) = derived(&mut deriver, &now, &dead, &down);
-            let (fresh, _) = derived(&mut Deriver::default(), &now, &dead, &down);
+            let marks = before.assignment.marks();
+            let (fresh, _) = derived(&mut Deriver::keeping(marks), &now, &dead, &down);
             prop_assert_eq!(&kept, &fresh);
             state = said(&now, &kept, &state);
             prop_assert_eq!(&state, &said(&now, &fresh, &State::default()));
