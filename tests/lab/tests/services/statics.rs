@@ -7,9 +7,6 @@ use anyhow::{Context as _, Result};
 use kvip_lab::asking::{Asking, explain, items, must, wait_for_answer, wait_until_gone};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::{Lab, Node};
-use kvip_lab::peer::Transport;
-use kvip_lab::peer::ask::Question;
-use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::{SOON, VIP};
 
 use super::{asking, delete};
@@ -56,14 +53,12 @@ fn answering(lab: &Lab) -> BTreeSet<String> {
 
 /// Each node's own processes are answered by all backends, the node's own among them, whoever holds the VIP.
 fn nodes_are_answered(lab: &Lab) -> Result<()> {
-    let target = format!("{STATIC}:6443").parse().context("a constant address")?;
-    let question = Question::new(Transport::Tcp, target);
+    let script = format!("for i in $(seq 18); do curl -s -m 3 http://{STATIC}:6443/ || echo nobody; done");
     for node in lab.nodes() {
-        let name = node.spec().name;
-        let report = lab.ask(Asker::Node(name), &question, 18)?;
-        println!("{STATIC} from {name}: {report}");
-        let all = report.failures().is_empty() && report.nodes().len() == 3;
-        must(lab, all, &format!("{name}'s own processes at {STATIC}: {report}"))?;
+        let answers = node.must_within(SOON, &script)?;
+        let by: BTreeSet<&str> = answers.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        println!("{STATIC} from {}: {by:?}", node.spec().name);
+        must(lab, by.len() == 3 && !by.contains("nobody"), &format!("{}: {answers}", node.spec().name))?;
     }
     Ok(())
 }
