@@ -52,6 +52,8 @@ fn a_host_without_ipv6_serves_ipv4() -> Result<()> {
     let lab = serving()?;
     let name = backup(&lab)?;
     let node = lab.node(name);
+    // What a boot is to find again must not be in the dead machine's memory alone.
+    node.must("sync")?;
     node.kill()?;
     node.boot_without_ipv6()?;
     let ready = lab.wait_for("the IPv4 half of a table", MINUTES, || {
