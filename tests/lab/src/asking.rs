@@ -14,7 +14,9 @@ use crate::scenario::{SOON, diagnosis, finding};
 
 /// The load balancer class of kvip.
 pub const CLASS: &str = "kvip.io/kvip";
-/// Pools of both families, one that has to be named, and no tenants: all namespaces may ask for all.
+/// Pools of both families, one that has to be named, one for Services that name an address, and no tenants: all namespaces may
+/// ask for all. What a test gave back rests for longer than the next ones take, so there is room, and nobody gets an address by
+/// chance that a later test names.
 pub const POOLS: &str = r#"
 [asking]
 external_ips = true
@@ -22,11 +24,16 @@ takeover_after = "10s"
 
 [[pools]]
 name = "lan"
-addresses = ["10.87.2.64-10.87.2.95", "fd00:87:2::100-fd00:87:2::11f"]
+addresses = ["10.87.2.128-10.87.2.191", "fd00:87:2::140-fd00:87:2::1ff"]
 
 [[pools]]
 name = "named"
 addresses = ["10.87.2.96/29"]
+auto_assign = false
+
+[[pools]]
+name = "wished"
+addresses = ["10.87.2.64-10.87.2.95", "fd00:87:2::100-fd00:87:2::11f"]
 auto_assign = false
 "#;
 
