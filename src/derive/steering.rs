@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::assign::own_addresses;
 use super::{Assignment, Desired, Inputs};
 use crate::config::Settings;
 use crate::model::{Family, Frontend};
@@ -22,15 +23,13 @@ pub fn of(
         return Steering { bits, inward, ..Steering::default() };
     }
     let peers = &desired.peers;
-    let own = inputs.facts.addresses.iter();
-    let own = own.filter(|address| !address.marked_as_vip() && !address.ip.is_loopback());
     Steering {
         bits,
         frontends,
         peers: peers.iter().filter_map(|address| inputs.reach.macs.get(address)).copied().collect(),
         nodes: BTreeSet::clone(peers),
         tunnels: tunnels(desired, inputs),
-        host: own.map(|address| address.ip).collect(),
+        host: own_addresses(inputs).into_iter().filter(|address| !address.is_loopback()).collect(),
         left: !assignment.yielded.is_empty(),
         inward,
     }

@@ -164,6 +164,14 @@ impl Bench {
         Self { _root: root, paths, fake, wants, facts, status }
     }
 
+    /// keepalived runs, and has taken so many VIPs.
+    async fn serving(vips: u32) -> Self {
+        let mut bench = Self::new("active");
+        bench.want(config(vips));
+        bench.until_active(vips as usize).await;
+        bench
+    }
+
     fn want(&self, config: Config) {
         self.wants.send(Some(config)).unwrap();
     }
@@ -200,9 +208,7 @@ async fn a_fresh_host_is_started_and_then_reloaded() {
 
 #[tokio::test(start_paused = true)]
 async fn changes_that_come_together_cost_one_reload() {
-    let mut bench = Bench::new("active");
-    bench.want(config(1));
-    bench.until_active(1).await;
+    let mut bench = Bench::serving(1).await;
     bench.fake.asked();
     for vips in 2..=9 {
         bench.want(config(vips));
@@ -241,9 +247,7 @@ async fn a_restart_of_kvip_reloads_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_keepalived_that_falls_gets_its_file_back() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     let good = bench.text();
     bench.fake.asked();
     bench.fake.with(|inner| inner.falls_over = Some("10.0.1.2/32"));
@@ -266,9 +270,7 @@ async fn a_keepalived_that_falls_gets_its_file_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_by_hand_right_after_a_reload_is_respected() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     bench.fake.asked();
     bench.fake.with(|inner| {
         inner.meanwhile = Some(|inner| {
@@ -293,9 +295,7 @@ async fn a_stop_by_hand_right_after_a_reload_is_respected() {
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_right_after_a_reload_is_no_fall() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     bench.fake.asked();
     bench.fake.with(|inner| {
         inner.meanwhile = Some(|inner| {
@@ -312,9 +312,7 @@ async fn a_restart_right_after_a_reload_is_no_fall() {
 
 #[tokio::test(start_paused = true)]
 async fn a_keepalived_that_each_reload_replaces_gets_its_file_back() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     let good = bench.text();
     bench.fake.asked();
     bench.fake.with(|inner| inner.meanwhile = Some(|inner| inner.unit.main_pid += 1));
@@ -350,9 +348,7 @@ async fn an_interrupted_write_is_rolled_back_too() {
 
 #[tokio::test(start_paused = true)]
 async fn a_fall_is_seen_as_one_after_systemd_has_ended_the_rest_of_it() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     let good = bench.text();
     bench.fake.with(|inner| inner.meanwhile = Some(|inner| inner.unit.active = "deactivating".into()));
     bench.want(config(3));
@@ -367,9 +363,7 @@ async fn a_fall_is_seen_as_one_after_systemd_has_ended_the_rest_of_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_keepalived_that_cannot_be_started_carries_nothing() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     bench.fake.with(|inner| {
         inner.falls_over = Some("10.0.1.1/32");
         inner.unit.active = "failed".into();
@@ -386,9 +380,7 @@ async fn a_keepalived_that_cannot_be_started_carries_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_keepalived_that_dies_during_a_refusal_carries_nothing() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     bench.facts.send_replace(HostFacts::default());
     bench.want(config(3));
     let status = bench.until(|status| matches!(status.state, State::Refused(_))).await;
@@ -399,9 +391,7 @@ async fn a_keepalived_that_dies_during_a_refusal_carries_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_keepalived_that_is_being_stopped_carries_its_vips_still() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     bench.fake.with(|inner| inner.unit.active = "deactivating".into());
     bench.until(|status| status.state == State::Waiting("for keepalived to stop".into())).await;
     sleep(LOOK_AGAIN).await;
@@ -413,9 +403,7 @@ async fn a_keepalived_that_is_being_stopped_carries_its_vips_still() {
 
 #[tokio::test(start_paused = true)]
 async fn a_keepalived_that_dies_while_a_text_is_left_alone_is_started_with_the_one_before() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     bench.fake.with(|inner| inner.falls_over = Some("10.0.1.2/32"));
     bench.want(config(3));
     bench.until(|status| matches!(status.state, State::Failed(_))).await;
@@ -437,9 +425,7 @@ async fn a_first_file_that_keepalived_does_not_start_with_is_removed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_file_is_never_put_in_place() {
-    let mut bench = Bench::new("active");
-    bench.want(config(1));
-    bench.until_active(1).await;
+    let mut bench = Bench::serving(1).await;
     bench.fake.asked();
     let good = bench.text();
     bench.fake.with(|inner| inner.refuses = Some("10.0.1.1/32"));
@@ -516,9 +502,7 @@ async fn a_foreign_file_stays_and_its_owner_is_told_what_to_add() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_leaves_reloads_without_instances_and_leaves_no_file() {
-    let mut bench = Bench::new("active");
-    bench.want(config(2));
-    bench.until_active(2).await;
+    let mut bench = Bench::serving(2).await;
     bench.want(none());
     let status = bench.until(|status| status.state == State::Idle).await;
     assert!(status.vips.is_empty());
@@ -560,9 +544,7 @@ async fn a_mark_that_has_outlived_its_stop_goes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_is_forgotten_when_nothing_is_to_run() {
-    let mut bench = Bench::new("active");
-    bench.want(config(1));
-    bench.until_active(1).await;
+    let mut bench = Bench::serving(1).await;
     bench.want(none());
     bench.until(|status| status.state == State::Idle).await;
     bench.fake.asked();
