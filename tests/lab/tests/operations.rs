@@ -109,36 +109,42 @@ fn a_keepalived_that_had_nothing_to_run_is_started_again() -> Result<()> {
 /// keepalived itself notices that kvip is gone, and what has moved then stays where it is when kvip is back.
 #[test]
 fn a_holder_without_kvip_yields_after_a_while() -> Result<()> {
-    let lab = serving()?;
-    let soon_gone = Settings { extra: "gone_after = \"5s\"".to_owned(), ..Settings::default() };
-    take_settings(&lab, &soon_gone, "terminate_delay 5\n")?;
-    let holder = lab.wait_for_holder()?;
-    let node = lab.node(holder);
-    with_a_soft_hand_over(&lab, || {
-        node.must_within(SOON, "systemctl stop kvip")?;
-        another_holder(&lab, holder)
-    })?;
-    node.must_within(SOON, "systemctl start kvip")?;
-    wait_until_settled(&lab)?;
-    ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
-    take_settings(&lab, &Settings::default(), "terminate_delay 60\n")
+    check_yields(
+        |node| node.must_within(SOON, "systemctl stop kvip").map(drop),
+        |node, _| node.must_within(SOON, "systemctl start kvip").map(drop),
+    )
 }
 
 /// keepalived sees a kvip that systemd starts again and again, so it is that kvip itself which notices.
 #[test]
 fn a_holder_whose_kvip_ends_at_each_start_yields_too() -> Result<()> {
+    check_yields(
+        |node| {
+            node.write("/etc/kvip/config.toml", b"wrong = true\n")?;
+            node.run_within(SOON, "systemctl restart --no-block kvip", b"").map(drop)
+        },
+        |node, settings| {
+            node.write("/etc/kvip/config.toml", settings.toml().as_bytes())?;
+            node.must_within(SOON, "systemctl restart kvip").map(drop)
+        },
+    )
+}
+
+/// The holder hands over softly when its kvip goes, where that counts as gone after 5 s, and takes nothing back when it comes.
+fn check_yields(
+    go: impl FnOnce(&Node<'_>) -> Result<()>,
+    come: impl FnOnce(&Node<'_>, &Settings) -> Result<()>,
+) -> Result<()> {
     let lab = serving()?;
     let soon_gone = Settings { extra: "gone_after = \"5s\"".to_owned(), ..Settings::default() };
     take_settings(&lab, &soon_gone, "terminate_delay 5\n")?;
     let holder = lab.wait_for_holder()?;
     let node = lab.node(holder);
     with_a_soft_hand_over(&lab, || {
-        node.write("/etc/kvip/config.toml", b"wrong = true\n")?;
-        node.run_within(SOON, "systemctl restart --no-block kvip", b"")?;
+        go(&node)?;
         another_holder(&lab, holder)
     })?;
-    node.write("/etc/kvip/config.toml", soon_gone.toml().as_bytes())?;
-    node.must_within(SOON, "systemctl restart kvip")?;
+    come(&node, &soon_gone)?;
     wait_until_settled(&lab)?;
     ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
     take_settings(&lab, &Settings::default(), "terminate_delay 60\n")
