@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use kvip::keepalived::{
-    Build, Config, Instance, Paths, Unicast, binary, keepalived_accepts, render, vips_in,
+    Build, Config, Instance, Paths, Unicast, binary, keepalived_accepts, render, render_fragment, vips_in,
 };
 use kvip::model::{Family, Vrid};
 
@@ -94,6 +94,27 @@ fn golden_files_are_accepted() {
     });
     check("no-vips.conf", &config(vec![instance(Family::V4, [])]));
     check("no-member.conf", &config(vec![]));
+}
+
+/// Somebody's VRRPv2 with a password, which version 3 does not have, and kvip's beside it.
+#[test]
+fn a_fragment_leaves_other_instances_as_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fragment = folder.path().join("kvip.conf");
+    let main = folder.path().join("keepalived.conf");
+    let foreign = "global_defs {\n    router_id theirs\n}\nvrrp_instance theirs {\n    interface eth0\n    virtual_router_id 77\n    \
+                   authentication {\n        auth_type PASS\n        auth_pass secret\n    }\n    \
+                   virtual_ipaddress {\n        10.87.2.77\n    }\n}\n";
+    fs::write(&main, format!("{foreign}include {}\n", fragment.display())).expect("write");
+    let refused_with = |text: String| {
+        fs::write(&fragment, text).expect("write");
+        let output = keepalived_t(&main);
+        (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(refused_with(render_fragment(&dual_stack(), &Paths::default())), None);
+    // What the fragment must not say.
+    let whole = refused_with(render(&dual_stack(), &Paths::default(), Build { dbus: false }));
+    assert!(whole.expect("a refusal").contains("authentication"));
 }
 
 #[test]

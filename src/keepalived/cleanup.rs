@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::handover::{WhenAlone, hand_over, vrids_here};
 use super::place::Disk;
-use super::{Config, Paths, Service, hold, render, vips_in};
+use super::{Config, Paths, Service, hold, vips_in};
 use crate::files::{self, FileError};
 use crate::model::Vrid;
 use crate::net;
@@ -38,7 +38,7 @@ pub async fn cleanup<S: Service>(paths: &Paths, service: &mut S) -> anyhow::Resu
     hand_over(paths, &vrids, HAND_OVER_LIMIT, WhenAlone::GoDown, async || net::read().await).await?;
     if service.state().await?.runs() {
         let build = service.build().await?;
-        files::replace(&place.path(paths), render(&Config::default(), paths, build), files::PUBLIC)?;
+        files::replace(&place.path(paths), place.render(&Config::default(), paths, build), files::PUBLIC)?;
         service.reload().await?;
         wait_for_vips_to_leave(text).await?;
     }

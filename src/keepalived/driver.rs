@@ -12,6 +12,7 @@ mod act;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -19,6 +20,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use self::act::{Before, Distrusted};
+use super::binary::BinaryError;
 use super::place::{Disk, Place};
 use super::service::Service;
 use super::status::{State, Status};
@@ -241,17 +243,30 @@ impl<S: Service> Driver<S> {
             status.state = State::Waiting("for keepalived to read its configuration".to_owned());
             status.vips.merge(carried_in(text));
         });
-        files::publish(&draft, &path)?;
         let before = Before { place, text: view.disk.ours(place).map(str::to_owned) };
-        if place == (Place::Fragment { included: true })
-            && let Err(error) = self.service.accepts(&self.paths.keepalived_conf).await
-        {
-            before.restore(&self.paths)?;
-            return Err(error.into());
+        if place == (Place::Fragment { included: true }) {
+            self.publish_included(&draft, &path, &before).await?;
+        } else {
+            files::publish(&draft, &path)?;
         }
         match act {
             Some(act) => self.act(view, act, text, Some(before)).await,
             None => Ok(()),
+        }
+    }
+
+    /// Publishes the fragment unless keepalived refuses the two files together for its sake. What it says of the other's
+    /// file anyway, a warning perhaps, is for the other to mend.
+    async fn publish_included(&mut self, draft: &Path, path: &Path, before: &Before) -> Result<(), Trouble> {
+        let said = |answer: Result<(), BinaryError>| answer.err().map(|error| error.to_string());
+        let as_it_was = said(self.service.accepts(&self.paths.keepalived_conf).await);
+        files::publish(draft, path)?;
+        match self.service.accepts(&self.paths.keepalived_conf).await {
+            Err(error) if as_it_was != Some(error.to_string()) => {
+                before.restore(&self.paths)?;
+                Err(error.into())
+            }
+            _ => Ok(()),
         }
     }
 

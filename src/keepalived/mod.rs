@@ -29,7 +29,7 @@ pub use driver::spawn;
 pub use handover::hand_over;
 pub use parse::{carried_in, is_ours, vips_in};
 pub use paths::Paths;
-pub use render::{Build, MARKER, render};
+pub use render::{Build, MARKER, render, render_fragment};
 pub use service::{Service, unit};
 pub use status::{State, Status};
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Paths, is_ours};
+use super::{Build, Config, Paths, is_ours, render, render_fragment};
 use crate::files::{self, FileError};
 
 /// keepalived's files as they are on disk.
@@ -74,6 +74,14 @@ impl Place {
         match self {
             Self::Main => paths.keepalived_conf.clone(),
             Self::Fragment { .. } => paths.fragment(),
+        }
+    }
+
+    /// What the file says for `config`.
+    pub fn render(self, config: &Config, paths: &Paths, build: Build) -> String {
+        match self {
+            Self::Main => render(config, paths, build),
+            Self::Fragment { .. } => render_fragment(config, paths),
         }
     }
 }

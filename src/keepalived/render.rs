@@ -33,6 +33,17 @@ const GLOBALS: &str = "    vrrp_version 3
     max_auto_priority -1
 ";
 
+/// The same for each instance of kvip's in a file beside somebody else's. What else is said once for all instances of a
+/// keepalived is theirs to say: version 3 would take the authentication of theirs away.
+const TUNING: &str = "    version 3
+    garp_master_delay 1
+    garp_master_repeat 2
+    garp_lower_prio_delay 1
+    garp_lower_prio_repeat 1
+    garp_master_refresh 60
+    garp_master_refresh_repeat 1
+";
+
 /// What the installed keepalived was built with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Build {
@@ -40,16 +51,21 @@ pub struct Build {
     pub dbus: bool,
 }
 
-/// The whole file for `config`. The same configuration gives the same text.
+/// The whole `keepalived.conf` for `config`. The same configuration gives the same text.
 pub fn render(config: &Config, paths: &Paths, build: Build) -> String {
-    let mut text = format!("{MARKER}\nglobal_defs {{\n    router_id {}\n{GLOBALS}", config.router_id);
-    if build.dbus {
-        text.push_str("    enable_dbus\n");
-    }
-    text.push_str("}\n");
-    if config.instances.is_empty() {
-        return text;
-    }
+    let dbus = if build.dbus { "    enable_dbus\n" } else { "" };
+    let globals = format!("global_defs {{\n    router_id {}\n{GLOBALS}{dbus}}}\n", config.router_id);
+    format!("{MARKER}\n{globals}{}", instances(config, paths, ""))
+}
+
+/// The file for `config` that somebody else's `keepalived.conf` includes. It changes nothing for their instances.
+pub fn render_fragment(config: &Config, paths: &Paths) -> String {
+    format!("{MARKER}\n{}", instances(config, paths, TUNING))
+}
+
+/// The instances, each with `tuning` of its own, after what they track.
+fn instances(config: &Config, paths: &Paths, tuning: &str) -> String {
+    let mut text = String::new();
     for (name, gone_after) in config.instances.iter().map(|i| watch(config, i)).collect::<BTreeMap<_, _>>() {
         text.push_str(&track_process(&name, gone_after, paths));
     }
@@ -57,7 +73,7 @@ pub fn render(config: &Config, paths: &Paths, build: Build) -> String {
         text.push_str(&track_file(vrid, paths));
     }
     for instance in &config.instances {
-        text.push_str(&vrrp_instance(instance, &watch(config, instance).0));
+        text.push_str(&vrrp_instance(instance, &watch(config, instance).0, tuning));
     }
     text
 }
@@ -98,7 +114,7 @@ fn track_file(vrid: Vrid, paths: &Paths) -> String {
     format!("track_file kvip_{vrid} {{\n    file \"{}\"\n    weight 1\n}}\n", paths.weight(vrid).display())
 }
 
-fn vrrp_instance(instance: &Instance, process: &str) -> String {
+fn vrrp_instance(instance: &Instance, process: &str, tuning: &str) -> String {
     let vrid = instance.vrid;
     let mut text = format!(
         "vrrp_instance {} {{
@@ -113,6 +129,7 @@ fn vrrp_instance(instance: &Instance, process: &str) -> String {
         instance.priority,
         seconds(instance.advert)
     );
+    text.push_str(tuning);
     if let Some(unicast) = &instance.unicast {
         text.push_str(&unicast_lines(unicast));
     }

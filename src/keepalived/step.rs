@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::place::{Disk, Place};
-use super::{Build, Config, Paths, carried_in, render};
+use super::{Build, Config, Paths, carried_in};
 use crate::unit::{UnitError, UnitState};
 
 /// How many VIPs join a running keepalived at once: it sends no adverts while it adds addresses, and a thousand in one
@@ -88,7 +88,7 @@ pub fn next_step(view: &View, want: &Config, paths: &Paths) -> Step {
     if let Some(error) = view.unit.obstacle() {
         return Step::Wait(Obstacle::Unit(error));
     }
-    let text = render(&next_config(view, here, want), paths, view.build);
+    let text = place.render(&next_config(view, here, want), paths, view.build);
     let written = here == Some(&*text);
     match keepalived_next(view, place, want) {
         Next::Wait(obstacle) if written => Step::Wait(obstacle),

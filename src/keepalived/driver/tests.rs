@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::super::binary::BinaryError;
 use super::super::check::Refusal;
-use super::super::{Instance, render};
+use super::super::{Instance, render, render_fragment};
 use super::act::{DISTRUST, STEADY};
 use super::*;
 use crate::model::{Family, Vrid};
@@ -32,6 +32,8 @@ struct Inner {
     falls_over: Option<&'static str>,
     /// It refuses a file with this text.
     refuses: Option<&'static str>,
+    /// It refuses `keepalived.conf` beside a fragment with this text.
+    clashes: Option<&'static str>,
     bus: Result<(), UnitError>,
     /// What somebody else does to it right after each reload.
     meanwhile: Option<fn(&mut Inner)>,
@@ -43,8 +45,8 @@ impl Fake {
             UnitState { load: "loaded".into(), active: active.into(), main_pid: 7, ..UnitState::default() };
         let paths = paths.clone();
         let (asked, read) = (vec![], vec![]);
-        let (falls_over, refuses, meanwhile) = (None, None, None);
-        let inner = Inner { paths, unit, asked, read, falls_over, refuses, bus: Ok(()), meanwhile };
+        let (falls_over, refuses, clashes, meanwhile) = (None, None, None, None);
+        let inner = Inner { paths, unit, asked, read, falls_over, refuses, clashes, bus: Ok(()), meanwhile };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -99,10 +101,13 @@ impl Service for Fake {
 
     async fn accepts(&mut self, file: &Path) -> Result<(), BinaryError> {
         let text = files::read(file).unwrap().unwrap();
-        match self.with(|inner| inner.refuses) {
-            Some(word) if text.contains(word) => Err(Refusal::Keepalived(word.to_owned()).into()),
-            _ => Ok(()),
-        }
+        let reasons: Vec<_> = self.with(|inner| {
+            let fragment = files::read(&inner.paths.fragment()).unwrap().unwrap_or_default();
+            let clash =
+                inner.clashes.filter(|word| *file == inner.paths.keepalived_conf && fragment.contains(word));
+            inner.refuses.filter(|word| text.contains(word)).into_iter().chain(clash).collect()
+        });
+        if reasons.is_empty() { Ok(()) } else { Err(Refusal::Keepalived(reasons.join("; ")).into()) }
     }
 }
 
@@ -362,6 +367,24 @@ async fn a_foreign_file_stays_and_its_owner_is_told_what_to_add() {
         .unwrap();
     bench.until_active(1).await;
     assert_eq!(bench.fake.asked(), ["reload"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_a_foreign_file_only_what_the_fragment_does_to_it_counts() {
+    let mut bench = Bench::with_files("active", |paths| {
+        let foreign = format!("vrrp_instance A {{\n    warned\n}}\n{}\n", paths.include_line());
+        files::replace(&paths.keepalived_conf, foreign, files::PUBLIC).unwrap();
+    });
+    bench.fake.with(|inner| inner.refuses = Some("warned"));
+    bench.want(config(1));
+    bench.until_active(1).await;
+    let fragment = |bench: &Bench| files::read(&bench.paths.fragment()).unwrap();
+    assert_eq!(fragment(&bench), Some(render_fragment(&config(1), &bench.paths)));
+    bench.fake.with(|inner| inner.clashes = Some("10.0.1.1/32"));
+    bench.want(config(2));
+    let status = bench.until(|status| matches!(status.state, State::Refused(_))).await;
+    assert!(status.problem.unwrap().text.contains("warned; 10.0.1.1/32"));
+    assert_eq!(fragment(&bench), Some(render_fragment(&config(1), &bench.paths)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{Instance, MARKER};
+use super::super::{Instance, MARKER, render, render_fragment};
 use super::*;
 use crate::model::{Family, Vrid};
 
@@ -129,13 +129,14 @@ fn a_foreign_file_is_never_written() {
     let foreign = "vrrp_instance A {\n}\n".to_owned();
     let fragment = |included| Place::Fragment { included };
     let want = config(2);
+    let text = render_fragment(&want, &Paths::default());
     let mut view = view(Some(foreign.clone()), None, "active");
-    check(&view, &want, &Step::Write { place: fragment(false), text: text(&want), act: None });
-    view.disk.fragment = Some(text(&want));
+    check(&view, &want, &Step::Write { place: fragment(false), text: text.clone(), act: None });
+    view.disk.fragment = Some(text.clone());
     check(&view, &want, &Step::Wait(Obstacle::NotIncluded));
     view.disk.main = Some(format!("{foreign}include conf.d/kvip.conf\n"));
     check(&view, &want, &Step::Act(Act::Reload));
-    view.disk.loaded = Some(text(&want));
+    view.disk.loaded = Some(text);
     check(&view, &want, &Step::Nothing);
     view.disk.fragment = Some(foreign);
     check(&view, &want, &Step::Wait(Obstacle::NotOurs));

@@ -153,11 +153,18 @@ fn a_masked_keepalived() -> Result<()> {
     )
 }
 
+/// Fails unless the foreign instance says version 2 with its password: keepalived dumps what it runs upon SIGUSR1.
+const THEIR_ADVERT: &str = "rm -f /tmp/keepalived.data; kill -USR1 $(systemctl show -P MainPID keepalived)
+    for n in $(seq 50); do grep -q 'VRRP Instance = kvip' /tmp/keepalived.data && break; sleep 0.2; done
+    sed -n '/VRRP Instance = theirs/,/VRRP Instance = kvip/p' /tmp/keepalived.data | grep -e 'VRRP Version = 2' -e 'Authentication type = SIMPLE_PASSWORD' | wc -l | grep -qx 2";
+
 #[test]
 fn a_foreign_keepalived_configuration_is_not_overwritten() -> Result<()> {
     let lab = serving()?;
     let node = backup(&lab)?;
-    let foreign = "global_defs {\n    router_id foreign\n}\nvrrp_instance theirs {\n    interface eth0\n    virtual_router_id 77\n    priority 50\n    advert_int 1\n    virtual_ipaddress {\n        10.87.2.77\n    }\n}\n";
+    let foreign = "global_defs {\n    router_id foreign\n}\nvrrp_instance theirs {\n    interface eth0\n    virtual_router_id 77\n    priority 50\n    advert_int 1\n    \
+                   authentication {\n        auth_type PASS\n        auth_pass secret\n    }\n    \
+                   virtual_ipaddress {\n        10.87.2.77\n    }\n}\n";
     lab.node(node).must("cp -p /etc/keepalived/keepalived.conf /root/ours")?;
     lab.node(node).write("/etc/keepalived/keepalived.conf", foreign.as_bytes())?;
     lab.node(node).must_within(MINUTES, "systemctl restart kvip")?;
@@ -175,6 +182,16 @@ fn a_foreign_keepalived_configuration_is_not_overwritten() -> Result<()> {
         lab.node(node).must("ip -br addr show eth0").ok()?.contains("10.87.2.77").then_some(())
     });
     explained(&lab, theirs)?;
+    // A VIP that comes later is taken too, and their instance still speaks as they wrote it.
+    ask_for(&lab, "10.87.2.63", Some(""))?;
+    let taken = lab.wait_for("a new VIP beside the foreign instance", SOON, || {
+        let file = lab.node(node).must("cat /etc/keepalived/conf.d/kvip.conf").ok()?;
+        let active = lab.node(node).kvip_status().is_ok_and(|status| status["keepalived"] == "active");
+        (active && file.contains("10.87.2.63/32")).then_some(())
+    });
+    explained(&lab, taken)?;
+    lab.node(node).must_within(MINUTES, THEIR_ADVERT)?;
+    ask_for(&lab, "10.87.2.63", None)?;
     lab.node(node).must_within(MINUTES, "cp -p /root/ours /etc/keepalived/keepalived.conf; rm -f /etc/keepalived/conf.d/kvip.conf; systemctl restart keepalived kvip")?;
     wait_until_settled(&lab)
 }
