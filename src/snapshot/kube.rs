@@ -92,7 +92,7 @@ async fn sessions(
     let mut backoff = Backoff::new(timing);
     let mut files = Files::default();
     loop {
-        match load(&settings.kubeconfig, &mut files, timing.answer, events).await {
+        match load(&settings.kubeconfig, &mut files, timing, events).await {
             Ok(link) => {
                 let session = Session { link: &link, timing, events };
                 let end = tokio::select! {
@@ -118,17 +118,17 @@ async fn sessions(
     }
 }
 
-/// Loads the kubeconfig, and tells when its credential plugin takes longer than `patience`. The plugin is waited for all
-/// the same: it cannot be ended, and starting another beside it each time would pile them up.
+/// Loads the kubeconfig, and tells when its credential provider takes longer than an answer may. It is waited for all the
+/// same: one that is no exec plugin cannot be ended, and starting another beside it each time would pile them up.
 async fn load(
     path: &Path,
     files: &mut Files,
-    patience: Duration,
+    timing: Timing,
     events: &mpsc::Sender<Event>,
 ) -> Result<Link, Problem> {
-    let mut loading = pin!(kubeconfig::load(path, files));
+    let mut loading = pin!(kubeconfig::load(path, files, timing.plugin));
     loop {
-        if let Ok(loaded) = timeout(patience, &mut loading).await {
+        if let Ok(loaded) = timeout(timing.answer, &mut loading).await {
             return loaded;
         }
         let problem =

@@ -24,6 +24,7 @@ struct Fixture {
 fn timing() -> Timing {
     Timing {
         answer: Duration::from_millis(500),
+        plugin: Duration::from_secs(10),
         silence: Duration::from_millis(700),
         retry_first: Duration::from_millis(20),
         retry_longest: Duration::from_millis(100),

@@ -8,7 +8,9 @@ use std::fs;
 use std::io::Read;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use kube::config::{ExecInteractiveMode, KubeConfigOptions, Kubeconfig};
@@ -23,6 +25,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A kubeconfig is a few kilobytes; whatever is a thousand times as long is something else.
 const SIZE_LIMIT: u64 = 4 << 20;
+
+/// timeout(1) of coreutils: it runs a command in a process group of its own and ends that after a time.
+const TIMEOUT: &str = "/usr/bin/timeout";
 
 /// A client for the server of a kubeconfig. A copy shares its connections.
 #[derive(Clone)]
@@ -65,14 +70,14 @@ impl fmt::Debug for Link {
     }
 }
 
-/// Reads the kubeconfig at `path`, which may run its credential plugin for as long as that takes. `files` becomes the
+/// Reads the kubeconfig at `path`, which may run its credential plugin, for no longer than `plugin`. `files` becomes the
 /// files that were read, as they were before: when one changes, it is time to load again, also after an error.
-pub(super) async fn load(path: &Path, files: &mut Files) -> Result<Link, Problem> {
+pub(super) async fn load(path: &Path, files: &mut Files, plugin: Duration) -> Result<Link, Problem> {
     *files = Files::at(&[path.to_owned()]);
     refuse_what_is_no_file(path)?;
     let mut kubeconfig = Kubeconfig::read_from(path).map_err(|e| problem::kubeconfig(path, &e))?;
     files.add(&named_files(&kubeconfig));
-    leave_the_terminal_alone(&mut kubeconfig);
+    adapt_plugins(&mut kubeconfig, plugin);
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
     let mut config = config.map_err(|e| problem::kubeconfig(path, &e))?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -114,12 +119,24 @@ fn named_files(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
     certificates.chain(authorities).flatten().map(PathBuf::from).collect()
 }
 
-/// A daemon has no terminal: a plugin that knows this fails at once and its words can be passed on.
-fn leave_the_terminal_alone(kubeconfig: &mut Kubeconfig) {
+/// A daemon has no terminal: a plugin that knows this fails at once and its words can be passed on. One that hangs is ended
+/// after `limit`, with what it started: kube runs it anew in each request once its credentials have expired, beside those
+/// that hang already.
+fn adapt_plugins(kubeconfig: &mut Kubeconfig, limit: Duration) {
     let users = kubeconfig.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut());
     for exec in users.filter_map(|user| user.exec.as_mut()) {
         exec.interactive_mode = Some(ExecInteractiveMode::Never);
+        if let Some(command) = exec.command.take() {
+            exec.command = Some(TIMEOUT.to_owned());
+            let words = ["--kill-after=1".to_owned(), limit.as_secs_f64().to_string(), command];
+            exec.args = Some(words.into_iter().chain(exec.args.take().unwrap_or_default()).collect());
+        }
     }
+}
+
+/// Whether [`TIMEOUT`] ended the plugin; when it had to kill, it killed itself too.
+pub(super) fn was_ended(status: ExitStatus) -> bool {
+    status.code() == Some(124) || status.signal() == Some(9)
 }
 
 /// Files, as they were at one time.
@@ -173,12 +190,19 @@ mod tests {
         clusters: [{name: k, cluster: {server: 'https://127.0.0.1:1'}}],
         users: [{name: u, user: USER}], contexts: [{name: c, context: {cluster: k, user: u}}]}";
 
+    /// Longer than any plugin of these tests takes that is to come to its end.
+    const LIMIT: Duration = Duration::from_secs(60);
+
     /// What loading a kubeconfig with `text` ends in, with the folder's name cut out.
     async fn check(text: &str, want: &str) {
+        check_within(LIMIT, text, want).await;
+    }
+
+    async fn check_within(limit: Duration, text: &str, want: &str) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubeconfig");
         fs::write(&path, text).unwrap();
-        let got = match load(&path, &mut Files::default()).await {
+        let got = match load(&path, &mut Files::default(), limit).await {
             Ok(link) => link.server,
             Err(problem) => problem.to_string(),
         };
@@ -224,7 +248,15 @@ mod tests {
         let failed = "the credential plugin of kubeconfig kubeconfig failed: ";
         check(&exec("echo no session >&2; exit 3"), &format!("{failed}exit status: 3: no session")).await;
         check(&exec("echo nonsense"), &format!("{failed}its answer is no ExecCredential")).await;
-        check(&exec("exit 0").replace("sh", "not-here"), &format!("{failed}unable to run auth exec")).await;
+        check(
+            &exec("exit 0").replace("sh", "not-here"),
+            &format!("{failed}exit status: 127: /usr/bin/timeout: "),
+        )
+        .await;
+        let hangs = format!("{failed}it did not come to an end in time");
+        for command in ["sleep 1000", "trap '' TERM; while :; do sleep 1000; done"] {
+            check_within(Duration::from_millis(100), &exec(command), &hangs).await;
+        }
         let credential = "{\\\"apiVersion\\\":\\\"client.authentication.k8s.io/v1\\\",\\\"kind\\\":\\\"ExecCredential\\\",\\\"status\\\":{\\\"token\\\":\\\"t\\\"}}";
         check(&exec(&format!("echo '{credential}'")), "https://127.0.0.1:1").await;
     }
@@ -232,9 +264,9 @@ mod tests {
     #[tokio::test]
     async fn a_missing_file_or_a_device_is_told_at_once() {
         let mut files = Files::default();
-        let missing = load(Path::new("/nowhere/kubeconfig"), &mut files).await.err().unwrap();
+        let missing = load(Path::new("/nowhere/kubeconfig"), &mut files, LIMIT).await.err().unwrap();
         assert_eq!(missing.to_string(), "kubeconfig /nowhere/kubeconfig is not there");
-        let device = load(Path::new("/dev/zero"), &mut files).await.err().unwrap();
+        let device = load(Path::new("/dev/zero"), &mut files, LIMIT).await.err().unwrap();
         assert_eq!(device.to_string(), "/dev/zero is not a usable kubeconfig: it is not a regular file");
     }
 

@@ -11,6 +11,7 @@ use kube::client::AuthError;
 use kube::config::{KubeconfigError, LoadDataError};
 
 use super::files::yaml_reason;
+use super::kubeconfig::was_ended;
 use crate::model::Finding;
 
 /// The manifest that gives kvip its permissions, as packaged.
@@ -244,6 +245,9 @@ fn credential(path: &Path, error: &AuthError) -> Problem {
             Problem::Unreadable { file: file.clone(), reason: e.to_string() }
         }
         AuthError::InvalidBasicAuth(_) | AuthError::InvalidBearerToken(_) => invalid(path, error),
+        AuthError::AuthExecRun { out, .. } if was_ended(out.status) => {
+            failed("it did not come to an end in time".to_owned())
+        }
         // Its command line is left out: kube's text of it holds the environment, which may hold secrets.
         AuthError::AuthExecRun { out, .. } => {
             failed(format!("{}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim()))

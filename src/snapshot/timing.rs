@@ -10,6 +10,9 @@ use std::time::Duration;
 pub(super) struct Timing {
     /// How long an answer may take.
     pub(super) answer: Duration,
+    /// How long a kubeconfig's credential plugin may run: less than an answer may take, as it runs again within a request
+    /// when its credentials expire.
+    pub(super) plugin: Duration,
     /// How long a watch may be silent before it is taken for dead. The API server sends bookmarks each minute and a
     /// bit, so that 60 s would cut every idle watch.
     pub(super) silence: Duration,
@@ -27,6 +30,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             answer: Duration::from_secs(30),
+            plugin: Duration::from_secs(25),
             silence: Duration::from_secs(90),
             retry_first: Duration::from_millis(500),
             retry_longest: Duration::from_secs(30),
