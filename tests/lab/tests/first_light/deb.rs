@@ -22,6 +22,11 @@ const EXPOSURE: f64 = 2.1;
 /// The version that is installed.
 const VERSION: &str = "dpkg-query -W -f '${Version}' kvip";
 
+/// Writes down each state that systemd sees kvip.service in.
+const WATCH_UNIT: &str = "systemd-run --quiet --unit lab-unit --property StandardOutput=file:/run/lab-unit --property StandardError=file:/run/lab-unit \
+    busctl monitor --match \"type='signal',path='/org/freedesktop/systemd1/unit/kvip_2eservice'\"
+    for n in $(seq 100); do grep -q Monitoring /run/lab-unit && exit; sleep 0.1; done; exit 1";
+
 /// Runs a script on a node and gives what it says, whatever its status.
 fn said(lab: &Lab, node: &str, script: &str) -> String {
     lab.node(node).run(script).map(|output| output.stdout).unwrap_or_default()
@@ -50,6 +55,11 @@ fn installing_starts_nothing(lab: &Lab) -> Result<()> {
     let hardening = said(lab, "node-a", "systemd-analyze security --no-pager kvip.service | tail -n 1");
     let exposure = hardening.split_whitespace().find_map(|word| word.parse::<f64>().ok());
     ensure!(exposure.is_some_and(|exposure| exposure <= EXPOSURE), "kvip.service is open: {hardening}");
+    let after = said(lab, "node-a", "systemctl show -P After kvip");
+    ensure!(after.contains("keepalived.service"), "kvip.service starts after {after}, and stops before them");
+    // As an upgrade does that finds kvip stopped.
+    node.install_deb(&package()?)?;
+    ensure!(said(lab, "node-a", "systemctl is-active kvip").trim() == "inactive");
     let next = node.run("kvip")?;
     ensure!(next.stdout.contains("next:"), "{next}");
     Ok(())
@@ -97,11 +107,19 @@ fn ready_does_not_wait_for_keepalived(lab: &Lab) -> Result<()> {
         written(lab, backup, &format!("{vip}/32"))?;
     }
     let settings = |settings: Settings| node.write("/etc/kvip/config.toml", settings.toml().as_bytes());
-    settings(Settings { extra: "gone_after = \"90s\"".to_owned(), ..Settings::default() })?;
+    // What the node finds out itself may be told as well.
+    let own = format!("[node]\nname = \"{backup}\"\ninterface = \"eth0\"\naddress = \"{}\"", node.spec().v4);
+    settings(Settings { extra: format!("gone_after = \"90s\"\n{own}"), ..Settings::default() })?;
+    node.must(WATCH_UNIT)?;
     node.must_within(
         RELOAD,
         "systemctl reload kvip & reload=$!; systemctl restart keepalived && wait $reload",
     )?;
+    let reloading = lab.wait_for("systemd to be told of the reload", SOON, || {
+        said(lab, backup, "cat /run/lab-unit").contains("\"reloading\"").then_some(())
+    });
+    explained(lab, reloading)?;
+    node.must("systemctl stop lab-unit")?;
     is_active(lab, backup, "a reload")?;
     written(lab, backup, "terminate_delay 90")?;
     for vip in ["10.87.2.61", "10.87.2.62"] {
@@ -141,7 +159,7 @@ fn is_active(lab: &Lab, node: &str, act: &str) -> Result<()> {
     Ok(())
 }
 
-/// kvip was ready because of its first pass, not because it gave up waiting for it.
+/// kvip was ready soon enough: but for a boot, because of its first pass and not because it gave up waiting for it.
 fn ready_in_time(lab: &Lab, node: &str, act: &str, limit: Duration) -> Result<()> {
     is_active(lab, node, act)?;
     let time = |property: &str| -> Result<Duration> {
