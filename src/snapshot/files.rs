@@ -175,11 +175,14 @@ impl Reading<'_> {
 
     fn file(&mut self, path: &Path, text: &str) {
         for document in documents(text) {
-            match serde_saphyr::from_str::<Value>(document.text) {
+            match yaml(document.text) {
                 Ok(Value::Null) => {}
                 Ok(value) => self.object(&place(path, document.line), value),
                 Err(error) => {
-                    let text = format!("not YAML or JSON: {}", yaml_reason(&error));
+                    let text = match error.without_snippet() {
+                        serde_saphyr::Error::Budget { .. } => TOO_MUCH.to_owned(),
+                        error => format!("not YAML or JSON: {}", yaml_reason(error)),
+                    };
                     self.finding(place_of(path, document.line, &error), text);
                 }
             }
@@ -328,6 +331,18 @@ impl Reading<'_> {
 
 /// What is wrong with a number where text is wanted, and the way out.
 const NO_TEXT: &str = "is no text: put it in quotes";
+
+/// What is said of a document that is not read as it would take too much memory.
+const TOO_MUCH: &str = "too large or too deeply nested to be read: write it as several documents";
+
+/// The value of a document. How much it may hold goes by its length, so that the dump of a large cluster can be read; depth
+/// and aliases, which make much of a short one, keep their limits.
+fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    let mut budget = serde_saphyr::Budget::default();
+    budget.max_nodes = budget.max_nodes.max(text.len());
+    budget.max_events = budget.max_events.max(text.len().saturating_mul(2));
+    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { budget: Some(budget) })
+}
 
 /// The key of the object that `value` is, as far as it says one.
 fn key_in(value: &Value) -> ObjectKey {

@@ -191,6 +191,21 @@ fn a_map_of_vips_that_cannot_be_read_is_there_all_the_same() {
 }
 
 #[test]
+fn how_much_is_read_goes_by_the_length_and_what_is_made_of_little_is_refused() {
+    let web = "{kind: Service, metadata: {name: web}}\n---\n";
+    let numbers = "0,".repeat(300_000);
+    let (snapshot, findings) =
+        loaded(&[("x.yaml", &format!("{web}{{kind: Other, numbers: [{numbers}]}}\n"))]);
+    assert_eq!((snapshot.services.len(), findings), (1, Vec::new()));
+    let deep = format!("{web}{}{}\n", "[".repeat(70), "]".repeat(70));
+    check(
+        &deep,
+        &["x.yaml:3:65: too large or too deeply nested to be read: write it as several documents"],
+        &["default/web"],
+    );
+}
+
+#[test]
 fn what_is_no_yaml_has_one_place_and_no_advice_for_programmers() {
     check(
         "kind: Service\nmetadata:\n  name: a\n---\nkind: Service\nmetadata:\n  name: b\n  name: c\n",
