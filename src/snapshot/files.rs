@@ -2,7 +2,7 @@
 //!
 //! Reads `*.yaml`, `*.yml` and `*.json` in the folder itself, each file one or more documents, in name order. What it
 //! cannot read is a finding with file and line, and the rest loads; kinds that kvip has no use for are passed over. What an
-//! API server would refuse or mirror, and what comes to nothing here, is a finding too.
+//! API server would refuse or mirror, and what comes to nothing here, is noted too, and costs itself alone.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -93,9 +93,9 @@ pub(super) struct Contents {
     cluster: Option<String>,
     /// Where each of them is written, by kind and name; the last place that counts.
     places: BTreeMap<String, String>,
-    /// What of it cannot be read.
+    /// What of it cannot be read, so that objects are missing.
     pub(super) findings: Vec<Finding>,
-    /// What of it is read and comes to nothing.
+    /// What of it is read and comes to nothing, or is left out by itself.
     notes: Vec<Finding>,
     /// Endpoints that no cluster mirrors here.
     endpoints: Vec<(ObjectKey, Finding)>,
@@ -173,6 +173,10 @@ impl Reading<'_> {
         self.contents.findings.push(Finding::new(at, text));
     }
 
+    fn note(&mut self, at: &str, text: impl Into<String>) {
+        self.contents.notes.push(Finding::new(at, text));
+    }
+
     fn file(&mut self, path: &Path, text: &str) {
         for document in documents(text) {
             match yaml(document.text) {
@@ -192,18 +196,23 @@ impl Reading<'_> {
     /// Takes the object `value`, or each of its items when it is a list; `at` is the place of its document.
     fn object(&mut self, at: &str, mut value: Value) {
         let kind = value["kind"].as_str().unwrap_or_default().to_owned();
+        let items = value.get_mut("items").filter(|_| kind.ends_with("List")).map(Value::take);
         if kind.is_empty() {
             self.finding(at, "not a Kubernetes object: it has no kind");
-        } else if let (true, Value::Array(items)) = (kind.ends_with("List"), value["items"].take()) {
+        } else if let Some(Value::Array(items)) = items {
             let items_kind = kind.trim_end_matches("List");
             for mut item in items {
                 // The items of a typed list, such as ServiceList, need not repeat their kind.
                 if !items_kind.is_empty() && item["kind"].is_null() && item.is_object() {
                     item["kind"] = items_kind.into();
+                    if let (Value::Null, Value::String(version)) = (&item["apiVersion"], &value["apiVersion"])
+                    {
+                        item["apiVersion"] = version.clone().into();
+                    }
                 }
                 self.object(at, item);
             }
-        } else {
+        } else if !is_of_others(&value) {
             self.plain(at, &kind, value);
         }
     }
@@ -245,7 +254,7 @@ impl Reading<'_> {
                 format!("Endpoints {name} does nothing: a folder mirrors none, so write an EndpointSlice");
             self.contents.endpoints.push((key_in(value), Finding::new(at, text)));
         } else if let Some(meant) = kind_meant(kind) {
-            self.finding(at, format!("{kind} {name} is of no known kind; did you mean {meant}?"));
+            self.note(at, format!("{kind} {name} is of no known kind; did you mean {meant}?"));
         }
     }
 
@@ -254,8 +263,7 @@ impl Reading<'_> {
         let label = convert::SERVICE_LABEL;
         if value["metadata"]["labels"][label].as_str().is_none_or(str::is_empty) {
             let name = value["metadata"]["name"].as_str().unwrap_or_default();
-            let text = format!("EndpointSlice {name} does nothing: no label {label} names its Service");
-            self.contents.notes.push(Finding::new(at, text));
+            self.note(at, format!("EndpointSlice {name} does nothing: no label {label} names its Service"));
         }
     }
 
@@ -310,7 +318,7 @@ impl Reading<'_> {
                     }
                 };
                 let text = format!("{object}: {what} \"{name}\" {why}");
-                self.contents.findings.push(Finding::new(at, text));
+                self.contents.notes.push(Finding::new(at, text));
                 false
             });
         }
@@ -342,6 +350,14 @@ fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
     budget.max_nodes = budget.max_nodes.max(text.len());
     budget.max_events = budget.max_events.max(text.len().saturating_mul(2));
     serde_saphyr::from_str_with_options(text, serde_saphyr::options! { budget: Some(budget) })
+}
+
+/// Whether an object is of somebody else's kind, which may be called as one of Kubernetes' is: its group has a domain that
+/// is not Kubernetes' own.
+fn is_of_others(value: &Value) -> bool {
+    let group =
+        value["apiVersion"].as_str().and_then(|version| version.split_once('/')).map(|(group, _)| group);
+    group.is_some_and(|group| group.contains('.') && !group.ends_with(".k8s.io"))
 }
 
 /// The key of the object that `value` is, as far as it says one.

@@ -191,6 +191,19 @@ fn a_map_of_vips_that_cannot_be_read_is_there_all_the_same() {
 }
 
 #[test]
+fn objects_of_others_kinds_are_passed_over() {
+    for other in [
+        "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: web}, spec: {template: {}}}",
+        "{apiVersion: ipam.cluster.x-k8s.io/v1beta1, kind: IPAddress, metadata: {name: web}}",
+        "{apiVersion: management.cattle.io/v3, kind: Nodes, metadata: {name: web}}",
+        "{apiVersion: serving.knative.dev/v1, kind: ServiceList, items: [{metadata: {name: web}}]}",
+    ] {
+        check(other, &[], &[]);
+    }
+    check("{kind: ServiceList, items: [{metadata: {name: web}}]}", &[], &["default/web"]);
+}
+
+#[test]
 fn how_much_is_read_goes_by_the_length_and_what_is_made_of_little_is_refused() {
     let web = "{kind: Service, metadata: {name: web}}\n---\n";
     let numbers = "0,".repeat(300_000);

@@ -1,8 +1,8 @@
 //! A folder of manifests that is followed like a cluster, for as long as the daemon runs.
 //!
 //! Looks at the files' metadata each second, and reads what changed once it has stopped changing, so that an editor at
-//! work is not read half way. A file that cannot be read wholly keeps what it said before, with a finding. Owns its
-//! task; it writes nothing. Nothing tells a cluster from another here but a Namespace kube-system with a UID.
+//! work is not read half way. A file with what cannot be read keeps what it said before, with a finding; what is left out
+//! by itself, as an entry that is no text, does not count as that. Owns its task; it writes nothing. Nothing tells a cluster from another here but a Namespace kube-system with a UID.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -171,7 +171,7 @@ struct File {
     contents: Contents,
     /// Whether that is all of a version of it.
     whole: bool,
-    /// What ails the newest version.
+    /// What cannot be read of the newest version.
     findings: Vec<Finding>,
 }
 
@@ -208,7 +208,7 @@ impl File {
         true
     }
 
-    /// Takes what the newest version says, unless it cannot be read wholly and an earlier one could.
+    /// Takes what the newest version says, unless objects of it cannot be read and those of an earlier one could.
     fn take(&mut self, newest: Contents) {
         let whole = newest.findings.is_empty();
         self.findings.clone_from(&newest.findings);

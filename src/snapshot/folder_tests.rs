@@ -88,6 +88,26 @@ async fn a_file_that_cannot_be_read_keeps_what_it_said_and_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_left_out_by_itself_keeps_nothing_else_as_it_was() {
+    let map = "kind: ConfigMap\nmetadata: {name: vip-configmap}\ndata:\n";
+    let before = format!("{map}  10.87.2.50: default/web\n  10.87.2.52: default/web\n");
+    let mut fixture = follow_folder(&[("vips.yaml", &before)]);
+    let vips = |s: &Snapshot| s.vip_map.iter().flatten().map(|(vip, _)| vip.clone()).collect::<Vec<_>>();
+    fixture.snapshot(|s| vips(s) == ["10.87.2.50", "10.87.2.52"]).await;
+    let slips = "---\nkind: Serivce\nmetadata: {name: web}\n---\n\
+        {apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: web}, spec: {template: {}}}\n";
+    fixture.write(
+        "vips.yaml",
+        &format!("{map}  10.87.2.50: default/web\n  10.87.2.51:\n  10.87.2.53: ''\n{slips}"),
+    );
+    let update = fixture.snapshot(|s| vips(s) == ["10.87.2.50", "10.87.2.53"]).await;
+    let said = texts(&update.snapshot);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said.iter().any(|text| text.contains("key \"10.87.2.51\" is empty")), "{said:?}");
+    assert!(said.iter().any(|text| text.contains("did you mean Service?")), "{said:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_in_two_files_is_told() {
     let mut fixture = follow_folder(&[("a.yaml", &service("web")), ("b.yaml", &service("web"))]);
     let said = texts(&fixture.services(&["web"]).await.snapshot);
