@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::Resource;
 use k8s_openapi::api::core::v1 as core;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -19,6 +20,7 @@ use super::Snapshot;
 use super::claims;
 use super::convert::{self, Change};
 use super::store::apply;
+use super::typed::{self, NO_TEXT};
 use crate::config::Cluster;
 use crate::model::{Finding, ObjectKey};
 
@@ -267,7 +269,7 @@ impl Reading<'_> {
         }
     }
 
-    fn convert<K: DeserializeOwned>(
+    fn convert<K: DeserializeOwned + Resource>(
         &mut self,
         at: &str,
         kind: &str,
@@ -284,11 +286,21 @@ impl Reading<'_> {
         };
         let key = key_in(&value);
         let is_map = kind == "ConfigMap" && key == self.settings.config_map;
+        if let Some(other) = value["apiVersion"].as_str().filter(|said| *said != K::API_VERSION) {
+            let text = format!("{kind} {name}: apiVersion = \"{other}\": write {}", K::API_VERSION);
+            return self.finding(at, text);
+        }
         self.keep_texts(at, &format!("{kind} {name}"), &mut value, is_map);
-        match serde_json::from_value(value) {
-            Ok(object) => {
+        if is_map && !value["binaryData"].is_null() {
+            self.note(at, format!("{kind} {name}: binaryData does nothing: VIPs are read under data"));
+        }
+        match typed::read(&value) {
+            Ok((object, unknown)) => {
                 self.written(at, kind, &key);
                 self.contents.changes.extend(changes(&object));
+                for text in unknown {
+                    self.note(at, format!("{kind} {name}: {text}"));
+                }
             }
             Err(error) => {
                 self.finding(at, format!("{kind} {name}: {error}"));
@@ -336,9 +348,6 @@ impl Reading<'_> {
         }
     }
 }
-
-/// What is wrong with a number where text is wanted, and the way out.
-const NO_TEXT: &str = "is no text: put it in quotes";
 
 /// What is said of a document that is not read as it would take too much memory.
 const TOO_MUCH: &str = "too large or too deeply nested to be read: write it as several documents";

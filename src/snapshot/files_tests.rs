@@ -130,7 +130,7 @@ metadata: {name: last}
     let want = [
         ("x.yaml:6:9: ", "not YAML or JSON: unclosed bracket"),
         ("x.yaml:8:", "no kind"),
-        ("x.yaml:10:", "Service typed: invalid type"),
+        ("x.yaml:10:", "Service typed: spec.ports[0].port = \"eighty\": a number"),
         ("x.yaml:14:", "Node without metadata.name"),
         ("x.yaml:16:", "no kind"),
     ];
@@ -191,7 +191,28 @@ fn a_map_of_vips_that_cannot_be_read_is_there_all_the_same() {
 }
 
 #[test]
-fn objects_of_others_kinds_are_passed_over() {
+fn fields_that_nobody_knows_are_told_and_the_object_is_read() {
+    check(
+        "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {loadBalancerSourceRange: [10.0.0.0/8], \
+         ports: [{port: 80, protcol: UDP}]}}",
+        &[
+            "x.yaml:1: Service web: spec.loadBalancerSourceRange is no field of it; did you mean loadBalancerSourceRanges?",
+            "x.yaml:1: Service web: spec.ports[0].protcol is no field of it; did you mean protocol?",
+        ],
+        &["default/web"],
+    );
+    check(
+        "{kind: ConfigMap, metadata: {name: vip-configmap}, Data: {10.87.2.50: ''}, binaryData: {10.87.2.51: ''}}",
+        &[
+            "x.yaml:1: ConfigMap vip-configmap: binaryData does nothing: VIPs are read under data",
+            "x.yaml:1: ConfigMap vip-configmap: Data is no field of it; did you mean data?",
+        ],
+        &[],
+    );
+}
+
+#[test]
+fn objects_of_others_kinds_are_passed_over_and_kubernetes_own_are_not() {
     for other in [
         "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: web}, spec: {template: {}}}",
         "{apiVersion: ipam.cluster.x-k8s.io/v1beta1, kind: IPAddress, metadata: {name: web}}",
@@ -200,7 +221,96 @@ fn objects_of_others_kinds_are_passed_over() {
     ] {
         check(other, &[], &[]);
     }
+    check(
+        "{apiVersion: apps/v1, kind: Service, metadata: {name: web}}",
+        &["x.yaml:1: Service web: apiVersion = \"apps/v1\": write v1"],
+        &[],
+    );
     check("{kind: ServiceList, items: [{metadata: {name: web}}]}", &[], &["default/web"]);
+}
+
+/// As `kubectl get -o yaml` prints them.
+#[test]
+fn of_what_a_cluster_prints_nothing_is_said() {
+    let yaml = "\
+apiVersion: v1
+items:
+- apiVersion: v1
+  kind: Service
+  metadata:
+    annotations:
+      kubectl.kubernetes.io/last-applied-configuration: |
+        {\"apiVersion\":\"v1\",\"kind\":\"Service\"}
+    creationTimestamp: \"2026-01-01T00:00:00Z\"
+    managedFields:
+    - apiVersion: v1
+      fieldsType: FieldsV1
+      fieldsV1: {\"f:spec\": {\"f:ports\": {\".\": {}, 'k:{\"port\":80,\"protocol\":\"TCP\"}': {}}}}
+      manager: kubectl
+      operation: Update
+      time: \"2026-01-01T00:00:00Z\"
+    name: web
+    namespace: default
+    resourceVersion: \"1\"
+    uid: 5f0e3a52-0c51-4f63-9d0c-3a3f4e2b7a10
+  spec:
+    allocateLoadBalancerNodePorts: true
+    clusterIP: 10.96.0.10
+    clusterIPs: [10.96.0.10]
+    externalTrafficPolicy: Cluster
+    internalTrafficPolicy: Cluster
+    ipFamilies: [IPv4]
+    ipFamilyPolicy: SingleStack
+    ports: [{name: http, nodePort: 30080, port: 80, protocol: TCP, targetPort: http}]
+    selector: {app: web}
+    sessionAffinity: ClientIP
+    sessionAffinityConfig: {clientIP: {timeoutSeconds: 10800}}
+    type: LoadBalancer
+  status: {loadBalancer: {ingress: [{ip: 10.87.2.50, ipMode: VIP, ports: [{port: 80, protocol: TCP}]}]}}
+- addressType: IPv4
+  apiVersion: discovery.k8s.io/v1
+  endpoints:
+  - addresses: [10.2.4.10]
+    conditions: {ready: true, serving: true, terminating: false}
+    hints: {forNodes: [{name: node-a}], forZones: [{name: zone-a}]}
+    nodeName: node-a
+    targetRef: {kind: Pod, name: web-0, namespace: default, uid: u}
+    zone: zone-a
+  kind: EndpointSlice
+  metadata:
+    generateName: web-
+    generation: 3
+    labels: {kubernetes.io/service-name: web}
+    name: web-abcde
+    ownerReferences: [{apiVersion: v1, blockOwnerDeletion: true, controller: true, kind: Service, name: web, uid: u}]
+  ports: [{appProtocol: http, name: http, port: 8080, protocol: TCP}]
+- apiVersion: v1
+  kind: Node
+  metadata: {name: node-a}
+  spec:
+    podCIDR: 10.2.4.0/24
+    podCIDRs: [10.2.4.0/24]
+    providerID: x://y
+    taints: [{effect: NoSchedule, key: a, timeAdded: \"2026-01-01T00:00:00Z\"}]
+  status:
+    addresses: [{address: 10.87.2.4, type: InternalIP}]
+    allocatable: {cpu: \"4\", memory: 1Gi}
+    capacity: {cpu: \"4\", memory: 1Gi}
+    conditions: [{lastHeartbeatTime: \"2026-01-01T00:00:00Z\", lastTransitionTime: \"2026-01-01T00:00:00Z\", \
+        message: m, reason: r, status: \"True\", type: Ready}]
+    daemonEndpoints: {kubeletEndpoint: {Port: 10250}}
+    features: {supplementalGroupsPolicy: true}
+    images: [{names: [a], sizeBytes: 1}]
+    nodeInfo: {architecture: amd64, bootID: b, containerRuntimeVersion: c, kernelVersion: k, kubeProxyVersion: \"\", \
+        kubeletVersion: v, machineID: m, operatingSystem: linux, osImage: o, swap: {capacity: 1}, systemUUID: s}
+    runtimeHandlers: [{features: {recursiveReadOnlyMounts: true, userNamespaces: true}, name: runc}]
+kind: List
+metadata:
+  resourceVersion: \"\"
+";
+    let (snapshot, findings) = loaded(&[("x.yaml", yaml)]);
+    assert_eq!(findings, [""; 0]);
+    assert_eq!((snapshot.services.len(), snapshot.slices.len(), snapshot.nodes.len()), (1, 1, 1));
 }
 
 #[test]

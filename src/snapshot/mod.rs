@@ -27,6 +27,7 @@ pub mod read;
 pub mod saved;
 mod store;
 mod timing;
+mod typed;
 mod watch;
 mod watched;
 mod weights;
