@@ -22,6 +22,8 @@ const ASKING: [&str; 3] = [VIPS, POOL, SHARE_KEY];
 const OF_POOLS: [&str; 2] = [POOL, SHARE_KEY];
 /// Those of EndpointSlices.
 const OF_SLICES: [&str; 2] = ["weight", "weights"];
+/// What some write for the kind of a check, which is called `check` alone.
+const KIND_OF_CHECK: [&str; 2] = ["check-kind", "check-type"];
 
 /// The annotations of `service` that come to nothing whatever else it says: those whose names nobody knows, and those of pools
 /// where it `uses_pools` not.
@@ -42,7 +44,12 @@ fn unknown(name: &str) -> Option<String> {
     if OF_SLICES.contains(&word) {
         return Some("has no effect: it counts on EndpointSlices alone".into());
     }
-    let nearest = closest(&word.to_ascii_lowercase(), ANNOTATIONS.iter().map(|known| (*known, *known)));
+    let lower = word.to_ascii_lowercase();
+    let nearest = if KIND_OF_CHECK.contains(&lower.as_str()) {
+        Some("check")
+    } else {
+        closest(&lower, ANNOTATIONS.iter().map(|known| (*known, *known)))
+    };
     Some(match nearest {
         Some(known) => format!("is not known; did you mean {PREFIX}{known}?"),
         None if word.starts_with("check") => {

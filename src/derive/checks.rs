@@ -112,9 +112,7 @@ pub fn read(
 ) -> Option<Checking> {
     let mut checks = settings.clone();
     let mut said = Vec::new();
-    let written =
-        service.annotations.range(CHECK.to_owned()..).take_while(|(name, _)| name.starts_with(CHECK));
-    for (name, text) in written.filter(|(name, _)| is_known(name)) {
+    for (name, text) in written(service) {
         let rest = &name[CHECK.len()..];
         match checks.set(rest, text) {
             Ok(()) => said.push(name.as_str()),
@@ -130,6 +128,12 @@ pub fn read(
         findings.extend(said.iter().filter_map(|name| of_another_kind(key, name, &checking.check.kind)));
     }
     checking
+}
+
+/// The annotations of `service` that say how its endpoints are checked.
+pub fn written(service: &Service) -> impl Iterator<Item = (&String, &String)> {
+    let from = service.annotations.range(CHECK.to_owned()..);
+    from.take_while(|(name, _)| name.starts_with(CHECK)).filter(|(name, _)| is_known(name))
 }
 
 /// What may come after `kvip.io/check` and only some kinds use.

@@ -142,7 +142,9 @@ fn method(text: &str, entry: &str) -> Result<Method, String> {
     let known = METHODS.iter().find(|(name, _)| *name == text);
     known.map(|(_, mode)| Method(*mode)).ok_or_else(|| {
         let names: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
-        format!("`{entry}`: unknown method `{text}`; write one of {}, or none", names.join(", "))
+        let no_port = text.is_empty() || names.iter().any(|name| name.eq_ignore_ascii_case(text));
+        let port = if no_port { "" } else { "; a port is written as its number" };
+        format!("`{entry}`: unknown method `{text}`; write one of {}, or none{port}", names.join(", "))
     })
 }
 
@@ -222,6 +224,7 @@ mod tests {
         check_value("nginx", &[Err("is not namespace/service")]);
         check_value("a/b:XNATX", &[Err("unknown method `XNATX`")]);
         check_value("a/b:nat", &[Err("unknown method `nat`")]);
+        check_value("a/b:http", &[Err("ANNOUNCE, or none; a port is written as its number")]);
         check_value("a/b:0", &[Err("port 0 is not 1 to 65535")]);
         check_value("a/b:70000", &[Err("port 70000 is not")]);
         check_value("a/b:NAT:80", &[Err("each at most once")]);

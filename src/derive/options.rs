@@ -153,6 +153,8 @@ pub fn without_effect(key: &ObjectKey, service: &Service, options: &Options, mod
         Mode::Announce => {
             all(&balancing, "has no effect in mode announce, in which others balance");
             all(&[ZONE_WEIGHTS], "has no effect in mode announce, in which others balance");
+            let of_checks: Vec<&str> = checks::written(service).map(|(name, _)| name.as_str()).collect();
+            all(&of_checks, "has no effect in mode announce, in which others balance");
         }
         Mode::Proxy => all(&balancing[1..], "has no effect in mode proxy, in which HAProxy balances"),
         Mode::Dsr if options.synced => {}

@@ -54,13 +54,19 @@ pub fn load(dir: &Path, settings: &Cluster) -> Result<(Snapshot, Vec<Finding>), 
 pub(super) fn together<'a>(files: impl IntoIterator<Item = &'a Contents>) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut places = BTreeMap::new();
+    let mut has_map = false;
     for contents in files {
         contents.put_in(&mut snapshot);
+        has_map |= contents.has_map;
         for (object, place) in &contents.places {
             if let Some(before) = places.insert(object, place) {
                 note(&mut snapshot, &written_twice(object, before, place));
             }
         }
+    }
+    if has_map {
+        // It is there, so nobody is to be told to make one.
+        snapshot.vip_map.get_or_insert_default();
     }
     snapshot
 }
@@ -95,6 +101,8 @@ pub(super) struct Contents {
     cluster: Option<String>,
     /// Where each of them is written, by kind and name; the last place that counts.
     places: BTreeMap<String, String>,
+    /// The ConfigMap of VIPs is in it, whether it can be read or not.
+    has_map: bool,
     /// What of it cannot be read, so that objects are missing.
     pub(super) findings: Vec<Finding>,
     /// What of it is read and comes to nothing, or is left out by itself.
@@ -190,6 +198,10 @@ impl Reading<'_> {
                         error => format!("not YAML or JSON: {}", yaml_reason(error)),
                     };
                     self.finding(place_of(path, document.line, &error), text);
+                    // As far as can be told of what cannot be read.
+                    self.contents.has_map |= ["ConfigMap", &self.settings.config_map.name]
+                        .iter()
+                        .all(|word| document.text.contains(word));
                 }
             }
         }
@@ -286,6 +298,7 @@ impl Reading<'_> {
         };
         let key = key_in(&value);
         let is_map = kind == "ConfigMap" && key == self.settings.config_map;
+        self.contents.has_map |= is_map;
         if let Some(other) = value["apiVersion"].as_str().filter(|said| *said != K::API_VERSION) {
             let text = format!("{kind} {name}: apiVersion = \"{other}\": write {}", K::API_VERSION);
             return self.finding(at, text);
@@ -302,11 +315,7 @@ impl Reading<'_> {
                     self.note(at, format!("{kind} {name}: {text}"));
                 }
             }
-            Err(error) => {
-                self.finding(at, format!("{kind} {name}: {error}"));
-                // It is there, so nobody is to be told to make one.
-                self.contents.changes.extend(is_map.then(|| Change::VipMap(Some(BTreeMap::new()))));
-            }
+            Err(error) => self.finding(at, format!("{kind} {name}: {error}")),
         }
     }
 

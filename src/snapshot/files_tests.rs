@@ -191,6 +191,21 @@ fn a_map_of_vips_that_cannot_be_read_is_there_all_the_same() {
 }
 
 #[test]
+fn a_map_of_vips_that_is_no_yaml_is_there_too_and_does_not_hide_another() {
+    let broken =
+        "kind: ConfigMap\nmetadata: {name: vip-configmap}\ndata:\n  10.87.2.51: a/b\n  10.87.2.51: a/c\n";
+    let (snapshot, findings) = loaded(&[("x.yaml", broken)]);
+    assert_eq!((snapshot.vip_map.map(|map| map.len()), findings.len()), (Some(0), 1));
+    let map = "{kind: ConfigMap, metadata: {name: vip-configmap}, data: {10.87.2.50: ''}}";
+    for wrong in [broken, "{kind: ConfigMap, metadata: {name: vip-configmap}, data: []}"] {
+        let (snapshot, findings) = loaded(&[("a.yaml", map), ("b.yaml", wrong)]);
+        assert_eq!((snapshot.vip_map.map(|map| map.len()), findings.len()), (Some(1), 1), "{wrong}");
+    }
+    let (snapshot, _) = loaded(&[("x.yaml", "kind: ConfigMap\nmetadata: {name: other, name: other}\n")]);
+    assert_eq!(snapshot.vip_map, None);
+}
+
+#[test]
 fn fields_that_nobody_knows_are_told_and_the_object_is_read() {
     check(
         "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {loadBalancerSourceRange: [10.0.0.0/8], \
