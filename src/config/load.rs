@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::Problem;
@@ -145,18 +146,31 @@ fn files(sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Layer> {
 
 /// Reads one file; a file that is not there is `None`.
 fn read(path: &Path) -> Result<Option<Layer>, Box<Problem>> {
-    match std::fs::read_to_string(path) {
+    match text_of(path) {
         Ok(text) => Layer::file(path, &text).map(Some),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if is_missing(path, &error) => Ok(None),
         Err(error) => Err(Box::new(unreadable(path, &error))),
     }
+}
+
+fn text_of(path: &Path) -> io::Result<String> {
+    // Opening a named pipe would wait for its other end.
+    if std::fs::metadata(path)?.file_type().is_fifo() {
+        return Err(io::Error::other("it is a named pipe"));
+    }
+    std::fs::read_to_string(path)
+}
+
+/// Whether nothing is at `path`, not even a link to nowhere.
+fn is_missing(path: &Path, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound && !path.is_symlink()
 }
 
 /// The drop-ins in name order; hidden files are editors' and package managers' own.
 fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if is_missing(folder, &error) => return Ok(Vec::new()),
         Err(error) => return Err(Box::new(unreadable(folder, &error))),
     };
     let mut paths = Vec::new();
@@ -173,6 +187,7 @@ fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
 
 fn unreadable(path: &Path, error: &io::Error) -> Problem {
     let text = match error.kind() {
+        io::ErrorKind::NotFound => "a link to what is not there".to_owned(),
         io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
         io::ErrorKind::PermissionDenied => "no permission to read it; run this as root".to_owned(),
         io::ErrorKind::IsADirectory => "a folder, where a file is wanted".to_owned(),

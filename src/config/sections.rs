@@ -41,7 +41,12 @@ fn cluster(merged: &mut Merged) -> Cluster {
         merged.complain(&"cluster.source".into(), text);
     }
     if manifests.is_some() && !from_files {
-        let text = "read with source = \"files\" only; set that too, or take this out".to_owned();
+        let text = match merged.origins.get("cluster.source") {
+            Some(place) => {
+                format!("read with source = \"files\" only, and {place} sets another; change one of them")
+            }
+            None => "read with source = \"files\" only; set that too, or take this out".to_owned(),
+        };
         merged.complain(&"cluster.manifests".into(), text);
     }
     Cluster {

@@ -177,6 +177,41 @@ fn every_problem_is_told_at_once() {
 }
 
 #[test]
+fn links_to_nowhere_and_named_pipes_are_told_and_nothing_waits() {
+    use std::os::unix::fs::symlink;
+    let case = Case::new(Some(ALLOWED)).drop_in("a.toml", "");
+    symlink("/nowhere/at-all", case.sources.drop_ins.join("b.toml")).unwrap();
+    let pipe = case.sources.drop_ins.join("c.toml");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+    symlink("/dev/null", case.sources.drop_ins.join("masked.toml")).unwrap();
+    assert_eq!(
+        case.problems(),
+        [
+            "config.d/b.toml: a link to what is not there",
+            "config.d/c.toml: cannot be read: it is a named pipe"
+        ]
+    );
+    let case = Case::new(None);
+    symlink("/nowhere/at-all", &case.sources.file).unwrap();
+    symlink("/nowhere/at-all", &case.sources.drop_ins).unwrap();
+    let both = ["config.d: a link to what is not there", "config.toml: a link to what is not there"];
+    assert_eq!(case.problems(), both);
+}
+
+#[test]
+fn a_folder_of_manifests_that_another_file_turns_off_names_that_file() {
+    let manifests = "[cluster]\nsource = 'files'\nmanifests = '/x'\n";
+    let case = Case::new(Some(&format!("{ALLOWED}{manifests}")))
+        .drop_in("a.toml", "[cluster]\nsource = 'kubernetes'");
+    let place = format!("{}/config.d/a.toml:2", case.folder.path().display());
+    let text = load(&case.sources).unwrap_err()[0].text.clone();
+    assert_eq!(
+        text,
+        format!("read with source = \"files\" only, and {place} sets another; change one of them")
+    );
+}
+
+#[test]
 fn allowed_networks() {
     let number = "needs a prefix length; for that address alone write";
     check_allowed("10.87.2.1", &format!("{number} \"10.87.2.1/32\""));
