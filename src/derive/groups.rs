@@ -50,7 +50,7 @@ pub struct Groups {
 /// The Node that this host is: the configured one, or the one with an InternalIP that is local.
 pub fn own_node(inputs: &Inputs, findings: &mut Vec<Finding>) -> Option<String> {
     let nodes = &inputs.snapshot.nodes;
-    let mend = "set node.name in /etc/kvip/config.toml to this host's name in `kubectl get nodes -o wide`";
+    let mend = "set node.name in the settings to this host's name in `kubectl get nodes -o wide`";
     if let Some(name) = &inputs.settings.node.name {
         if !nodes.contains_key(name) && !alone(inputs) {
             findings.push(Finding::new("node.name", format!("the cluster has no Node {name}")).mend(mend));
@@ -259,14 +259,14 @@ impl<'a> Maker<'a> {
             let mend = format!("set interface of the group {} to one of them", self.group.name);
             return Finding::new(format!("group {}", self.group.name), text).mend(mend);
         }
-        Finding::new("node.interface", text).mend("set node.interface in /etc/kvip/config.toml")
+        Finding::new("node.interface", text).mend("set node.interface in the settings")
     }
 
     fn nowhere(&self, unknown: bool) -> Finding {
         let what = if unknown { "is in the network of a VIP" } else { "has the node's InternalIP" };
         let text =
             format!("no interface of this host {what}, so it holds no VIPs; it has {}", usable(self.inputs));
-        Finding::new("node.interface", text).mend("set node.interface in /etc/kvip/config.toml")
+        Finding::new("node.interface", text).mend("set node.interface in the settings")
     }
 }
 

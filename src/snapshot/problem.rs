@@ -122,10 +122,7 @@ impl Problem {
     pub fn mend(&self) -> Option<String> {
         Some(match self {
             Self::KubeconfigMissing { path } => {
-                format!(
-                    "put one at {}, or set kubeconfig in [cluster] of /etc/kvip/config.toml",
-                    path.display()
-                )
+                format!("put one at {}, or set cluster.kubeconfig in the settings", path.display())
             }
             Self::Unreadable { file, .. } => format!("ls -l {}", file.display()),
             Self::Folder { path, .. } => format!("ls -ld {}", path.display()),
@@ -347,7 +344,11 @@ mod tests {
     fn kubeconfigs() {
         let path = Path::new("/etc/kvip/kubeconfig");
         let missing = KubeconfigError::ReadConfig(io::ErrorKind::NotFound.into(), path.into());
-        check(&kubeconfig(path, &missing), "kubeconfig /etc/kvip/kubeconfig is not there", "[cluster]");
+        check(
+            &kubeconfig(path, &missing),
+            "kubeconfig /etc/kvip/kubeconfig is not there",
+            "set cluster.kubeconfig",
+        );
         let denied = KubeconfigError::ReadConfig(io::ErrorKind::PermissionDenied.into(), path.into());
         check(&kubeconfig(path, &denied), "cannot read /etc/kvip/kubeconfig: permission denied", "ls -l");
         let twice = serde_saphyr::from_str::<serde_json::Value>("a: 1\na: 2\n").unwrap_err();

@@ -104,7 +104,7 @@ fn nowhere(inputs: &Inputs) -> Option<Finding> {
     let has: Vec<String> = of_family.map(|(link, network)| format!("{} on {link}", network.addr())).collect();
     let has = if has.is_empty() { "none of that family".to_owned() } else { has.join(", ") };
     let text = format!("{address} is on no interface of this host; it has {has}");
-    let mend = "set node.address in /etc/kvip/config.toml to one of them, or remove it";
+    let mend = "set node.address in the settings to one of them, or remove it";
     Some(Finding::new("node.address", text).mend(mend))
 }
 
