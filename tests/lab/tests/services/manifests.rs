@@ -1,6 +1,6 @@
 //! A folder of manifests in place of an API: served from, and followed when it changes.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use kvip_lab::asking::{explain, wait_for_answer};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::Lab;
@@ -22,6 +22,9 @@ fn a_folder_of_manifests_is_served_and_followed() -> Result<()> {
     restart(&lab, &Settings { extra, ..Settings::default() })?;
     lab.control("stop", "kube-apiserver")?;
     wait_for_real_servers(&lab, 3)?;
+    // What an API server writes has no field that nobody knows.
+    let said = lab.node("node-a").must(&format!("kvip plan {FOLDER} || true"))?;
+    ensure!(said.contains("to host") && !said.contains("is no field of it"), "{said}");
 
     let slices = manifests["items"].as_array_mut().context("a list")?.iter_mut().filter(|item| {
         item["metadata"]["labels"]["kubernetes.io/service-name"] == "nginx" && item["addressType"] == "IPv4"
