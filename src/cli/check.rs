@@ -4,20 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 
 use super::style::{self, Style};
 use super::{Exit, Global, SettingsArgs};
-use crate::config::{Loaded, Problem, Settings, effective, read_host};
+use crate::config::{Cluster, Loaded, Problem, Settings, effective, read_host};
 use crate::daemon::settings;
 use crate::keepalived::Paths;
 use crate::model::Finding;
-use crate::report::words::joined;
+use crate::snapshot::check_kubeconfig;
+use crate::snapshot::problem::Problem as Unusable;
 
 /// Where programs are looked for, as systemd looks for them.
 const PROGRAM_FOLDERS: [&str; 6] =
@@ -28,11 +26,11 @@ type Program = (&'static str, &'static str);
 
 const PROGRAMS: [Program; 2] = [("keepalived", "keepalived"), ("nft", "nftables")];
 
-/// What was found on the host; a text says what is wrong.
+/// What was found on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct HostView {
-    /// Of the kubeconfig, or of the folder of manifests that is read in its place.
-    source: Result<(), String>,
+    /// What is wrong with the kubeconfig, or with the folder of manifests that is read in its place.
+    source: Option<Finding>,
     /// Interfaces that settings name and that are not there, each with the key that names it.
     no_links: Vec<(String, String)>,
     /// Those of [`PROGRAMS`] that are not installed.
@@ -41,15 +39,17 @@ struct HostView {
 }
 
 /// Checks the settings and looks at the host.
-pub(super) fn run(args: &SettingsArgs, global: &Global) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: &SettingsArgs, global: &Global) -> anyhow::Result<Exit> {
     let host = read_host(&args.sources(global));
     let result = host.map(|host| settings::known(&host, &Paths::default().state));
-    let findings = result.as_ref().map(|loaded| {
-        let host = findings(&loaded.settings, &look(&loaded.settings));
-        loaded.findings.iter().cloned().chain(host).collect::<Vec<_>>()
-    });
-    let fine = findings.as_ref().is_ok_and(Vec::is_empty);
-    let findings = findings.unwrap_or_default();
+    let findings = match &result {
+        Ok(loaded) => {
+            let host = findings(look(&loaded.settings).await);
+            loaded.findings.iter().cloned().chain(host).collect()
+        }
+        Err(_) => Vec::new(),
+    };
+    let fine = result.is_ok() && findings.is_empty();
     if global.json {
         style::print(&format!("{}\n", serde_json::to_string_pretty(&as_json(&result, &findings))?))?;
     } else {
@@ -58,14 +58,10 @@ pub(super) fn run(args: &SettingsArgs, global: &Global) -> anyhow::Result<Exit> 
     Ok(if fine { Exit::Fine } else { Exit::Mend })
 }
 
-fn look(settings: &Settings) -> HostView {
+async fn look(settings: &Settings) -> HostView {
     let is_there = |name: &str| Path::new("/sys/class/net").join(name).exists();
     HostView {
-        source: match &settings.cluster.manifests {
-            Some(folder) if folder.is_dir() => Ok(()),
-            Some(_) => Err("no such folder".to_owned()),
-            None => kubeconfig(&settings.cluster.kubeconfig),
-        },
+        source: source(&settings.cluster).await,
         no_links: links(settings).filter(|(_, name)| !is_there(name)).collect(),
         missing: PROGRAMS.into_iter().filter(|(name, _)| !has_program(name)).collect(),
         ip_vs: Path::new("/proc/net/ip_vs").exists(),
@@ -84,23 +80,21 @@ fn links(settings: &Settings) -> impl Iterator<Item = (String, String)> {
     own.chain(of_groups).filter_map(|(key, name)| Some((key, name?.clone())))
 }
 
-/// Whether the kubeconfig can be read and names a context of its own; whether it lets anyone in is for the API to say.
-fn kubeconfig(path: &Path) -> Result<(), String> {
-    match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err("not there".into()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err("no permission to read it; run this as root".into());
-        }
-        Err(error) => return Err(format!("cannot be read: {error}")),
-        Ok(_) => {}
+/// What keeps the cluster's state from being read here. Whether the kubeconfig lets anyone in is for the API to say.
+async fn source(cluster: &Cluster) -> Option<Finding> {
+    if let Some(folder) = &cluster.manifests {
+        let finding =
+            || Finding::new(folder.display(), "no such folder").mend("make it and put the manifests there");
+        return (!folder.is_dir()).then(finding);
     }
-    let config = Kubeconfig::read_from(path).map_err(|error| joined(&error.to_string()))?;
-    let current = config.current_context.ok_or("has no current-context")?;
-    if config.contexts.iter().any(|context| context.name == current) {
-        Ok(())
-    } else {
-        Err(format!("its current-context \"{current}\" is not among its contexts"))
-    }
+    let problem = check_kubeconfig(&cluster.kubeconfig).await.err()?;
+    let is_of_root = is_only_for_root(&problem);
+    Some(if is_of_root { problem.finding().mend("run this as root") } else { problem.finding() })
+}
+
+/// Whether root might well read what this user cannot.
+pub(super) fn is_only_for_root(problem: &Unusable) -> bool {
+    matches!(problem, Unusable::Unreadable { .. }) && !rustix::process::geteuid().is_root()
 }
 
 fn has_program(name: &str) -> bool {
@@ -108,17 +102,8 @@ fn has_program(name: &str) -> bool {
 }
 
 /// What has to be mended on the host, most important first.
-fn findings(settings: &Settings, view: &HostView) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if let Err(text) = &view.source {
-        let (path, mend) = match &settings.cluster.manifests {
-            Some(folder) => (folder, "make it and put the manifests there"),
-            None => {
-                (&settings.cluster.kubeconfig, "put the kubeconfig with which kvip reads the cluster there")
-            }
-        };
-        findings.push(Finding::new(path.display(), text).mend(mend));
-    }
+fn findings(view: HostView) -> Vec<Finding> {
+    let mut findings = Vec::from_iter(view.source);
     for (key, name) in &view.no_links {
         let text = format!("{key} names it, but this host has none so called");
         findings.push(Finding::new(name, text).mend("ip link"));
@@ -245,8 +230,7 @@ mod tests {
         load_with_origins(&sources)
     }
 
-    const GOOD: HostView =
-        HostView { source: Ok(()), no_links: Vec::new(), missing: Vec::new(), ip_vs: true };
+    const GOOD: HostView = HostView { source: None, no_links: Vec::new(), missing: Vec::new(), ip_vs: true };
 
     #[test]
     fn right_settings_are_shown_with_their_origins() {
@@ -355,30 +339,31 @@ to mend on this host
     fn the_host_must_have_what_is_named() {
         let result = loaded(&[("KVIP_VIPS__ALLOWED", "10.87.2.0/24"), ("KVIP_NODE__INTERFACE", "ens18")]);
         let settings = result.as_ref().map(|loaded| &loaded.settings).unwrap();
-        assert_eq!(findings(settings, &GOOD), []);
+        assert_eq!(findings(GOOD), []);
+        let source = Unusable::KubeconfigMissing { path: "/etc/kvip/kubeconfig".into() };
         let view = HostView {
-            source: Err("not there".into()),
+            source: Some(source.finding()),
             no_links: links(settings).collect(),
             missing: vec![PROGRAMS[1]],
             ip_vs: false,
         };
-        let text = as_text(&result, &findings(settings, &view), Style::PLAIN);
+        let text = as_text(&result, &findings(view), Style::PLAIN);
         let expected = "
 to mend on this host
-  /etc/kvip/kubeconfig  not there
-                        put the kubeconfig with which kvip reads the cluster there
-  ens18                 node.interface names it, but this host has none so called
-                        ip link
-  nft                   not installed
-                        apt install nftables, or dnf install nftables
-  ip_vs                 the kernel module is not loaded
-                        modprobe ip_vs
+  cluster  kubeconfig /etc/kvip/kubeconfig is not there
+           put one at /etc/kvip/kubeconfig, or set kubeconfig in [cluster] of /etc/kvip/config.toml
+  ens18    node.interface names it, but this host has none so called
+           ip link
+  nft      not installed
+           apt install nftables, or dnf install nftables
+  ip_vs    the kernel module is not loaded
+           modprobe ip_vs
 ";
         assert!(text.ends_with(expected), "{text}");
     }
 
-    #[test]
-    fn every_interface_that_is_named_is_looked_for() {
+    #[tokio::test]
+    async fn every_interface_that_is_named_is_looked_for() {
         let text = "vips.allowed = ['10.87.2.0/24']\n[node]\ninterface = 'gone-a'\n\
              [balancing]\nsync_interface = 'gone-b'\n\
              [[groups]]\nname = 'a'\nvrid = 60\naddresses = ['10.87.2.64/28']\ninterface = 'lo'\n\
@@ -386,7 +371,7 @@ to mend on this host
              [[groups]]\nname = 'c'\nvrid = 62\naddresses = ['10.87.2.8']\ninterface = 'gone-d'\nmembers = 'a=b'\n";
         let (_folder, result) = of_file(text);
         let settings = &result.unwrap().settings;
-        let view = HostView { no_links: look(settings).no_links, ..GOOD };
+        let view = HostView { no_links: look(settings).await.no_links, ..GOOD };
         let names = [
             ("gone-a", "node.interface"),
             ("gone-b", "balancing.sync_interface"),
@@ -395,32 +380,32 @@ to mend on this host
         let expected = names.map(|(name, key)| {
             Finding::new(name, format!("{key} names it, but this host has none so called")).mend("ip link")
         });
-        assert_eq!(findings(settings, &view), expected);
+        assert_eq!(findings(view), expected);
     }
 
-    #[test]
-    fn a_folder_of_manifests_needs_no_kubeconfig() {
+    #[tokio::test]
+    async fn a_folder_of_manifests_needs_no_kubeconfig() {
         let text = "vips.allowed = ['10.87.2.0/24']\n[cluster]\nsource = 'files'\nmanifests = '/nowhere'\n";
         let (_folder, result) = of_file(text);
         let settings = &result.unwrap().settings;
-        let view = HostView { source: look(settings).source, ..GOOD };
+        let view = HostView { source: look(settings).await.source, ..GOOD };
         let expected = Finding::new("/nowhere", "no such folder").mend("make it and put the manifests there");
-        assert_eq!(findings(settings, &view), [expected]);
-        assert_eq!(findings(settings, &GOOD), []);
+        assert_eq!(findings(view), [expected]);
     }
 
-    #[test]
-    fn kubeconfig_says_what_is_wrong_with_it() {
-        let folder = TempDir::new().unwrap();
+    #[tokio::test]
+    async fn what_ails_the_kubeconfig_is_told_as_by_the_daemon() {
+        let (folder, result) = of_file("vips.allowed = ['10.87.2.0/24']\n");
         let path = folder.path().join("kubeconfig");
-        assert_eq!(kubeconfig(&path), Err("not there".into()));
-        fs::write(&path, "apiVersion: v1\nkind: Config\n").unwrap();
-        assert_eq!(kubeconfig(&path), Err("has no current-context".into()));
-        fs::write(&path, "current-context: a\n").unwrap();
-        assert_eq!(kubeconfig(&path), Err("its current-context \"a\" is not among its contexts".into()));
-        fs::write(&path, "current-context: a\ncontexts: [{name: a, context: {cluster: c}}]\n").unwrap();
-        assert_eq!(kubeconfig(&path), Ok(()));
-        fs::write(&path, "current-context: [\n").unwrap();
-        assert!(kubeconfig(&path).is_err_and(|text| !text.contains('\n')));
+        let cluster = Cluster { kubeconfig: path.clone(), ..result.unwrap().settings.cluster };
+        let missing = Unusable::KubeconfigMissing { path: path.clone() };
+        assert_eq!(source(&cluster).await, Some(missing.finding()));
+        let text = "current-context: a\ncontexts: [{name: a, context: {cluster: c}}]\n\
+             clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n";
+        fs::write(&path, text).unwrap();
+        assert_eq!(source(&cluster).await, None);
+        fs::write(&path, text.replace("cluster: c", "cluster: d")).unwrap();
+        let reason = "the cluster \"d\" of its context is not among its clusters".to_owned();
+        assert_eq!(source(&cluster).await, Some(Unusable::KubeconfigInvalid { path, reason }.finding()));
     }
 }

@@ -157,7 +157,7 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
     let runtime = || tokio::runtime::Runtime::new();
     match &cli.command {
         None => runtime()?.block_on(overview::run(global)),
-        Some(Command::Check(args)) => check::run(args, global),
+        Some(Command::Check(args)) => runtime()?.block_on(check::run(args, global)),
         Some(Command::PrepareWeights) => unit::prepare_weights(),
         Some(Command::HandOver) => runtime()?.block_on(unit::hand_over()),
         Some(Command::Status) => runtime()?.block_on(status::run(global)),

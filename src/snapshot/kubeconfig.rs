@@ -1,19 +1,19 @@
 //! From a kubeconfig file to a client, and noticing when the file, or one that it names, changes.
 //!
-//! Reads files and runs the kubeconfig's credential plugin; speaks to no server.
+//! Reads files and, for a client that is to be used, runs the kubeconfig's credential plugin; speaks to no server.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use kube::config::{ExecInteractiveMode, KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, ExecInteractiveMode, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::net::lookup_host;
 use tracing::debug;
@@ -73,21 +73,41 @@ impl fmt::Debug for Link {
 /// Reads the kubeconfig at `path`, which may run its credential plugin, for no longer than `plugin`. `files` becomes the
 /// files that were read, as they were before: when one changes, it is time to load again, also after an error.
 pub(super) async fn load(path: &Path, files: &mut Files, plugin: Duration) -> Result<Link, Problem> {
-    *files = Files::at(&[path.to_owned()]);
-    refuse_what_is_no_file(path)?;
-    let mut kubeconfig = Kubeconfig::read_from(path).map_err(|e| problem::kubeconfig(path, &e))?;
-    files.add(&named_files(&kubeconfig));
-    adapt_plugins(&mut kubeconfig, plugin);
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-    let mut config = config.map_err(|e| problem::kubeconfig(path, &e))?;
+    let mut config = read(path, files).await?;
+    adapt_plugin(&mut config.auth_info, plugin);
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // The watches retry by themselves, and tell why.
     config.default_retry = false;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    // Building the client runs the plugin and waits for it, so it must not hold up this thread.
+    Ok(Link::new(client(path, config).await?, server, path))
+}
+
+/// Whether the kubeconfig at `path` makes a client, as far as that can be told without its credential plugin and its server.
+///
+/// # Errors
+/// With what keeps it from that.
+pub async fn check(path: &Path) -> Result<(), Problem> {
+    let mut config = read(path, &mut Files::default()).await?;
+    config.auth_info.exec = None;
+    config.auth_info.auth_provider = None;
+    client(path, config).await.map(drop)
+}
+
+/// What the kubeconfig at `path` says; runs no plugin.
+async fn read(path: &Path, files: &mut Files) -> Result<Config, Problem> {
+    *files = Files::at(&[path.to_owned()]);
+    refuse_what_is_no_file(path)?;
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|e| problem::kubeconfig(path, &e))?;
+    files.add(&named_files(&kubeconfig));
+    refuse_named_pipes(&kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    config.map_err(|e| problem::kubeconfig(path, &e))
+}
+
+/// Building a client runs the plugin and waits for it, so it must not hold up this thread.
+async fn client(path: &Path, config: Config) -> Result<Client, Problem> {
     let built = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
-    let client = built.expect("building a client does not panic").map_err(|e| problem::client(path, &e))?;
-    Ok(Link::new(client, server, path))
+    built.expect("building a client does not panic").map_err(|e| problem::client(path, &e))
 }
 
 /// A device, a pipe or a huge file in the kubeconfig's place would be read for ever.
@@ -110,6 +130,17 @@ fn refuse_what_is_no_file(path: &Path) -> Result<(), Problem> {
     }
 }
 
+/// Opening a pipe that the kubeconfig names would wait for its other end.
+fn refuse_named_pipes(kubeconfig: &Kubeconfig) -> Result<(), Problem> {
+    let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
+    let tokens = users.filter_map(|user| user.token_file.as_ref()).map(PathBuf::from);
+    let is_pipe = |file: &PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.file_type().is_fifo());
+    match named_files(kubeconfig).into_iter().chain(tokens).find(is_pipe) {
+        Some(file) => Err(Problem::Unreadable { file, reason: "it is a named pipe".to_owned() }),
+        None => Ok(()),
+    }
+}
+
 /// The certificates, keys and authorities beside the kubeconfig, which rotate. Token files are kube's to follow.
 fn named_files(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
     let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
@@ -122,15 +153,13 @@ fn named_files(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
 /// A daemon has no terminal: a plugin that knows this fails at once and its words can be passed on. One that hangs is ended
 /// after `limit`, with what it started: kube runs it anew in each request once its credentials have expired, beside those
 /// that hang already.
-fn adapt_plugins(kubeconfig: &mut Kubeconfig, limit: Duration) {
-    let users = kubeconfig.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut());
-    for exec in users.filter_map(|user| user.exec.as_mut()) {
-        exec.interactive_mode = Some(ExecInteractiveMode::Never);
-        if let Some(command) = exec.command.take() {
-            exec.command = Some(TIMEOUT.to_owned());
-            let words = ["--kill-after=1".to_owned(), limit.as_secs_f64().to_string(), command];
-            exec.args = Some(words.into_iter().chain(exec.args.take().unwrap_or_default()).collect());
-        }
+fn adapt_plugin(user: &mut AuthInfo, limit: Duration) {
+    let Some(exec) = &mut user.exec else { return };
+    exec.interactive_mode = Some(ExecInteractiveMode::Never);
+    if let Some(command) = exec.command.take() {
+        exec.command = Some(TIMEOUT.to_owned());
+        let words = ["--kill-after=1".to_owned(), limit.as_secs_f64().to_string(), command];
+        exec.args = Some(words.into_iter().chain(exec.args.take().unwrap_or_default()).collect());
     }
 }
 
@@ -231,10 +260,78 @@ mod tests {
         check("", "kubeconfig is not a usable kubeconfig: it is empty").await;
         check("a: [", "kubeconfig is not a usable kubeconfig: ").await;
         check("just text", "kubeconfig is not a usable kubeconfig: ").await;
-        check("{}", "kubeconfig is not a usable kubeconfig: failed to determine current context").await;
+        check("{}", "kubeconfig is not a usable kubeconfig: it has no current-context").await;
         check(&GOOD.replace("USER", "{tokenFile: nowhere}"), "cannot read nowhere: No such file").await;
         let certificate = "{client-certificate: crt.pem, client-key: key.pem}";
         check(&GOOD.replace("USER", certificate), "cannot read crt.pem: No such file").await;
+    }
+
+    /// What checking a kubeconfig with `text` ends in, with the folder's name cut out.
+    async fn checked(text: &str) -> Result<(), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        fs::write(&path, text).unwrap();
+        make_pipe(&dir.path().join("pipe"));
+        let folder = format!("{}/", dir.path().display());
+        super::check(&path).await.map_err(|problem| problem.to_string().replace(&folder, ""))
+    }
+
+    fn make_pipe(path: &Path) {
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_check_finds_what_loading_would_and_runs_no_plugin() {
+        let good = GOOD.replace("USER", "{token: t}");
+        assert_eq!(checked(&good).await, Ok(()));
+        let exec = "{exec: {apiVersion: client.authentication.k8s.io/v1, command: \"false\"}}";
+        assert_eq!(checked(&GOOD.replace("USER", exec)).await, Ok(()));
+        let faults = [
+            (
+                "current-context: c",
+                "current-context: b",
+                "its current-context \"b\" is not among its contexts",
+            ),
+            ("cluster: k", "cluster: l", "the cluster \"l\" of its context is not among its clusters"),
+            ("server: 'https://127.0.0.1:1'", "insecure-skip-tls-verify: true", "its cluster has no server"),
+            ("https://127.0.0.1:1", "foo bar", "failed to parse cluster url: invalid uri character"),
+        ];
+        for (from, to, why) in faults {
+            let want = format!("kubeconfig is not a usable kubeconfig: {why}");
+            assert_eq!(checked(&good.replacen(from, to, 1)).await, Err(want));
+        }
+        let authority = |name: &str| {
+            good.replace("127.0.0.1:1'", &format!("127.0.0.1:1', certificate-authority: {name}"))
+        };
+        let missing = "cannot read nowhere: No such file or directory (os error 2)";
+        assert_eq!(checked(&authority("nowhere")).await, Err(missing.to_owned()));
+        let pipe = Err("cannot read pipe: it is a named pipe".to_owned());
+        assert_eq!(checked(&authority("pipe")).await, pipe);
+        assert_eq!(checked(&GOOD.replace("USER", "{tokenFile: pipe}")).await, pipe);
+    }
+
+    /// Neither the line at fault nor those around it, which hold credentials.
+    #[tokio::test]
+    async fn no_fault_is_told_with_a_secret() {
+        let users = |user: &str| {
+            format!(
+                "current-context: a\ncontexts: [{{name: a, context: {{cluster: c, user: u}}}}]\nusers:\n- name: u\n{user}"
+            )
+        };
+        for user in [
+            "  user:\n    token: SECRET\n   client-key-data: SECRET\n",
+            "  user:\n    token: SECRET\n    token: SECRET\n",
+            "  user: SECRET\n",
+            "  user:\n    token: [SECRET]\n",
+            "  user:\n    token: \"SECRET\n",
+            "  user:\n    exec: SECRET\n",
+            "  user:\n    client-key-data: SECRET\n    as-groups: SECRET\n",
+            "SECRET\n",
+        ] {
+            let why = checked(&users(user)).await.unwrap_err();
+            assert!(!why.contains("SECRET"), "{why}");
+            assert!(why.starts_with("kubeconfig is not a usable kubeconfig: "), "{why}");
+        }
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ mod watch;
 mod watched;
 mod weights;
 
-pub use kubeconfig::Link;
+pub use kubeconfig::{Link, check as check_kubeconfig};
 pub use weights::WEIGHTS_WANTED;
 
 /// Objects by key. A copy shares what it holds with its original, and two copies that grew from one are compared at the

@@ -222,6 +222,14 @@ pub(super) fn kubeconfig(path: &Path, error: &KubeconfigError) -> Problem {
         | E::LoadClientCertificate(LoadDataError::ReadFile(e, file))
         | E::LoadClientKey(LoadDataError::ReadFile(e, file)) => unreadable(file, e),
         E::Parse(e) => invalid(path, yaml(e)),
+        E::CurrentContextNotSet => invalid(path, "it has no current-context"),
+        E::LoadContext(name) => {
+            invalid(path, format!("its current-context \"{name}\" is not among its contexts"))
+        }
+        E::LoadClusterOfContext(name) => {
+            invalid(path, format!("the cluster \"{name}\" of its context is not among its clusters"))
+        }
+        E::MissingClusterUrl => invalid(path, "its cluster has no server"),
         other => invalid(path, other),
     }
 }
