@@ -2,6 +2,7 @@
 //!
 //! Plain data without IO; parsed at the edge, valid inside.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -192,19 +193,29 @@ pub struct Finding {
     /// It refuses a Service what that asks for by itself, so that the Service's status says it too.
     #[serde(skip)]
     pub refuses: bool,
+    /// The Services that it matters to where the subject is another object, and the ConfigMap of VIPs where that is not read.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub about: BTreeSet<ObjectKey>,
 }
 
 impl Finding {
     /// A finding on `subject` without a mend, each part of it on one line.
     pub fn new(subject: impl fmt::Display, text: impl Into<String>) -> Self {
         let (subject, text) = (one_line(&subject.to_string()), one_line(&text.into()));
-        Self { subject, text, mend: None, refuses: false }
+        Self { subject, text, mend: None, refuses: false, about: BTreeSet::new() }
     }
 
     /// The same finding with what to do about it.
     #[must_use]
     pub fn mend(mut self, mend: impl Into<String>) -> Self {
         self.mend = Some(one_line(&mend.into()));
+        self
+    }
+
+    /// The same finding, which matters to `objects` too.
+    #[must_use]
+    pub fn about(mut self, objects: impl IntoIterator<Item = ObjectKey>) -> Self {
+        self.about.extend(objects);
         self
     }
 }

@@ -313,7 +313,7 @@ fn connections(view: &View, served: &Served, backend: &Backend) -> Option<u32> {
     here.map(|real| real.connections).reduce(u32::saturating_add)
 }
 
-/// What is said of the subject, of its Services and VIPs, and on a live host of all that it needs.
+/// What is said of the subject, and of this host, which is to serve it.
 fn findings(
     view: &View,
     here: Option<&Here>,
@@ -321,57 +321,72 @@ fn findings(
     frontends: &Frontends,
     vips: &BTreeSet<IpAddr>,
 ) -> Vec<Finding> {
-    let services = services(subject, frontends);
-    let about: BTreeSet<IpAddr> = match subject {
-        Subject::Vip(vip) => [*vip].into(),
-        Subject::Service(_) => BTreeSet::new(),
+    let concerns = |finding: &&Finding| match subject {
+        Subject::Service(key) => finding.subject == key.to_string() || finding.about.contains(key),
+        Subject::Vip(vip) => names(&finding.to_string(), *vip),
     };
-    let concerns = |finding: &&Finding| {
-        let of_service = services.iter().any(|key| finding.subject == key.to_string());
-        let whole = finding.to_string();
-        let of_vip = about.iter().any(|vip| names(&whole, *vip));
-        of_vip || (of_service && matches!(subject, Subject::Service(_)))
-    };
-    let told = here.and_then(|here| here.status.as_ref()).map_or(&[][..], |status| &status.findings);
-    // The daemon's findings that are of no object are about this host, which serves the subject.
-    let of_host = told.iter().filter(|finding| !finding.subject.contains('/'));
-    let mut all: BTreeSet<Finding> = view.findings.iter().chain(told).filter(concerns).cloned().collect();
-    all.extend(of_host.cloned());
-    all.extend(not_asked(view, subject, vips).filter(|_| all.is_empty()));
+    let told = here.and_then(|here| here.status.as_ref()).map(|status| &status.findings[..]);
+    let all = view.findings.iter().chain(told.unwrap_or_default());
+    let mut all: BTreeSet<Finding> = all.filter(concerns).map(as_told).collect();
+    if all.is_empty() && vips.is_empty() {
+        all.extend(not_asked(view, subject));
+    }
+    // Those that are of no object are about the host; where the daemon tells of it, it knows best.
+    let of_host = told.unwrap_or(&view.findings).iter().filter(|finding| !finding.subject.contains('/'));
+    all.extend(of_host.map(as_told));
     all.extend(here.into_iter().flat_map(|here| undone(view, here, frontends)));
     all.into_iter().collect()
 }
 
-/// Whether `text` has `vip` as a word of its own.
+/// As the daemon tells it, so that what both say is said once.
+fn as_told(finding: &Finding) -> Finding {
+    Finding { refuses: false, ..finding.clone() }
+}
+
+/// Whether `text` has `vip` as a word of its own, or as a key of the ConfigMap writes it.
 fn names(text: &str, vip: IpAddr) -> bool {
-    let of_address = |c: char| c.is_ascii_hexdigit() || c == '.' || c == ':';
+    let words =
+        |signs: &'static [char]| text.split(move |c: char| !c.is_ascii_hexdigit() && !signs.contains(&c));
     let is_vip = |word: &str| {
         let with_port = word.parse().map(|socket: SocketAddr| socket.ip());
         with_port.or_else(|_| word.trim_end_matches([':', '.']).parse()) == Ok(vip)
     };
-    text.split(|c| !of_address(c)).any(is_vip)
+    let is_key = |word: &str| word.replace('-', ":").parse::<Ipv6Addr>().is_ok_and(|key| key == vip);
+    words(&['.', ':']).any(is_vip) || words(&['-']).any(is_key)
 }
 
-/// That nothing asks for the subject, and how one does.
-fn not_asked(view: &View, subject: &Subject, vips: &BTreeSet<IpAddr>) -> Option<Finding> {
-    if !vips.is_empty() {
-        return None;
+/// That nothing asks for the subject, and how one does; or that the ConfigMap of VIPs, which might, is not read.
+fn not_asked(view: &View, subject: &Subject) -> Vec<Finding> {
+    let of_map = view.findings.iter().filter(|finding| finding.about.contains(&view.config_map));
+    let of_map: Vec<Finding> = of_map.map(as_told).collect();
+    if !of_map.is_empty() {
+        return of_map;
     }
-    Some(match subject {
+    vec![match subject {
         Subject::Service(key) if !view.snapshot.services.contains_key(key) => {
             let mend = format!("kubectl -n {} get services", key.namespace);
             Finding::new(key, "there is no such Service").mend(mend)
         }
         Subject::Service(key) => {
-            let mend =
-                format!("kubectl -n {} annotate service {} kvip.io/vips=ADDRESS", key.namespace, key.name);
-            Finding::new(key, "nothing asks for a VIP for it").mend(mend)
+            Finding::new(key, "nothing asks for a VIP for it").mend(how_to_ask(view, key))
         }
         Subject::Vip(vip) => Finding::new(vip, "nothing asks for it").mend(match &view.folder {
             Some(folder) => format!("kvip plan {} lists the VIPs", folder.display()),
             None => "kvip status lists the VIPs".to_owned(),
         }),
-    })
+    }]
+}
+
+/// By the annotation, or else by the ConfigMap, which always counts.
+fn how_to_ask(view: &View, key: &ObjectKey) -> String {
+    let ObjectKey { namespace, name } = &view.config_map;
+    if view.annotations {
+        format!("kubectl -n {} annotate service {} kvip.io/vips=ADDRESS", key.namespace, key.name)
+    } else if view.snapshot.vip_map.is_some() {
+        format!("kubectl -n {namespace} edit configmap {name}, and write ADDRESS: {key}")
+    } else {
+        format!("kubectl -n {namespace} create configmap {name} --from-literal=ADDRESS={key}")
+    }
 }
 
 /// What this host has not done yet, or nobody does.

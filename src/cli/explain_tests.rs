@@ -152,6 +152,120 @@ fn a_service_that_does_not_ask_is_told_how_to() {
     );
 }
 
+#[test]
+fn without_annotations_one_asks_by_the_configmap() {
+    let of = |vip_map| {
+        let mut view = View { annotations: false, ..view("tutorial") };
+        view.snapshot.services.insert(ObjectKey::new("shop", "web"), Arc::default());
+        view.snapshot.vip_map = vip_map;
+        let explanation = explain(&view, None, &subject("shop/web").unwrap());
+        explanation.findings.into_iter().map(|finding| finding.mend.unwrap()).collect::<Vec<_>>()
+    };
+    let edit = "kubectl -n default edit configmap vip-configmap, and write ADDRESS: shop/web";
+    assert_eq!(of(Some(imbl::OrdMap::new())), [edit]);
+    let create = "kubectl -n default create configmap vip-configmap --from-literal=ADDRESS=shop/web";
+    assert_eq!(of(None), [create]);
+}
+
+/// The findings on `about` in a golden case: subject and text, without the folder's name.
+fn said(case: &str, about: &str) -> Vec<String> {
+    let findings = explain(&view(case), None, &subject(about).unwrap()).findings;
+    let folder = format!("{}/", folder(case).display());
+    let mut said: Vec<_> = findings.iter().map(|finding| finding.to_string().replace(&folder, "")).collect();
+    said.sort();
+    said
+}
+
+#[test]
+fn a_wrong_entry_of_the_configmap_is_told_of_its_service() {
+    let of = |entries: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(self::folder("tutorial")).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let map =
+            format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: vip-configmap}}\ndata: {entries}\n");
+        std::fs::write(folder.path().join("zz.yaml"), map).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let sources = Sources::of_file(folder.path().join("config.toml"));
+        let view = runtime.block_on(view::of_folder(folder.path(), &sources)).unwrap();
+        let findings = explain(&view, None, &subject("default/nginx").unwrap()).findings;
+        findings.into_iter().map(|finding| finding.text).collect::<Vec<_>>()
+    };
+    let methods = "write one of NAT, DR, PROXY, DSR, TUNNEL, ANNOUNCE, or none";
+    for (entry, method) in [("default/nginx:nat", "nat"), ("default/nginx:80/tcp", "80/tcp")] {
+        let said = format!("key \"10.87.2.51\": `{entry}`: unknown method `{method}`; {methods}");
+        assert_eq!(of(&format!("{{10.87.2.51: '{entry}'}}")), [said]);
+    }
+    let outside = "key \"192.0.2.1\" ignored: outside the allowed ranges (10.87.2.0/24)";
+    assert_eq!(of("{192.0.2.1: default/nginx}"), [outside]);
+    let unread = of("[default/nginx]");
+    assert!(
+        unread.len() == 1 && unread[0].starts_with("ConfigMap vip-configmap: invalid type"),
+        "{unread:?}"
+    );
+}
+
+#[test]
+fn all_is_told_that_a_plan_says_of_a_service() {
+    let words = "is unknown and is left out: one of";
+    let expected = [
+        format!("Service default/web: externalTrafficPolicy \"local\" {words} Cluster, Local"),
+        format!("Service default/web: sessionAffinity \"clientip\" {words} None, ClientIP"),
+        format!(
+            "Service default/web: type \"clusterip\" {words} ClusterIP, NodePort, LoadBalancer, ExternalName"
+        ),
+        "services.yaml:1: Service default/web is written twice: what again.yaml:1 says of it does not count"
+            .into(),
+        "services.yaml:1: Service web: annotation \"kvip.io/thresholds\" = 100 is no text: put it in quotes"
+            .into(),
+    ];
+    assert_eq!(said("manifests-wrong", "default/web"), expected);
+    let names = said("endpoints", "default/names");
+    let slice =
+        "EndpointSlice default/names-4: addressType FQDN: kvip balances to IPv4 and IPv6 addresses only";
+    assert_eq!(names[0], slice);
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert_eq!(said("manifests-wrong", "default/shop").len(), 1);
+    assert_eq!(said("manifests-wrong", "default/legacy").len(), 1);
+    let key = "default/vip-configmap: key \"fd00--50\" ignored: outside the allowed ranges (10.87.2.0/24, 10.2.0.0/16)";
+    assert_eq!(said("bad-keys", "fd00::50"), [key]);
+}
+
+#[test]
+fn a_service_that_cannot_be_read_is_not_called_missing() {
+    let mut view = view("tutorial");
+    view.snapshot.services.remove(&ObjectKey::new("shop", "web"));
+    let text = "cannot be understood, so what was known of it stays: no integer";
+    let unread = Finding::new("Service shop/web", text).about([ObjectKey::new("shop", "web")]);
+    view.findings.push(unread.clone());
+    assert_eq!(explain(&view, None, &subject("shop/web").unwrap()).findings, [unread]);
+}
+
+#[test]
+fn what_keeps_the_host_from_holding_vips_is_told() {
+    for (case, about, of_host) in [
+        ("no-interface", "default/nginx", "node.interface: no interface eth7 on this host"),
+        ("no-node", "default/nginx", "host stranger: it holds no VIPs"),
+    ] {
+        let said = said(case, about);
+        assert!(said.len() == 1 && said[0].starts_with(of_host), "{case}: {said:?}");
+    }
+}
+
+/// The daemon's own words reach here as JSON, which does not say what refuses a Service.
+#[test]
+fn what_plan_and_daemon_say_is_said_once() {
+    let mut view = view("tutorial");
+    let finding = Finding::new("default/nginx", "not served at 10.87.2.51: x");
+    view.findings.push(Finding { refuses: true, ..finding.clone() });
+    let status = Status { findings: vec![finding.clone()], ..Status::default() };
+    let here = Here { status: Some(status), ..Here::default() };
+    view.plan.prepare.clear();
+    assert_eq!(explain(&view, Some(&here), &subject("default/nginx").unwrap()).findings, [finding]);
+}
+
 /// A host whose kernel has all that is wanted but the last `left` changes.
 fn host_with(view: &mut View, left: usize) -> Vec<Command> {
     let mut todo = std::mem::take(&mut view.plan.prepare);
@@ -209,6 +323,8 @@ fn a_vip_is_found_in_words_as_itself_alone() {
         assert!(names(text, vip("10.87.2.5")), "{text}");
     }
     assert!(!names("10.87.2.50 and 110.87.2.5", vip("10.87.2.5")));
+    assert!(names("key \"fd00-87--5\" ignored", vip("fd00:87::5")));
+    assert!(!names("key \"fd00--50\": a fd00-5", vip("fd00::5")));
     assert!(names("tcp [fd00::5]:80", vip("fd00::5")) && !names("fd00::50", vip("fd00::5")));
 }
 

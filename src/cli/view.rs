@@ -19,7 +19,7 @@ use crate::ipam::{Claim, Claims, Step, Wish};
 use crate::ipvs::{Client, Table};
 use crate::keepalived::{self, Carried, Paths};
 use crate::marks::Marks;
-use crate::model::{Family, Finding, Frontend};
+use crate::model::{Family, Finding, Frontend, ObjectKey};
 use crate::net::{self, HostFacts, hops, peers};
 use crate::nft;
 use crate::plan::{self, Have, Plan};
@@ -59,6 +59,10 @@ pub struct View {
     pub facts: HostFacts,
     /// Where VIPs may come from.
     pub allowed: Vec<IpNet>,
+    /// The ConfigMap of VIPs.
+    pub config_map: ObjectKey,
+    /// Whether Services may ask by annotation.
+    pub annotations: bool,
     /// The file that HAProxy would read; empty where it is not to run.
     pub haproxy_cfg: String,
     /// The file that it reads now.
@@ -236,6 +240,8 @@ fn view(
         snapshot,
         facts,
         allowed,
+        config_map: settings.cluster.config_map.clone(),
+        annotations: settings.asking.annotations,
         haproxy_cfg,
         haproxy_now: String::new(),
         folder: None,

@@ -156,13 +156,13 @@ impl<'a> Asks<'a> {
             let vip = match grammar::key(key) {
                 Ok(vip) => vip,
                 Err(why) => {
-                    self.ignored(map, key, &why);
+                    self.ignored(map, (key, value), &why);
                     continue;
                 }
             };
             self.by_host |= self.policy.is_of_host(vip);
             if let Some(why) = self.policy.refusal_of_admin(vip) {
-                self.ignored(map, key, &why);
+                self.ignored(map, (key, value), &why);
                 continue;
             }
             match seen.entry(vip) {
@@ -170,18 +170,21 @@ impl<'a> Asks<'a> {
                     slot.insert(key);
                     self.mapped(map, key, vip, value);
                 }
-                Slot::Occupied(_) => self.ignored(map, key, &format!("{vip} is written by an earlier key")),
+                Slot::Occupied(_) => {
+                    self.ignored(map, (key, value), &format!("{vip} is written by an earlier key"));
+                }
             }
         }
     }
 
-    fn ignored(&mut self, map: &ObjectKey, key: &str, why: &str) {
-        self.of_map(map, format!("key \"{key}\" ignored: {why}"));
+    fn ignored(&mut self, map: &ObjectKey, (key, value): (&str, &str), why: &str) {
+        self.of_map(map, format!("key \"{key}\" ignored: {why}"), value);
     }
 
-    fn of_map(&mut self, map: &ObjectKey, text: String) {
+    /// A finding on the ConfigMap, where it says `entries`.
+    fn of_map(&mut self, map: &ObjectKey, text: String, entries: &str) {
         let mend = format!("kubectl -n {} edit configmap {}", map.namespace, map.name);
-        self.findings.push(Finding::new(map, text).mend(mend));
+        self.findings.push(Finding::new(map, text).mend(mend).about(grammar::services(entries)));
     }
 
     fn mapped(&mut self, map: &ObjectKey, key: &str, vip: IpAddr, value: &str) {
@@ -191,7 +194,7 @@ impl<'a> Asks<'a> {
         for (entry, text) in written.into_iter().zip(value.split(',').map(str::trim)) {
             match entry {
                 Ok(entry) => wanted.push((entry, text)),
-                Err(why) => self.of_map(map, format!("key \"{key}\": {why}")),
+                Err(why) => self.of_map(map, format!("key \"{key}\": {why}"), text),
             }
         }
         wanted.sort();
@@ -199,10 +202,8 @@ impl<'a> Asks<'a> {
         for same in wanted.chunk_by(|(a, _), (b, _)| (&a.service, a.port) == (&b.service, b.port)) {
             for (_, text) in &same[1..] {
                 let first = same[0].1;
-                self.of_map(
-                    map,
-                    format!("key \"{key}\": `{text}` does not count, as there is `{first}` too"),
-                );
+                let why = format!("key \"{key}\": `{text}` does not count, as there is `{first}` too");
+                self.of_map(map, why, text);
             }
         }
         let entries =

@@ -104,6 +104,11 @@ pub fn value(text: &str) -> Vec<Result<Entry, String>> {
     text.split(',').map(|part| entry(part.trim())).collect()
 }
 
+/// The Services that the entries of `text` are of, whatever else is wrong with them.
+pub fn services(text: &str) -> impl Iterator<Item = ObjectKey> {
+    text.split(',').filter_map(|entry| service(entry.trim().split(':').next()?))
+}
+
 /// Reads one entry.
 fn entry(text: &str) -> Result<Entry, String> {
     let mut parts = text.split(':');
@@ -182,6 +187,13 @@ mod tests {
                 assert_eq!(entry(&entry(text).written_with(mode)), expected);
             }
         }
+    }
+
+    #[test]
+    fn a_service_is_known_from_a_wrong_entry() {
+        let found: Vec<String> =
+            services("default/nginx:nat, shop/web:80/tcp,a/b/c,nginx,").map(|key| key.to_string()).collect();
+        assert_eq!(found, ["default/nginx", "shop/web"]);
     }
 
     type Wanted = Result<(&'static str, Option<u16>, Option<Method>), &'static str>;

@@ -295,7 +295,7 @@ impl<S: Service> Driver<S> {
         }
         self.publish(|status| {
             status.state = trouble.state;
-            status.problem = trouble.finding;
+            status.problem = trouble.finding.map(|finding| *finding);
         });
     }
 

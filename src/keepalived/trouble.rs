@@ -18,14 +18,14 @@ pub(super) struct Trouble {
     /// The state to show.
     pub state: State,
     /// What to tell, unless it mends itself soon.
-    pub finding: Option<Finding>,
+    pub finding: Option<Box<Finding>>,
 }
 
 const SUBJECT: &str = "keepalived";
 const JOURNAL: &str = "journalctl -u keepalived -n 50";
 
 fn told(state: State, text: impl Into<String>, mend: &str) -> Trouble {
-    Trouble { state, finding: Some(Finding::new(SUBJECT, text).mend(mend)) }
+    Trouble { state, finding: Some(Box::new(Finding::new(SUBJECT, text).mend(mend))) }
 }
 
 impl Trouble {

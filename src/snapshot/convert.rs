@@ -131,7 +131,7 @@ pub fn service(object: &core::Service) -> Converted<ObjectKey, Service> {
             seconds.and_then(|s| u64::try_from(s).ok()).map_or(AFFINITY_DEFAULT, Duration::from_secs)
         }),
     };
-    Converted { key, value: Some(Arc::new(value)), skipped: skipped.findings }
+    Converted { skipped: skipped.about(&key), key, value: Some(Arc::new(value)) }
 }
 
 /// The prefixes of the annotations that kvip reads.
@@ -214,21 +214,22 @@ pub fn slice(object: &discovery::EndpointSlice) -> Converted<ObjectKey, Endpoint
     let service =
         object.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_LABEL)).filter(|s| !s.is_empty());
     let Some(service) = service else { return Converted { key, value: None, skipped: Vec::new() } };
+    let service = ObjectKey::new(key.namespace.clone(), service.clone());
     let family = match object.address_type.as_str() {
         "IPv4" => Family::V4,
         "IPv6" => Family::V6,
         other => {
             skipped.add(format!("addressType {other}: kvip balances to IPv4 and IPv6 addresses only"));
-            return Converted { key, value: None, skipped: skipped.findings };
+            return Converted { key, value: None, skipped: skipped.about(&service) };
         }
     };
     let ports = object.ports.iter().flatten().filter_map(|p| slice_port(p, &mut skipped)).collect();
     let mut endpoints: Vec<Endpoint> =
         object.endpoints.iter().flatten().filter_map(|e| endpoint(e, family, &mut skipped)).collect();
     weights::weigh(&key, &object.metadata, &mut endpoints, &mut skipped.findings);
-    let service = ObjectKey::new(key.namespace.clone(), service.clone());
+    let skipped = skipped.about(&service);
     let value = EndpointSlice { service, family, ports, endpoints };
-    Converted { key, value: Some(Arc::new(value)), skipped: skipped.findings }
+    Converted { key, value: Some(Arc::new(value)), skipped }
 }
 
 /// A port without a number stands for "all ports" in the API, which no Service port asks for: it is left out.
@@ -387,6 +388,11 @@ impl Skipped {
 
     pub(super) fn add(&mut self, text: impl Into<String>) {
         self.findings.push(Finding::new(&self.subject, text));
+    }
+
+    /// All of them, as such that matter to `service`.
+    fn about(self, service: &ObjectKey) -> Vec<Finding> {
+        self.findings.into_iter().map(|finding| finding.about([service.clone()])).collect()
     }
 
     /// Words of a Service that an API server would refuse: only manifests can have them.

@@ -80,7 +80,9 @@ fn note(snapshot: &mut Snapshot, note: &Finding) {
 }
 
 fn written_twice(object: &str, before: &str, place: &str) -> Finding {
-    Finding::new(place, format!("{object} is written twice: what {before} says of it does not count"))
+    let service = object.strip_prefix("Service ").and_then(ObjectKey::parse);
+    let text = format!("{object} is written twice: what {before} says of it does not count");
+    Finding::new(place, text).about(service)
 }
 
 /// The files in `dir` that are read, by name.
@@ -266,9 +268,12 @@ impl Reading<'_> {
         if kind.eq_ignore_ascii_case("Endpoints") {
             let text =
                 format!("Endpoints {name} does nothing: a folder mirrors none, so write an EndpointSlice");
-            self.contents.endpoints.push((key_in(value), Finding::new(at, text)));
+            let key = key_in(value);
+            self.contents.endpoints.push((key.clone(), Finding::new(at, text).about([key])));
         } else if let Some(meant) = kind_meant(kind) {
-            self.note(at, format!("{kind} {name} is of no known kind; did you mean {meant}?"));
+            let text = format!("{kind} {name} is of no known kind; did you mean {meant}?");
+            let service = (meant == "Service").then(|| key_in(value));
+            self.contents.notes.push(Finding::new(at, text).about(service));
         }
     }
 
@@ -281,7 +286,29 @@ impl Reading<'_> {
         }
     }
 
+    /// Reads an object. What is found of one matters to the Service that it is, or is a slice of; and what keeps the ConfigMap
+    /// of VIPs from being read, to that.
     fn convert<K: DeserializeOwned + Resource>(
+        &mut self,
+        at: &str,
+        kind: &str,
+        value: Value,
+        changes: impl FnOnce(&K) -> Vec<Change>,
+    ) {
+        let key = key_in(&value);
+        let service = service_of(kind, &key, &value);
+        let map = (kind == "ConfigMap" && key == self.settings.config_map).then_some(key);
+        let (findings, notes) = (self.contents.findings.len(), self.contents.notes.len());
+        self.take(at, kind, value, changes);
+        for finding in &mut self.contents.findings[findings..] {
+            finding.about.extend(service.iter().chain(&map).cloned());
+        }
+        for note in &mut self.contents.notes[notes..] {
+            note.about.extend(service.clone());
+        }
+    }
+
+    fn take<K: DeserializeOwned + Resource>(
         &mut self,
         at: &str,
         kind: &str,
@@ -382,6 +409,18 @@ fn is_of_others(value: &Value) -> bool {
 fn key_in(value: &Value) -> ObjectKey {
     let said = |field: &str| value["metadata"][field].as_str().filter(|text| !text.is_empty());
     ObjectKey::new(said("namespace").unwrap_or("default"), said("name").unwrap_or_default())
+}
+
+/// The Service that the object of this kind and key is, or is a slice of.
+fn service_of(kind: &str, key: &ObjectKey, value: &Value) -> Option<ObjectKey> {
+    match kind {
+        "Service" => Some(key.clone()),
+        "EndpointSlice" => {
+            let name = value["metadata"]["labels"][convert::SERVICE_LABEL].as_str()?;
+            Some(ObjectKey::new(key.namespace.clone(), name))
+        }
+        _ => None,
+    }
 }
 
 /// The kind that is read and that `kind` looks like. Others' kinds may be no further away than a slip or two.

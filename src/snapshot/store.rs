@@ -99,7 +99,12 @@ fn put_unread(snapshot: &mut Snapshot, unread: &Unread) -> bool {
         return set(&mut snapshot.skipped, subject, None) | went;
     };
     let text = format!("cannot be understood, so what was known of it stays: {why}");
-    let finding = Finding::new(&subject, text);
+    let about = match unread.part {
+        Part::Services | Part::VipMap => Some(unread.key.clone()),
+        Part::EndpointSlices => snapshot.slices.get(&unread.key).map(|slice| slice.service.clone()),
+        _ => None,
+    };
+    let finding = Finding::new(&subject, text).about(about);
     set(&mut snapshot.skipped, subject, Some(vec![finding]))
 }
 
