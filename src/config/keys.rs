@@ -149,6 +149,24 @@ pub(super) fn is_key(path: &str) -> bool {
     KEYS.iter().any(|key| key.path == path)
 }
 
+/// Whether a key called `name`, without its section, is one that is true or false.
+pub(super) fn takes_truth(name: &str) -> bool {
+    called(name).any(|key| matches!(key.default, Some("true" | "false")))
+}
+
+/// Whether a key called `name`, without its section, is one that is a number.
+pub(super) fn takes_number(name: &str) -> bool {
+    // These have no default to know it by.
+    let is_bare = matches!(name, "port" | "sync_id");
+    is_bare || called(name).any(|key| key.default.is_some_and(|default| default.parse::<u32>().is_ok()))
+}
+
+/// The keys called `name` in all sections and tables.
+fn called(name: &str) -> impl Iterator<Item = &'static Key> {
+    let all = KEYS.iter().chain(TABLES.iter().flat_map(|table| table.keys));
+    all.filter(move |key| split(key.path).1 == name)
+}
+
 /// The list of tables called `name`.
 pub(super) fn table(name: &str) -> Option<&'static Table> {
     TABLES.iter().find(|table| table.name == name)
@@ -187,13 +205,14 @@ impl Table {
 ///
 /// In a known section the nearest key of it; otherwise a key of that name in another section, or the nearest section.
 pub(super) fn nearest(path: &str) -> Option<&'static str> {
-    let (section, name) = path.split_once('.').unwrap_or(("", path));
+    let lower = path.to_ascii_lowercase();
+    let (section, name) = lower.split_once('.').unwrap_or(("", &lower));
     let here = KEYS.iter().map(|key| key.path).filter(|known| split(known).0 == section);
     let elsewhere = || KEYS.iter().map(|key| key.path).find(|known| split(known).1 == name);
     // Of `a.b` the section may be misspelt, of a lone `a` it is all there is.
     let misspelt = if section.is_empty() { name } else { section };
     closest(name, here.map(|known| (split(known).1, known))).or_else(elsewhere).or_else(|| {
-        let unknown = !is_section(section);
+        let unknown = !is_section(path.split('.').next().unwrap_or_default());
         unknown.then(|| closest(misspelt, tops().map(|known| (known, known)))).flatten()
     })
 }
@@ -219,8 +238,9 @@ pub(crate) fn closest(
     candidates: impl Iterator<Item = (&'static str, &'static str)>,
 ) -> Option<&'static str> {
     let limit = FARTHEST.min(wrong.len() / 2);
+    let wrong = wrong.to_ascii_lowercase();
     candidates
-        .map(|(name, answer)| (strsim::damerau_levenshtein(wrong, name), answer))
+        .map(|(name, answer)| (strsim::damerau_levenshtein(&wrong, name), answer))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, answer)| answer)
@@ -242,6 +262,11 @@ mod tests {
             ("balancer.speed", Some("balancing")),
             ("pool", Some("pools")),
             ("statics", Some("static")),
+            ("VRRP", Some("vrrp")),
+            ("VRRP.vrid", Some("vrrp.vrid")),
+            ("vrrp.VRID", Some("vrrp.vrid")),
+            ("VRRP.colour", Some("vrrp")),
+            ("Pools", Some("pools")),
             ("vrrp.colour", None),
             ("x", None),
         ] {

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use toml_edit::{Document, TomlError, Value};
 
+use super::keys;
 use crate::report::words::joined;
 
 /// A mend that is longer than this does not help anyone to see what to write.
@@ -17,6 +18,12 @@ pub(super) fn why(text: &str, error: &TomlError) -> String {
     let Some(span) = error.span() else { return joined(error.message()) };
     if error.message() == "duplicate key" {
         return written_twice(text, &span);
+    }
+    if let Some(line) = truth(text, &span) {
+        return format!("true or false is wanted, without quotes, as in {line}");
+    }
+    if let Some(line) = number(text, &span) {
+        return format!("a number is digits alone, without zeros before them, as in {line}");
     }
     match quoted(text, &span) {
         Some(line) if line.chars().count() <= MEND_MAX => format!("text needs quotes, as in {line}"),
@@ -46,11 +53,13 @@ fn quoted(text: &str, span: &Range<usize>) -> Option<String> {
     let (key, value) = line.split_once('=').unwrap_or(("", line));
     let start = line.len() - value.len();
     let value = without_comment(value).trim_end();
-    if value.trim().is_empty() || is_truth(value.trim()) {
+    let whole = value.trim();
+    let refused = |word: &str| is_number(word) && word.parse::<Value>().is_err();
+    if whole.is_empty() || is_truth(whole) || is_number(whole) || value.split(is_sign).any(refused) {
         return None;
     }
     let words = format!("{}{}", &line[..start], words_quoted(value));
-    let whole = format!("{key}= \"{}\"", value.trim());
+    let whole = format!("{key}= \"{whole}\"");
     [words, whole].into_iter().find(|mended| is_mend(text, &place, mended)).map(|line| line.trim().to_owned())
 }
 
@@ -104,6 +113,46 @@ fn without_comment(value: &str) -> &str {
     value
 }
 
+/// The line of `span` with true or false in the place of another word for it, where the key is one that takes these alone.
+fn truth(text: &str, span: &Range<usize>) -> Option<String> {
+    let (key, value) = key_and_value(text, span)?;
+    let word = match value.to_ascii_lowercase().as_str() {
+        "yes" | "on" | "true" => "true",
+        "no" | "off" | "false" => "false",
+        _ => return None,
+    };
+    keys::takes_truth(name_of(key)).then(|| format!("{key} = {word}"))
+}
+
+/// The line of `span` with the number alone, where the key is one that takes a number.
+fn number(text: &str, span: &Range<usize>) -> Option<String> {
+    let (key, value) = key_and_value(text, span)?;
+    let is_meant = is_number(value) && value.parse::<Value>().is_err() && keys::takes_number(name_of(key));
+    let digits = without_end(value).trim_start_matches('0');
+    is_meant.then(|| format!("{key} = {}", if digits.is_empty() { "0" } else { digits }))
+}
+
+fn key_and_value<'t>(text: &'t str, span: &Range<usize>) -> Option<(&'t str, &'t str)> {
+    let (key, value) = line_at(text, span).1.split_once('=')?;
+    Some((key.trim(), without_comment(value).trim()))
+}
+
+/// A dotted key without its section.
+fn name_of(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
+/// A number that TOML does not take: with a sign behind it, or zeros before it. Quotes would not make it right.
+fn is_number(word: &str) -> bool {
+    let digits = without_end(word);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// `word` without the signs that end a line elsewhere.
+fn without_end(word: &str) -> &str {
+    word.trim_end_matches([',', ';', ' ', '\t'])
+}
+
 /// Quotes would not make it right.
 fn is_truth(word: &str) -> bool {
     ["true", "false"].iter().any(|truth| word.eq_ignore_ascii_case(truth))
@@ -137,6 +186,31 @@ mod tests {
         quotes("members = edge=true", "members = \"edge=true\"");
         quotes("name = node a", "name = \"node a\"");
         check(&format!("a = [{}]", "b,".repeat(50)), "text needs quotes");
+    }
+
+    #[test]
+    fn true_and_false_are_written_so_and_without_quotes() {
+        let truth = |text: &str, mend: &str| {
+            check(text, &format!("true or false is wanted, without quotes, as in {mend}"));
+        };
+        truth("[asking]\nexternal_ips = yes\n", "external_ips = true");
+        truth("asking.external_ips = Off  # not yet", "asking.external_ips = false");
+        truth("[[pools]]\nauto_assign = No", "auto_assign = false");
+        truth("sync = True", "sync = true");
+        check("shield = on", "text needs quotes, as in shield = \"on\"");
+        check("name = no", "text needs quotes, as in name = \"no\"");
+    }
+
+    #[test]
+    fn a_number_gets_no_quotes() {
+        let alone = "a number is digits alone, without zeros before them, as in";
+        for text in ["vrid = 50,", "vrid = 50;", "vrid = 050", "[vrrp]\nvrid = 050 # ours\n"] {
+            check(text, &format!("{alone} vrid = 50"));
+        }
+        check("vrrp.vrid = 50 ,", &format!("{alone} vrrp.vrid = 50"));
+        check("[[static]]\nport = 0080", &format!("{alone} port = 80"));
+        check("name = 007", "unexpected leading zero, expected nothing");
+        check("a = [050]", "unexpected leading zero, expected nothing");
     }
 
     #[test]
