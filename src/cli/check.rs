@@ -163,11 +163,13 @@ fn words(key: &str, value: &Value) -> String {
         Value::Null if name.ends_with("_timeout") => "left to the kernel".to_owned(),
         Value::Null if name == "sync_interface" => "the VIPs'".to_owned(),
         Value::Null if name == "sync_id" => "vrrp.vrid".to_owned(),
+        Value::Null if name == "annotations" => "all".to_owned(),
         Value::Null => "found when kvip starts".to_owned(),
         Value::String(text) if text.is_empty() => match name {
             "members" => "all nodes".to_owned(),
             "allocators" => "the nodes that may hold VIPs".to_owned(),
             "namespace_labels" | "service_labels" => "any".to_owned(),
+            "host" => "the endpoint's address".to_owned(),
             _ => "none".to_owned(),
         },
         Value::String(text) => text.clone(),
@@ -301,6 +303,18 @@ mod tests {
         let addresses = json!({"value": ["10.87.2.64/28", "10.87.2.7"], "origin": places[1]});
         assert_eq!(json["settings"]["pools.0.addresses"], addresses);
         assert_eq!(json["settings"]["tenants"], json!({"value": [], "origin": null}));
+    }
+
+    #[test]
+    fn what_is_not_written_is_shown_as_it_counts() {
+        let tenants = "[[tenants]]\nnamespaces = ['a']\n[[tenants]]\nnamespaces = ['b']\nannotations = []\n";
+        let (_folder, result) = of_file(&format!("vips.allowed = ['10.87.2.0/24']\n{tenants}"));
+        let text = as_text(&result, &[], Style::PLAIN);
+        let rows = rows(&text);
+        assert!(rows.contains(&vec!["tenants.0.annotations", "all"]), "{text}");
+        let none = rows.iter().find(|row| row.first() == Some(&"tenants.1.annotations")).unwrap();
+        assert_eq!(none[1], "none");
+        assert!(rows.contains(&vec!["checks.host", "the endpoint's address"]), "{text}");
     }
 
     #[test]
