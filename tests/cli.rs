@@ -81,8 +81,33 @@ fn alone_it_says_the_next_step() {
 fn a_folder_that_is_not_there_is_named_and_why() {
     let output = Host::new(None).kvip(&["plan", "/nowhere/at-all"]);
     assert_eq!(output.status.code(), Some(3));
-    let expected = "kvip: read the folder /nowhere/at-all: No such file or directory (os error 2)\n";
-    assert_eq!(text(&output.stderr), expected);
+    let expected = "read the folder /nowhere/at-all: No such file or directory (os error 2)";
+    assert_eq!(text(&output.stderr), format!("kvip: {expected}\n"));
+    for words in [&["plan", "/nowhere/at-all"][..], &["explain", "default/nginx", "/nowhere/at-all"]] {
+        let output = Host::new(None).kvip(&[words, &["--json"]].concat());
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(3), ""));
+        let want =
+            serde_json::json!({"schema": "kvip.error.v1", "error": expected, "mend": null, "problems": []});
+        assert_eq!(json(&output), want);
+    }
+}
+
+/// No daemon runs where tests do.
+#[test]
+fn a_daemon_that_does_not_answer_is_an_error_with_what_to_type() {
+    for command in ["status", "accept"] {
+        let host = Host::new(Some(GOOD));
+        let output = host.kvip(&[command]);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(3), ""), "{command}");
+        let mend = "systemctl status kvip; journalctl -u kvip -n 50";
+        let err = text(&output.stderr);
+        assert!(err.starts_with("kvip: the daemon does not answer: "), "{err}");
+        assert!(err.ends_with(&format!("\n  {mend}\n")), "{err}");
+        let output = host.kvip(&[command, "--json"]);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(3), ""), "{command}");
+        let json = json(&output);
+        assert_eq!((&json["schema"], &json["mend"]), (&"kvip.error.v1".into(), &mend.into()));
+    }
 }
 
 #[test]
@@ -107,7 +132,8 @@ fn check_shows_what_is_in_force() {
     assert_eq!(output.status.code(), Some(1), "there is no kubeconfig");
     let out = text(&output.stdout);
     assert!(out.starts_with("configuration is right\n"), "{out}");
-    assert!(out.lines().any(|line| line.ends_with(" not there")), "{out}");
+    let missing = format!("kubeconfig {} is not there", kubeconfig.display());
+    assert!(out.lines().any(|line| line.ends_with(&missing)), "{out}");
     let vrid = out.lines().find(|line| line.contains("vrrp.vrid")).unwrap();
     assert_eq!(vrid.split_whitespace().collect::<Vec<_>>(), ["vrrp.vrid", "51", "KVIP_VRRP__VRID"]);
 }
@@ -180,7 +206,7 @@ fn wrong_settings_are_json_too() {
         let output = kvip(&words);
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), ""), "{words:?}");
         let json = json(&output);
-        assert_eq!(json["schema"], format!("kvip.{}.v1", words[0]));
+        assert_eq!(json["schema"], "kvip.error.v1");
         assert_eq!(json["problems"][0]["message"], "--set vrrp.vrid = 0: a VRID is 1 to 255");
     }
 }

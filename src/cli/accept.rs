@@ -8,13 +8,10 @@ use crate::snapshot::admit;
 /// Runs `kvip accept`: names the held state in the file that the daemon looks for.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// When the daemon does not answer, or the file cannot be written.
 pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     let paths = Paths::default();
-    let status = match daemon::ask().await {
-        Ok(status) => status,
-        Err(error) => return Ok(daemon::no_answer(&error)),
-    };
+    let status = daemon::ask().await.map_err(|error| daemon::no_answer(&error))?;
     let mut done = Done::new("accept");
     match &status.cluster.held_id {
         None => done.say("nothing waits to be accepted"),

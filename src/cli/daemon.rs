@@ -1,6 +1,7 @@
 //! What commands ask of the running daemon, over its socket.
 
-use super::{Exit, waiting};
+use super::failure::Stuck;
+use super::waiting;
 use crate::daemon::SOCKET;
 use crate::keepalived::Paths;
 use crate::report::status::{self, Status};
@@ -11,8 +12,10 @@ pub(super) async fn ask() -> anyhow::Result<Status> {
     waiting::tell("asking the daemon", status::ask(&socket)).await
 }
 
-/// Says that the daemon does not answer, and where to look.
-pub(super) fn no_answer(error: &anyhow::Error) -> Exit {
-    eprintln!("kvip does not answer: {error:#}\n  systemctl status kvip; journalctl -u kvip -n 50");
-    Exit::CouldNotAsk
+/// That the daemon does not answer, and where to look.
+pub(super) fn no_answer(error: &anyhow::Error) -> Stuck {
+    Stuck {
+        text: format!("the daemon does not answer: {error:#}"),
+        mend: Some("systemctl status kvip; journalctl -u kvip -n 50".to_owned()),
+    }
 }

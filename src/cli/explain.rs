@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::view::{self, View};
-use super::{Exit, Global, SettingsArgs, finding_rows, status, style, told_as_json};
+use super::{Exit, Global, SettingsArgs, finding_rows, status, style};
 use crate::daemon::SOCKET;
 use crate::derive::{Owner, Served, WantedServer};
 use crate::ipvs::Key;
@@ -115,10 +115,7 @@ struct Server {
 /// # Errors
 /// When the settings are wrong, or cluster, folder or host cannot be read.
 pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let (view, here) = match of(args, global).await {
-        Ok(view) => view,
-        Err(error) => return told_as_json(SCHEMA, error, global),
-    };
+    let (view, here) = of(args, global).await?;
     let explanation = explain(&view, here.as_ref(), &args.subject);
     style::print(&if global.json {
         serde_json::to_string_pretty(&explanation)? + "\n"

@@ -10,6 +10,7 @@ mod daemon;
 mod done;
 mod drain;
 mod explain;
+mod failure;
 mod overview;
 mod plan;
 mod plan_haproxy;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, CONFIG_FILE, Sources};
+use crate::config::{CONFIG_FILE, Sources};
 use crate::model::Finding;
 
 /// Virtual IP addresses for bare-metal Kubernetes that outlive any node.
@@ -138,18 +139,16 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Parses the command line and runs it; an error is told on standard error and ends in [`Exit::CouldNotAsk`], but settings
-/// that are wrong in [`Exit::Mend`].
+/// Parses the command line and runs it; an error is told and ends in [`Exit::CouldNotAsk`], but settings that are wrong in
+/// [`Exit::Mend`].
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(&cli) {
-        Ok(exit) => exit.into(),
-        Err(error) => {
-            eprintln!("kvip: {error:#}");
-            let wrong = error.downcast_ref::<config::WrongSettings>().is_some();
-            if wrong { Exit::Mend.into() } else { Exit::CouldNotAsk.into() }
-        }
-    }
+    let exit = run(&cli).or_else(|error| failure::tell(&error, &cli.global));
+    exit.unwrap_or_else(|error| {
+        eprintln!("kvip: {error:#}");
+        Exit::CouldNotAsk
+    })
+    .into()
 }
 
 fn run(cli: &Cli) -> anyhow::Result<Exit> {
@@ -188,22 +187,6 @@ fn finding_rows(finding: &Finding) -> Vec<Vec<String>> {
     let mut rows = vec![vec![finding.subject.clone(), finding.text.clone()]];
     rows.extend(finding.mend.iter().map(|mend| vec![String::new(), mend.clone()]));
     rows
-}
-
-/// Tells `error` as a document of the form `schema` when it is about settings and programs are to read it.
-///
-/// # Errors
-/// With `error` itself where it is another, or people are to read it.
-fn told_as_json(schema: &str, error: anyhow::Error, global: &Global) -> anyhow::Result<Exit> {
-    match error.downcast_ref::<config::WrongSettings>() {
-        Some(config::WrongSettings(problems)) if global.json => {
-            let problems: Vec<_> = problems.iter().map(check::problem_json).collect();
-            let document = serde_json::json!({"schema": schema, "problems": problems});
-            style::print(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;
-            Ok(Exit::Mend)
-        }
-        _ => Err(error),
-    }
 }
 
 /// Splits `section.key=value`.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::view::{View, of_cluster, of_folder};
-use super::{Exit, Global, SettingsArgs, plan_haproxy, style, told_as_json};
+use super::{Exit, Global, SettingsArgs, plan_haproxy, style};
 use crate::derive::{Served, Source};
 use crate::ipvs::{Command, Key};
 use crate::keepalived::Carried;
@@ -53,10 +53,7 @@ pub enum Show {
 /// # Errors
 /// When the settings are wrong, or cluster, folder or host cannot be read.
 pub async fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let view = match of(args, global).await {
-        Ok(view) => view,
-        Err(error) => return told_as_json(SCHEMA, error, global),
-    };
+    let view = of(args, global).await?;
     let shown = args.show.map(|show| shown(&view, show));
     style::print(&match shown {
         Some(text) if global.json => {

@@ -13,15 +13,12 @@ use crate::report::status::{self, HASH_TABLE, Status, Vip};
 /// How long VIPs that nobody here has spoken to may take to be found.
 const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(1);
 
-/// Runs `kvip status`: 0 when all is well, 1 with findings, 3 when the daemon does not answer.
+/// Runs `kvip status`: 0 when all is well, 1 with findings.
 ///
 /// # Errors
-/// When the answer cannot be printed.
+/// When the daemon does not answer, or the answer cannot be printed.
 pub async fn run(global: &Global) -> anyhow::Result<Exit> {
-    let mut status = match daemon::ask().await {
-        Ok(status) => status,
-        Err(error) => return Ok(daemon::no_answer(&error)),
-    };
+    let mut status = daemon::ask().await.map_err(|error| daemon::no_answer(&error))?;
     let holders = holders(&status).await;
     let text = if global.json {
         fill_in(&mut status, &holders);
