@@ -110,6 +110,21 @@ fn a_daemon_that_does_not_answer_is_an_error_with_what_to_type() {
     }
 }
 
+/// At once: nobody waits for what only somebody can mend.
+#[test]
+fn a_kubeconfig_that_is_not_there_ends_a_plan() {
+    let host = Host::new(Some(GOOD));
+    let kubeconfig = host.folder.path().join("kubeconfig");
+    let flag = format!("cluster.kubeconfig={}", kubeconfig.display());
+    let output = host.kvip(&["plan", "--set", &flag]);
+    assert_eq!(output.status.code(), Some(3));
+    let path = kubeconfig.display();
+    let expected = format!(
+        "kvip: kubeconfig {path} is not there\n  put one at {path}, or set kubeconfig in [cluster] of /etc/kvip/config.toml\n"
+    );
+    assert_eq!(text(&output.stderr), expected);
+}
+
 #[test]
 fn check_lists_every_problem() {
     let host = Host::new(Some(&format!("{GOOD}[vrrp]\nvrid = 256\n")));

@@ -35,7 +35,7 @@ pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     };
     report(
         "keepalived configuration",
-        waiting::tell("handing over", keepalived::cleanup(&paths, &mut keepalived::unit()))
+        waiting::tell(|| "handing over".to_owned(), keepalived::cleanup(&paths, &mut keepalived::unit()))
             .await
             .map(usize::from),
     );

@@ -9,7 +9,7 @@ use crate::report::status::{self, Status};
 /// The daemon's status; an error when it does not answer.
 pub(super) async fn ask() -> anyhow::Result<Status> {
     let socket = Paths::default().run.join(SOCKET);
-    waiting::tell("asking the daemon", status::ask(&socket)).await
+    waiting::tell(|| "asking the daemon".to_owned(), status::ask(&socket)).await
 }
 
 /// That the daemon does not answer, and where to look.

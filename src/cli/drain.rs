@@ -37,7 +37,7 @@ pub async fn drain(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     eprintln!("handing over, waiting at most {} s for another node", args.wait);
     let paths = Paths::default();
     let handing = handover::drain(&paths, limit, alone, async || net::read().await);
-    let outcome = waiting::tell("waiting for another node", handing).await?;
+    let outcome = waiting::tell(|| "waiting for another node".to_owned(), handing).await?;
     let mut done = Done::new("drain");
     done.say(outcome.to_string());
     if matches!(outcome, Outcome::Alone { serving: true, .. }) {

@@ -9,7 +9,9 @@ use anyhow::{Context as _, bail};
 use figment::Figment;
 use figment::providers::{Format as _, Toml};
 use ipnet::IpNet;
+use tokio::sync::watch;
 
+use super::failure::Stuck;
 use super::{daemon, waiting};
 use crate::config::{self, Settings, Sources};
 use crate::daemon::{Ledger, SNAPSHOT, settings};
@@ -25,6 +27,7 @@ use crate::nft;
 use crate::plan::{self, Have, Plan};
 use crate::report::status::Status;
 use crate::snapshot::admit::Update;
+use crate::snapshot::feed::Contact;
 use crate::snapshot::problem::Problem;
 use crate::snapshot::{self, Snapshot, feed, saved};
 use crate::{files, haproxy};
@@ -151,19 +154,32 @@ fn current_configuration(paths: &Paths) -> anyhow::Result<Option<String>> {
 /// A complete snapshot of the cluster, or of the folder in its place, and what of it cannot be read.
 async fn fetch(settings: &Settings) -> anyhow::Result<(Update, Option<Finding>)> {
     let mut handles = feed::spawn(settings.cluster.clone());
-    let complete = handles.snapshots.wait_for(Option::is_some);
+    let contact = handles.contact.clone();
+    let what = || match &contact.borrow().problem {
+        Some(problem) => format!("reading the cluster: {problem}"),
+        None => "reading the cluster".to_owned(),
+    };
+    let complete = complete(&mut handles.snapshots, &mut handles.contact);
     let complete = tokio::time::timeout(CLUSTER_LIMIT, complete);
-    match waiting::tell("reading the cluster", complete).await {
-        Ok(Ok(update)) => {
-            let problem = handles.contact.borrow().problem.as_ref().map(Problem::finding);
-            Ok((update.clone().expect("waited for"), problem))
-        }
-        _ => match &handles.contact.borrow().problem {
-            Some(problem) => {
-                bail!("{problem}{}", problem.mend().map_or(String::new(), |mend| format!("\n  {mend}")))
-            }
-            None => bail!("the cluster gave no complete answer within {} s", CLUSTER_LIMIT.as_secs()),
-        },
+    let update = waiting::tell(what, complete).await.ok().flatten();
+    let problem = contact.borrow().problem.clone();
+    match (update, problem) {
+        (Some(update), problem) => Ok((update, problem.as_ref().map(Problem::finding))),
+        (None, Some(problem)) => Err(Stuck { mend: problem.mend(), text: problem.to_string() }.into()),
+        (None, None) => bail!("the cluster gave no complete answer within {} s", CLUSTER_LIMIT.as_secs()),
+    }
+}
+
+/// The first complete snapshot; none where a problem is in the way for which it is of no use to wait.
+async fn complete(
+    snapshots: &mut watch::Receiver<Option<Update>>,
+    contact: &mut watch::Receiver<Contact>,
+) -> Option<Update> {
+    let is_final = |contact: &Contact| contact.problem.as_ref().is_some_and(|problem| !problem.may_pass());
+    tokio::select! {
+        biased;
+        update = snapshots.wait_for(Option::is_some) => update.ok().and_then(|update| update.clone()),
+        _ = contact.wait_for(is_final) => None,
     }
 }
 

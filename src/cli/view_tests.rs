@@ -3,7 +3,6 @@
 use super::*;
 use crate::health::check;
 use crate::ipam::{Kind, User, Version};
-use crate::model::ObjectKey;
 use crate::report::status::FailingCheck;
 
 #[test]
@@ -54,4 +53,49 @@ fn endpoints_that_fail_their_checks_are_known() {
     }
     let known: Vec<_> = down(&status, || wanted).into_iter().collect();
     assert_eq!(known, [(target(80), "timed out".into())]);
+}
+
+/// What becomes of waiting for a cluster of which `problem` is told after a second, and how long that takes.
+async fn waited(problem: Problem) -> (Option<Update>, Duration) {
+    let (snapshots_out, mut snapshots) = watch::channel(None);
+    let (contact_out, mut contact) = watch::channel(Contact::default());
+    let begin = tokio::time::Instant::now();
+    let server = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        contact_out.send_replace(Contact { problem: Some(problem), ..Contact::default() });
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        snapshots_out.send_replace(Some(Update::saved(Snapshot::default())));
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        update = complete(&mut snapshots, &mut contact) => (update, begin.elapsed()),
+        () = server => unreachable!("it never ends"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_what_no_waiting_mends() {
+    let path = || PathBuf::from("/etc/kvip/kubeconfig");
+    let (server, reason) = (|| "https://10.87.2.1:6443".to_owned(), || "why".to_owned());
+    let last = [
+        Problem::KubeconfigMissing { path: path() },
+        Problem::KubeconfigInvalid { path: path(), reason: reason() },
+        Problem::Unreadable { file: path(), reason: reason() },
+        Problem::PluginFailed { path: path(), reason: reason() },
+        Problem::Tls { server: server(), path: path(), reason: reason() },
+        Problem::Unauthorized { server: server(), path: path() },
+        Problem::Forbidden { server: server(), verb: "list", resource: "nodes".into(), reason: reason() },
+        Problem::Folder { path: path(), reason: reason() },
+    ];
+    for problem in last {
+        assert_eq!(waited(problem).await, (None, Duration::from_secs(1)));
+    }
+    let passing = [
+        Problem::Unreachable { server: server(), path: path(), reason: reason() },
+        Problem::ServerError { server: server(), verb: "list", resource: "nodes".into(), reason: reason() },
+    ];
+    for problem in passing {
+        let update = Some(Update::saved(Snapshot::default()));
+        assert_eq!(waited(problem).await, (update, Duration::from_secs(5)));
+    }
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 const EVERY: Duration = Duration::from_secs(2);
 
 /// Awaits `work`, and says `what` with the seconds that it takes, on standard error, where it takes more than two.
-pub async fn tell<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub async fn tell<T>(what: impl Fn() -> String, work: impl Future<Output = T>) -> T {
     tell_by(what, work, |line| eprintln!("{line}")).await
 }
 
-async fn tell_by<T>(what: &str, work: impl Future<Output = T>, say: impl Fn(&str)) -> T {
+async fn tell_by<T>(what: impl Fn() -> String, work: impl Future<Output = T>, say: impl Fn(&str)) -> T {
     let mut work = pin!(work);
     let mut waited = Duration::ZERO;
     loop {
@@ -20,7 +20,7 @@ async fn tell_by<T>(what: &str, work: impl Future<Output = T>, say: impl Fn(&str
             return done;
         }
         waited += EVERY;
-        say(&format!("{what}, {} s", waited.as_secs()));
+        say(&format!("{}, {} s", what(), waited.as_secs()));
     }
 }
 
@@ -35,9 +35,10 @@ mod tests {
         let said = RefCell::new(Vec::new());
         let say = |line: &str| said.borrow_mut().push(line.to_owned());
         let work = |millis| tokio::time::sleep(Duration::from_millis(millis));
-        tell_by("reading the cluster", work(1900), say).await;
+        let what = || "reading the cluster".to_owned();
+        tell_by(what, work(1900), say).await;
         assert_eq!(*said.borrow(), [""; 0]);
-        tell_by("reading the cluster", work(4100), say).await;
+        tell_by(what, work(4100), say).await;
         assert_eq!(*said.borrow(), ["reading the cluster, 2 s", "reading the cluster, 4 s"]);
     }
 }

@@ -118,6 +118,12 @@ impl Problem {
         Finding { mend: self.mend(), ..Finding::new("cluster", self.to_string()) }
     }
 
+    /// Whether waiting may end it: what a server or the way to it lacks now may come. Of the others somebody must mend
+    /// something first.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::ServerError { .. })
+    }
+
     /// The next thing to type or to look at.
     pub fn mend(&self) -> Option<String> {
         Some(match self {
