@@ -13,7 +13,6 @@ use crate::keepalived::{self, Paths};
 use crate::net;
 use crate::nft;
 use crate::owned::Owned;
-use crate::report::systemd::command;
 
 /// Runs `kvip cleanup`. Every step is tried, whatever became of the one before.
 ///
@@ -22,7 +21,7 @@ use crate::report::systemd::command;
 pub async fn run(global: &Global) -> anyhow::Result<Exit> {
     let mut done = Done::new("cleanup");
     let paths = Paths::default();
-    if daemon::ask().await.is_ok() || service_is_active().await {
+    if daemon::ask().await.is_ok() || daemon::Unit::now().await.is_up() {
         done.fail("kvip is running and would put everything back\n  systemctl disable --now kvip");
         return done.print(global);
     }
@@ -70,14 +69,6 @@ fn remembered(paths: &Paths, done: &mut Done) -> Remembered {
     ));
     // What else is wrong with that file is said when it is removed.
     Remembered { owned: Ledger::stand_in(paths), all: false }
-}
-
-/// Whether systemd runs kvip.service, or is about to. Without systemd nobody does.
-async fn service_is_active() -> bool {
-    let output = command("systemctl").args(["is-active", "kvip.service"]).output().await;
-    let state =
-        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    matches!(state.as_str(), "active" | "activating" | "reloading")
 }
 
 /// Removes the VIPs that are on this host. keepalived has let go of them already, unless it was killed.

@@ -5,12 +5,15 @@ use std::path::Path;
 use clap::CommandFactory;
 use serde::Serialize;
 
+use super::daemon::Unit;
 use super::style::{self, Style};
-use super::{Cli, Exit, Global, daemon};
+use super::{Cli, Exit, Global, check, daemon};
 use crate::config::{Problem, Settings, Sources, nothing_allowed, read_host};
 use crate::daemon::settings;
 use crate::keepalived::Paths;
 use crate::report::status::Status;
+use crate::snapshot::check_kubeconfig;
+use crate::snapshot::problem::Problem as Unusable;
 
 /// The name of the JSON form.
 const SCHEMA: &str = "kvip.overview.v1";
@@ -36,6 +39,10 @@ enum State {
     NotConfigured,
     Wrong,
     Configured,
+    /// systemd has it, and it does not run.
+    NotRunning,
+    /// It runs, and does not answer.
+    NotAnswering,
     Running,
 }
 
@@ -43,7 +50,7 @@ enum State {
 pub(super) async fn run(global: &Global) -> anyhow::Result<Exit> {
     let overview = match daemon::ask().await {
         Ok(status) => of_daemon(&status),
-        Err(_) => of_installation(global),
+        Err(_) => of_installation(global).await,
     };
     if global.json {
         style::print(&format!("{}\n", serde_json::to_string_pretty(&overview)?))?;
@@ -74,13 +81,19 @@ fn of_daemon(status: &Status) -> Overview {
 }
 
 /// The overview of a host on which no daemon answers.
-fn of_installation(global: &Global) -> Overview {
+async fn of_installation(global: &Global) -> Overview {
     let host = read_host(&Sources::of_file(global.config()));
     let settings = host.map(|host| settings::known(&host, &Paths::default().state).settings);
-    let kubeconfig = settings
-        .as_ref()
-        .is_ok_and(|settings| settings.cluster.manifests.is_some() || is_there(&settings.cluster.kubeconfig));
-    let (state, next) = next_step(&settings, kubeconfig, global.config());
+    let kubeconfig = match &settings {
+        Ok(settings) if settings.cluster.manifests.is_none() => {
+            check_kubeconfig(&settings.cluster.kubeconfig).await
+        }
+        _ => Ok(()),
+    };
+    // What this user cannot read may well be right.
+    let kubeconfig = kubeconfig.err().filter(|problem| !check::is_only_for_root(problem));
+    let unit = daemon::Unit::now().await;
+    let (state, next) = next_step(&settings, kubeconfig.as_ref(), &unit, global.config());
     Overview {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION"),
@@ -91,13 +104,13 @@ fn of_installation(global: &Global) -> Overview {
     }
 }
 
-/// Whether the path leads to something; what cannot be looked at may well be there.
-fn is_there(path: &Path) -> bool {
-    path.try_exists().unwrap_or(true)
-}
-
 /// How far the installation is, and what comes next.
-fn next_step(settings: &Result<Settings, Vec<Problem>>, kubeconfig: bool, file: &Path) -> (State, String) {
+fn next_step(
+    settings: &Result<Settings, Vec<Problem>>,
+    kubeconfig: Option<&Unusable>,
+    unit: &Unit,
+    file: &Path,
+) -> (State, String) {
     match settings {
         Err(problems) => match problems.as_slice() {
             [Problem { file: Some(file), mend: Some(mend), .. }] => {
@@ -113,11 +126,29 @@ fn next_step(settings: &Result<Settings, Vec<Problem>>, kubeconfig: bool, file: 
             let mend = nothing_allowed(settings, file).and_then(|finding| finding.mend).unwrap_or_default();
             (State::NotConfigured, mend)
         }
-        Ok(settings) if !kubeconfig => {
-            let path = settings.cluster.kubeconfig.display();
-            (State::NotConfigured, format!("put the kubeconfig with which kvip reads the cluster at {path}"))
-        }
-        Ok(_) => (State::Configured, "systemctl enable --now kvip".to_owned()),
+        Ok(_) => match kubeconfig {
+            Some(Unusable::KubeconfigMissing { path }) => {
+                let path = path.display();
+                (
+                    State::NotConfigured,
+                    format!("put the kubeconfig with which kvip reads the cluster at {path}"),
+                )
+            }
+            Some(problem) => (State::Wrong, format!("kvip check{MEND}{problem})")),
+            None => start(unit),
+        },
+    }
+}
+
+/// What comes next where all is configured and no daemon answers.
+fn start(unit: &Unit) -> (State, String) {
+    let journal = "journalctl -u kvip -n 50".to_owned();
+    match unit.active.as_str() {
+        "active" | "reloading" => (State::NotAnswering, journal),
+        // Started again and again, for one.
+        "activating" | "deactivating" | "failed" => (State::NotRunning, journal),
+        _ if unit.enabled => (State::NotRunning, "systemctl start kvip".to_owned()),
+        _ => (State::Configured, "systemctl enable --now kvip".to_owned()),
     }
 }
 
@@ -126,6 +157,8 @@ fn text(overview: &Overview, style: Style) -> String {
         State::NotConfigured => style.warn("not configured yet"),
         State::Wrong => style.bad("wrongly configured"),
         State::Configured => style.good("configured"),
+        State::NotRunning => style.bad("not running"),
+        State::NotAnswering => style.bad("not answering"),
         State::Running => style.good("running"),
     };
     let summary = overview.summary.as_ref().map_or_else(String::new, |summary| format!(", {summary}"));
@@ -179,23 +212,48 @@ mod tests {
             ..problem("vips.allowed", "not set")
         };
         let next = "in /etc/kvip/config.toml, write it".to_owned();
-        assert_eq!(next_step(&Err(vec![missing]), false, file), (State::NotConfigured, next));
+        let unit = Unit::default();
+        assert_eq!(next_step(&Err(vec![missing]), None, &unit, file), (State::NotConfigured, next));
         let wrong = Err(vec![problem("vrrp.vrid", "a VRID is 1 to 255")]);
         assert_eq!(
-            next_step(&wrong, true, file),
+            next_step(&wrong, None, &unit, file),
             (State::Wrong, "kvip check     (1 problem in the settings)".into())
         );
-        let (state, next) = next_step(&Ok(Settings::standard(Vec::new())), true, file);
+        let (state, next) = next_step(&Ok(Settings::standard(Vec::new())), None, &unit, file);
         assert_eq!(state, State::NotConfigured);
         let mend = "in /etc/kvip/config.toml, write the networks that VIPs may come from under [vips], as in";
         assert_eq!(next, format!("{mend} allowed = [\"10.87.2.0/24\"]"));
-        let (state, next) = next_step(&Ok(settings()), false, file);
+        let path = || "/etc/kvip/kubeconfig".into();
+        let missing = Unusable::KubeconfigMissing { path: path() };
+        let (state, next) = next_step(&Ok(settings()), Some(&missing), &unit, file);
         assert_eq!(state, State::NotConfigured);
         assert_eq!(next, "put the kubeconfig with which kvip reads the cluster at /etc/kvip/kubeconfig");
+        let unusable = Unusable::KubeconfigInvalid { path: path(), reason: "it is empty".into() };
+        let next = "kvip check     (/etc/kvip/kubeconfig is not a usable kubeconfig: it is empty)".to_owned();
+        assert_eq!(next_step(&Ok(settings()), Some(&unusable), &unit, file), (State::Wrong, next));
         assert_eq!(
-            next_step(&Ok(settings()), true, file),
+            next_step(&Ok(settings()), None, &unit, file),
             (State::Configured, "systemctl enable --now kvip".into())
         );
+    }
+
+    #[test]
+    fn a_daemon_that_should_run_and_does_not_answer_is_no_good_news() {
+        let journal = "journalctl -u kvip -n 50";
+        for (active, enabled, state, next) in [
+            ("", false, State::Configured, "systemctl enable --now kvip"),
+            ("inactive", false, State::Configured, "systemctl enable --now kvip"),
+            ("inactive", true, State::NotRunning, "systemctl start kvip"),
+            ("failed", true, State::NotRunning, journal),
+            ("failed", false, State::NotRunning, journal),
+            ("activating", true, State::NotRunning, journal),
+            ("active", true, State::NotAnswering, journal),
+        ] {
+            let unit = Unit { active: active.into(), enabled };
+            let file = Path::new("/etc/kvip/config.toml");
+            let found = next_step(&Ok(settings()), None, &unit, file);
+            assert_eq!(found, (state, next.to_owned()), "{active}");
+        }
     }
 
     #[test]
