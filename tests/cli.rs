@@ -125,6 +125,17 @@ fn a_kubeconfig_that_is_not_there_ends_a_plan() {
     assert_eq!(text(&output.stderr), expected);
 }
 
+/// Where no journal listens, the log goes to standard error. Wrong settings end the daemon before it touches anything.
+#[test]
+fn a_daemon_without_a_journal_says_on_standard_error_why_it_ends() {
+    let host = Host::new(Some(&format!("{GOOD}[vrrp]\nvrid = 256\n")));
+    let output = host.kvip(&["run"]);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""));
+    let err = text(&output.stderr);
+    let said = format!("ERROR {}:4: vrrp.vrid = 256: a VRID is 1 to 255\n", host.config().display());
+    assert!(err.ends_with(&said), "{err}");
+}
+
 #[test]
 fn check_lists_every_problem() {
     let host = Host::new(Some(&format!("{GOOD}[vrrp]\nvrid = 256\n")));

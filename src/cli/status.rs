@@ -193,7 +193,11 @@ mod tests {
             virtual_servers: 1,
             real_servers: 4,
             cluster: status::Cluster { contact_seconds_ago: Some(2), ..status::Cluster::default() },
-            vips: vec![vip("10.87.2.50", true, vec![nginx]), vip("10.87.2.52", false, vec![])],
+            vips: vec![
+                vip("10.87.2.50", true, vec![nginx]),
+                vip("10.87.2.52", false, vec![]),
+                vip("10.87.2.53", false, vec![]),
+            ],
             findings: vec![Finding::new("default/shop", "no ready endpoints").mend("kubectl get pods")],
             ..Status::default()
         };
@@ -204,6 +208,7 @@ node-a · in sync 2s ago · keepalived active · 1 virtual server, 4 real server
 VIP         HOLDER         FOR  SERVICE        FRONTEND  MODE  READY
 10.87.2.50  node-a (here)  3m   default/nginx  tcp 80    nat   4 of 5
 10.87.2.52  node-b              (VIP only)
+10.87.2.53  elsewhere           (VIP only)
 
 findings
   default/shop  no ready endpoints
@@ -231,8 +236,9 @@ findings
 VIP         GROUP  HOLDER         FOR  SERVICE        FRONTEND  MODE  READY
 10.87.2.50  vips   node-a (here)  3m   default/nginx  tcp 80    nat   4 of 5
 10.87.2.52  edge   node-b              (VIP only)
+10.87.2.53  vips   elsewhere           (VIP only)
 ";
         let text = text(&grouped, &holders);
-        assert_eq!(text.lines().skip(2).take(3).collect::<Vec<_>>(), want.lines().collect::<Vec<_>>());
+        assert_eq!(text.lines().skip(2).take(4).collect::<Vec<_>>(), want.lines().collect::<Vec<_>>());
     }
 }
