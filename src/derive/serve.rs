@@ -143,6 +143,7 @@ impl Part {
         self.findings.extend(nothing_behind(service, frontend, serving, &behind, &judged));
         self.judged(&owner, frontend, judged);
         self.findings.extend(beyond(service.key, frontend, serving, &behind, dropping));
+        self.findings.extend(dropped_by_mark(service.key, frontend, serving, &context.firewall));
         let all = virtual_servers(service.options, frontend, serving);
         let served = Served {
             owner,
@@ -271,13 +272,30 @@ fn beyond(
         "are served by NAT and see this node's address"
     };
     let mend = match dropping {
-        Some(dropping) => format!("{}, and make it stay there", dropping.mend(vip)),
+        Some(dropping) => dropping.mend(vip),
         None if serving.keeps_client => {
             "give the group these nodes (vrrp.members), or their pods a direct route or a tunnel; see Forwarding modes in docs/services.md".into()
         }
         None => mode::use_mode(key, serving.named.as_deref(), Mode::Nat),
     };
     Some(Finding::new(key, format!("{vip} {protocol} {port} in mode dsr: {why} {then}")).mend(mend))
+}
+
+/// The finding of rules that drop what kvip has marked.
+fn dropped_by_mark(
+    key: &ObjectKey,
+    frontend: Frontend,
+    serving: &Serving,
+    firewall: &Firewall,
+) -> Option<Finding> {
+    let dropping = firewall.dropping_marked(&frontend).filter(|_| serving.mode == Mode::Dsr)?;
+    let Frontend { vip, protocol, port } = frontend;
+    let text = format!(
+        "{vip} {protocol} {port} in mode dsr: this host drops packets by the mark that kvip gives them ({}), so none that comes \
+         here gets to a pod",
+        dropping.words()
+    );
+    Some(Finding::new(key, text).mend(dropping.mend(vip)))
 }
 
 /// The finding of endpoints whose nodes may hold the VIP, so that none can carry it for them.

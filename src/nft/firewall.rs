@@ -1,10 +1,15 @@
-//! Another program's firewall, as far as it stands in the way of mode dsr: rules that drop what is invalid to conntrack.
+//! Another program's firewall, as far as it stands in the way of mode dsr: rules that drop what is invalid to conntrack, or
+//! what has kvip's mark.
 //!
 //! The holder sees one way of such a connection, as replies do not pass it. After the first packet, which is new,
 //! conntrack finds the client's out of place (nf_conntrack_proto_tcp.c), and `ct state invalid drop` on the way in drops
 //! them before IPVS looks (LOCAL_IN at 99, ip_vs_core.c). So does what drops the rest, be it the chain's policy, where
 //! only new and established ones are let in. On the way out it is the same once more: what IPVS hands on as it came passes
 //! LOCAL_OUT (ip_vs_xmit.c), still for the VIP and as invalid. FORWARD has no such trouble: it never passes there.
+//!
+//! A rule that looks for the way back to a packet's source by the packet's mark as well (`fib saddr . mark`) finds none once
+//! kvip has marked it: by the mark every address is this host's own, and such a way counts as none (nft_fib_ipv4.c,
+//! nft_fib_ipv6.c). So it drops all that is for the frontend, also without connections.
 //!
 //! Pure: [`super::client::firewall`] reads. A rule with a condition that is not understood is taken to mean other packets.
 
@@ -26,11 +31,19 @@ const DEEPEST: usize = 8;
 /// nothing of the kind.
 const SKIPPED: [&str; 3] = ["inet kvip", "ip kube-proxy", "ip6 kube-proxy"];
 
+/// Chains with this priority and lower ones of the hook prerouting see packets before conntrack does (`NF_IP_PRI_CONNTRACK`).
+const CONNTRACK: i32 = -200;
+/// Those of kvip's own chain that marks packets, and lower ones, see no mark (`NF_IP_PRI_MANGLE`).
+const MARKING: i32 = -150;
+
+/// The table that is firewalld's alone: it writes it anew at each reload.
+const FIREWALLD: &str = "inet firewalld";
+
 /// The chains that see packets on their way into this host and out of it, of all tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Firewall(Vec<Chain>);
 
-/// A base chain of the hook input or output, with the rules of the chains that it jumps to in their places.
+/// A base chain of the hook prerouting, input or output, with the rules of the chains that it jumps to in their places.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Chain {
     /// `inet filter`.
@@ -60,24 +73,50 @@ enum Act {
     DropRest(String),
 }
 
-/// Which packets of a connection that is seen one way a rule means: the first is new, those after it are invalid.
+/// Which packets a rule means, of a connection that is seen one way: the first is new, those after it are invalid. And
+/// whether it means the first where kvip has marked it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct States {
     new: bool,
     invalid: bool,
+    marked: bool,
 }
 
 impl States {
-    const ALL: Self = Self { new: true, invalid: true };
+    const ALL: Self = Self { new: true, invalid: true, marked: true };
 
     /// Those that `has` tells of by name.
     fn named(has: impl Fn(&str) -> bool) -> Self {
-        Self { new: has("new"), invalid: has("invalid") }
+        Self { new: has("new"), invalid: has("invalid"), marked: has("new") }
     }
 
     fn and(self, other: Self) -> Self {
-        Self { new: self.new && other.new, invalid: self.invalid && other.invalid }
+        Self {
+            new: self.new && other.new,
+            invalid: self.invalid && other.invalid,
+            marked: self.marked && other.marked,
+        }
     }
+
+    fn any(self) -> bool {
+        self.new || self.invalid || self.marked
+    }
+
+    fn has(self, trouble: Trouble) -> bool {
+        match trouble {
+            Trouble::Invalid => self.invalid,
+            Trouble::Marked => self.marked,
+        }
+    }
+}
+
+/// For what packets are dropped that are let through in mode nat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// They are not the first of a connection that is seen one way.
+    Invalid,
+    /// kvip has marked them.
+    Marked,
 }
 
 /// Which packets a rule means; all where nothing is said.
@@ -91,7 +130,10 @@ struct Selector {
 
 /// The rules that drop packets of mode dsr, one of each chain that does; at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dropping<'a>(Vec<(&'a Chain, &'a str)>);
+pub struct Dropping<'a> {
+    trouble: Trouble,
+    rules: Vec<(&'a Chain, &'a str)>,
+}
 
 impl Dropping<'_> {
     /// `ct state invalid drop (chain INPUT of table ip filter)`.
@@ -99,21 +141,26 @@ impl Dropping<'_> {
         let words = |(chain, rule): &(&Chain, &str)| {
             format!("{rule} (chain {} of table {})", chain.name, chain.table)
         };
-        self.0.iter().map(words).collect::<Vec<_>>().join(" and ")
+        self.rules.iter().map(words).collect::<Vec<_>>().join(" and ")
     }
 
-    /// The commands that let packets to `vip` pass before the rules.
+    /// What lets packets to `vip` pass: the commands that do before the rules, or firewalld's own setting.
     pub fn mend(&self, vip: IpAddr) -> String {
-        self.0.iter().map(|(chain, _)| chain.open(vip)).collect::<Vec<_>>().join("; ")
+        let of_firewalld = self.rules.iter().all(|(chain, _)| chain.table == FIREWALLD);
+        if self.trouble == Trouble::Marked && of_firewalld {
+            return "IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then systemctl restart firewalld".into();
+        }
+        let commands: Vec<String> = self.rules.iter().map(|(chain, _)| chain.open(vip)).collect();
+        format!("{}, and make it stay there", commands.join("; "))
     }
 }
 
 impl Firewall {
-    /// The tables with a chain of the hooks input or output, in the answer of `nft list chains`.
+    /// The tables with a chain that sees what mode dsr needs, in the answer of `nft list chains`.
     pub(super) fn tables(chains: &str) -> Vec<String> {
         let chains = chains_of(chains);
         let mut tables: Vec<String> =
-            chains.into_iter().filter(Listed::counts).map(|chain| chain.table).collect();
+            chains.into_iter().filter(|chain| chain.place().is_some()).map(|chain| chain.table).collect();
         tables.dedup();
         tables.retain(|table| !SKIPPED.contains(&table.as_str()));
         tables
@@ -124,9 +171,11 @@ impl Firewall {
         let chains = chains_of(listing);
         let by_name: BTreeMap<&str, &Listed> =
             chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
-        for chain in chains.iter().filter(|chain| chain.counts()) {
+        for chain in &chains {
+            let Some(place) = chain.place() else { continue };
             let mut rules = Vec::new();
-            flatten(chain, &by_name, When { sure: true, states: States::ALL }, 0, &mut rules);
+            let when = When { sure: true, states: States::ALL, marks: place == Place::AfterMarking };
+            flatten(chain, &by_name, when, 0, &mut rules);
             let closed = chain.lines.iter().any(|line| line.ends_with("policy drop;"));
             self.0.push(Chain { table: chain.table.clone(), name: chain.name.clone(), rules, closed });
         }
@@ -138,12 +187,21 @@ impl Firewall {
         if frontend.protocol == Protocol::Udp {
             return None;
         }
+        self.dropping_for(Trouble::Invalid, frontend)
+    }
+
+    /// The rules that drop packets to `frontend` once kvip has marked them.
+    pub fn dropping_marked(&self, frontend: &Frontend) -> Option<Dropping<'_>> {
+        self.dropping_for(Trouble::Marked, frontend)
+    }
+
+    fn dropping_for(&self, trouble: Trouble, frontend: &Frontend) -> Option<Dropping<'_>> {
         let rules = self.0.iter().filter_map(|chain| {
-            let rule = chain.drops_invalid(frontend).or_else(|| chain.drops_rest(frontend))?;
+            let rule = chain.drops(trouble, frontend).or_else(|| chain.drops_rest(trouble, frontend))?;
             Some((chain, rule))
         });
         let rules: Vec<_> = rules.collect();
-        (!rules.is_empty()).then_some(Dropping(rules))
+        (!rules.is_empty()).then_some(Dropping { trouble, rules })
     }
 }
 
@@ -154,6 +212,8 @@ impl Chain {
         match (table.as_str(), name.as_str()) {
             ("ip filter", "INPUT" | "OUTPUT") => format!("iptables -I {name} -d {vip} -j ACCEPT"),
             ("ip6 filter", "INPUT" | "OUTPUT") => format!("ip6tables -I {name} -d {vip} -j ACCEPT"),
+            ("ip mangle", "PREROUTING" | "INPUT") => format!("iptables -t mangle -I {name} -d {vip} -j ACCEPT"),
+            ("ip6 mangle", "PREROUTING" | "INPUT") => format!("ip6tables -t mangle -I {name} -d {vip} -j ACCEPT"),
             _ => {
                 let ip = if vip.is_ipv4() { "ip" } else { "ip6" };
                 format!("nft insert rule {table} {name} {ip} daddr {vip} accept")
@@ -161,15 +221,18 @@ impl Chain {
         }
     }
 
-    /// The rule that drops packets to `frontend` by their state. Of what is accepted from some link only that counts which
+    /// The rule that drops packets to `frontend` for that. Of what is accepted from some link only that counts which
     /// names the addresses.
-    fn drops_invalid(&self, frontend: &Frontend) -> Option<&str> {
+    fn drops(&self, trouble: Trouble, frontend: &Frontend) -> Option<&str> {
         let decides = |rule: &&Rule| {
             let counts = rule.sure || rule.of.to.is_some();
-            counts && rule.states.invalid && !matches!(rule.act, Act::DropRest(_))
+            counts && rule.states.has(trouble) && !matches!(rule.act, Act::DropRest(_))
         };
         let mut rules = self.rules.iter().filter(|rule| rule.of.means(frontend, &self.table));
-        match &rules.find(decides)?.act {
+        let Rule { states, act, .. } = rules.find(decides)?;
+        match act {
+            // The mark has no part in it.
+            Act::Drop(_) if trouble == Trouble::Marked && states.new => None,
             Act::Drop(rule) => Some(rule),
             Act::Accept | Act::DropRest(_) => None,
         }
@@ -177,7 +240,7 @@ impl Chain {
 
     /// What drops packets to `frontend` as no rule has let them in, where one did so for the first of the connection. Where
     /// none did, this host is closed to it in all modes alike.
-    fn drops_rest(&self, frontend: &Frontend) -> Option<&str> {
+    fn drops_rest(&self, trouble: Trouble, frontend: &Frontend) -> Option<&str> {
         let counts = |rule: &&Rule| {
             let named = rule.of.to.is_some() || rule.of.ports.is_some();
             (rule.sure || named) && rule.of.means(frontend, &self.table)
@@ -186,7 +249,7 @@ impl Chain {
         if first.next()?.act != Act::Accept {
             return None;
         }
-        let mut later = self.rules.iter().filter(counts).filter(|rule| rule.states.invalid);
+        let mut later = self.rules.iter().filter(counts).filter(|rule| rule.states.has(trouble));
         match later.next().map(|rule| &rule.act) {
             Some(Act::Accept) => None,
             Some(Act::Drop(rule) | Act::DropRest(rule)) => Some(rule),
@@ -225,11 +288,48 @@ struct Listed<'a> {
     lines: Vec<&'a str>,
 }
 
+/// Where a base chain sees packets of mode dsr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before the routing, where kvip has marked them.
+    AfterMarking,
+    /// Anywhere else on their way in and out.
+    Elsewhere,
+}
+
 impl Listed<'_> {
-    /// Whether it is a base chain that sees what mode dsr needs.
-    fn counts(&self) -> bool {
-        let hooks = ["type filter hook input ", "type filter hook output "];
-        self.lines.iter().any(|line| hooks.iter().any(|hook| line.starts_with(hook)))
+    /// Where it sees what mode dsr needs, if it does.
+    fn place(&self) -> Option<Place> {
+        let hook = self.lines.iter().find_map(|line| line.strip_prefix("type filter hook "))?;
+        let (hook, priority) = hook.split(';').next()?.split_once(" priority ")?;
+        match hook {
+            "prerouting" => match number(priority)? {
+                ..=CONNTRACK => None,
+                ..=MARKING => Some(Place::Elsewhere),
+                _ => Some(Place::AfterMarking),
+            },
+            "input" | "output" => Some(Place::Elsewhere),
+            _ => None,
+        }
+    }
+}
+
+/// A priority as of `filter + 10`, by nft's names of them (nft(8)).
+fn number(priority: &str) -> Option<i32> {
+    let mut words = priority.split(' ');
+    let base = match words.next()? {
+        "raw" => -300,
+        "mangle" => -150,
+        "dstnat" => -100,
+        "filter" => 0,
+        "security" => 50,
+        "srcnat" => 100,
+        number => number.parse().ok()?,
+    };
+    match (words.next(), words.next()) {
+        (Some("+"), Some(more)) => Some(base + more.parse::<i32>().ok()?),
+        (Some("-"), Some(less)) => Some(base - less.parse::<i32>().ok()?),
+        _ => Some(base),
     }
 }
 
@@ -258,6 +358,8 @@ struct When {
     /// All of these states.
     sure: bool,
     states: States,
+    /// kvip has marked those of mode dsr before. Where it has not, they are as all others.
+    marks: bool,
 }
 
 fn flatten(
@@ -272,7 +374,8 @@ fn flatten(
     for line in &chain.lines {
         all_stay &= !line.ends_with("return");
         for Parsed { of, sure, states, by_state, verdict } in parse(line) {
-            let when = When { sure: when.sure && sure, states: when.states.and(states) };
+            let states = if when.marks { states } else { States { marked: states.new, ..states } };
+            let when = When { sure: when.sure && sure, states: when.states.and(states), ..when };
             let act = match verdict {
                 Verdict::Accept => Act::Accept,
                 Verdict::Drop if !when.sure => continue,

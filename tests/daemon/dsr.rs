@@ -15,7 +15,7 @@ use kvip::snapshot::Snapshot;
 use crate::world::{World, backend, dns, end, endpoint, ip, marked, nginx, pods, settings, snapshot};
 
 /// The tutorial's nginx, in mode dsr.
-fn dsr_snapshot() -> Snapshot {
+pub fn dsr_snapshot() -> Snapshot {
     let mut snapshot = snapshot();
     let service = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
     Arc::make_mut(service).annotations.insert("kvip.io/mode".into(), Mode::Dsr.name().into());
@@ -244,7 +244,7 @@ fn rules_that_another_program_removes_are_put_back() {
 }
 
 /// The weights and methods of all pods, as the tier for clients elsewhere has them.
-fn forwarded(world: &World) -> Vec<String> {
+pub fn forwarded(world: &World) -> Vec<String> {
     server(world, nginx().into()).real_servers.iter().map(|(at, real)| format!("{at} {real}")).collect()
 }
 
@@ -254,7 +254,7 @@ fn local_policy(mut snapshot: Snapshot) -> Snapshot {
     snapshot
 }
 
-fn only_finding(world: &World) -> Finding {
+pub fn only_finding(world: &World) -> Finding {
     let [finding] = &world.status().findings[..] else { panic!("{:?}", world.status().findings) };
     finding.clone()
 }
@@ -295,27 +295,6 @@ fn policy_local_leaves_them_out_and_keeps_the_order_of_all() {
     assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 0 direct route");
     let text = only_finding(&world).to_string();
     assert!(text.contains("node-b (there is no route to 10.2.6.10), so these are left out"), "{text}");
-}
-
-#[test]
-fn a_firewall_that_drops_what_is_invalid_is_found_and_its_mend_seen() {
-    let drops = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy accept;\n\t\tct state \
-                 invalid drop\n\t}\n}\n";
-    let mut world = World::new(settings());
-    world.kernel().rules = drops.into();
-    world.list(dsr_snapshot());
-    world.turn();
-    world.after(1);
-    assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 1");
-    let finding = only_finding(&world);
-    let text = finding.to_string();
-    assert!(text.contains("(ct state invalid drop (chain INPUT of table ip filter))"), "{text}");
-    assert_eq!(finding.mend.unwrap(), "iptables -I INPUT -d 10.87.2.50 -j ACCEPT, and make it stay there");
-    let mended = drops.replace("\t\tct state", "\t\tip daddr 10.87.2.50 accept\n\t\tct state");
-    world.kernel().rules = mended;
-    world.tick(62);
-    assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 1 direct route");
-    assert_eq!(world.status().findings, []);
 }
 
 /// All nodes leave them to NAT alike, as that follows from what the cluster says.

@@ -9,6 +9,7 @@ mod asking;
 mod checks;
 mod dsr;
 mod failures;
+mod firewall;
 mod groups;
 mod host;
 mod membership;

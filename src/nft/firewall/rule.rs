@@ -16,7 +16,7 @@ pub(super) struct Parsed<'a> {
     /// Nothing but the selector and the states decides whether it applies.
     pub(super) sure: bool,
     pub(super) states: States,
-    /// It names states.
+    /// It names states, or asks for the way back by the mark.
     pub(super) by_state: bool,
     pub(super) verdict: Verdict<'a>,
 }
@@ -39,7 +39,7 @@ pub(super) fn parse(line: &str) -> Vec<Parsed<'_>> {
         let states = states.and(of_map);
         Parsed { of: of.clone(), sure, states, by_state: by_state || of_map != States::ALL, verdict }
     };
-    verdicts.into_iter().map(parsed).filter(|one| one.states.new || one.states.invalid).collect()
+    verdicts.into_iter().map(parsed).filter(|one| one.states.any()).collect()
 }
 
 /// What stands before the verdict, and the verdict, or those of a map of states.
@@ -52,7 +52,8 @@ struct Conditions<'a> {
 
 fn conditions<'a>(words: &mut (impl Iterator<Item = &'a str> + Clone)) -> Option<Conditions<'a>> {
     let mut of = Selector::default();
-    let (mut sure, mut states) = (true, None);
+    let (mut sure, mut states) = (true, None::<States>);
+    let both = |before: Option<States>, more: States| Some(before.map_or(more, |before| before.and(more)));
     let verdicts = loop {
         let word = words.next()?;
         if let Some(verdict) = verdict(word, words) {
@@ -63,9 +64,10 @@ fn conditions<'a>(words: &mut (impl Iterator<Item = &'a str> + Clone)) -> Option
             number if number.bytes().all(|byte| byte.is_ascii_digit()) => {}
             "log" => sure &= skip_log(words),
             "ct" => match state(words)? {
-                State::Named(named) => states = Some(named),
+                State::Named(named) => states = both(states, named),
                 State::Map(verdicts) => break verdicts,
             },
+            "fib" => states = both(states, way_back(words)?),
             "iif" | "iifname" | "oif" | "oifname" => sure &= is_all_but_loopback(words)?,
             _ => select(word, words, &mut of)?,
         }
@@ -148,6 +150,24 @@ fn state<'a>(words: &mut (impl Iterator<Item = &'a str> + Clone)) -> Option<Stat
             let those = set(words)?;
             Some(State::Named(States::named(|state| those.contains(&state))))
         }
+    }
+}
+
+/// Which packets a condition on the way back to their source means: those that kvip has marked have none, all others one.
+/// `None` where it does not go by the mark.
+fn way_back<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<States> {
+    let mut keys = vec![words.next()?];
+    let result = loop {
+        match words.next()? {
+            "." => keys.push(words.next()?),
+            result => break result,
+        }
+    };
+    let by_mark = ["saddr", "mark"].iter().all(|key| keys.contains(key));
+    match (by_mark, result, words.next()?) {
+        (true, "oif" | "oifname", "missing") => Some(States { new: false, invalid: false, marked: true }),
+        (true, "oif" | "oifname", "exists") => Some(States { new: true, invalid: true, marked: false }),
+        _ => None,
     }
 }
 

@@ -19,7 +19,7 @@ fn listing(table: &str, rules: &[&str], others: &str) -> String {
 fn check(rules: &[&str], others: &str, expected: Option<&str>) {
     let mut firewall = Firewall::default();
     firewall.add(&listing("inet filter", rules, others));
-    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.0[0].1);
+    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.rules[0].1);
     assert_eq!(found, expected, "{rules:?}");
     assert_eq!(firewall.dropping(&frontend(Protocol::Udp, 80)), None);
 }
@@ -128,7 +128,7 @@ fn check_end(rules: &[&str], others: &str, by_rule: Option<&str>, by_policy: Opt
     check(&[rules, &[end]].concat(), others, by_rule);
     let mut firewall = Firewall::default();
     firewall.add(&listing("inet filter", rules, others).replace("policy accept", "policy drop"));
-    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.0[0].1);
+    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.rules[0].1);
     assert_eq!(found, by_policy, "{rules:?}");
     check(rules, others, by_rule.filter(|rule| *rule != end));
 }
@@ -163,7 +163,8 @@ fn what_is_closed_on_the_way_out_is_named_beside_the_way_in() {
         let found = firewall.dropping(&frontend(Protocol::Tcp, 80));
         assert_eq!(found.as_ref().map(Dropping::words).as_deref(), words);
         let vip = FRONTEND.parse().unwrap();
-        assert_eq!(found.map(|found| found.mend(vip)).unwrap_or_default(), mend);
+        let mend = (!mend.is_empty()).then(|| format!("{mend}, and make it stay there"));
+        assert_eq!(found.map(|found| found.mend(vip)), mend);
     };
     let words = |chain: &str| format!("policy drop (chain {chain} of table inet filter)");
     let mend = |chain: &str| format!("nft insert rule inet filter {chain} ip daddr 10.87.2.52 accept");
@@ -174,6 +175,100 @@ fn what_is_closed_on_the_way_out_is_named_beside_the_way_in() {
     let mended_too = out.replace("\t\toif", "\t\tip daddr 10.87.2.52 accept\n\t\toif");
     check(&[&mended, &mended_too], None, "");
     assert_eq!(Firewall::tables(&out), ["inet filter"]);
+}
+
+/// A firewall of one table, whose chain of the hook prerouting has that priority and these rules.
+fn before_routing(table: &str, priority: &str, policy: &str, rules: &[&str]) -> Firewall {
+    let hook = format!("hook prerouting priority {priority}; policy {policy}");
+    let mut firewall = Firewall::default();
+    firewall.add(&listing(table, rules, "").replace("hook input priority filter; policy accept", &hook));
+    firewall
+}
+
+/// `iptables -t mangle -A PREROUTING -m conntrack --ctstate INVALID -j DROP`, as of many a guide.
+#[test]
+fn what_is_invalid_is_dropped_before_the_routing_too() {
+    for (priority, found) in
+        [("mangle", true), ("filter", true), ("raw + 101", true), ("-199", true), ("-200", false), ("raw", false)]
+    {
+        let firewall =
+            before_routing("ip mangle", priority, "accept", &["ct state invalid counter packets 0 bytes 0 drop"]);
+        assert_eq!(firewall.dropping(&frontend(Protocol::Tcp, 80)).is_some(), found, "{priority}");
+        assert_eq!(firewall.dropping(&frontend(Protocol::Udp, 80)), None);
+        assert_eq!(firewall.dropping_marked(&frontend(Protocol::Tcp, 80)), None);
+    }
+    let chains = "table ip mangle {\n\tchain PREROUTING {\n\t\ttype filter hook prerouting priority mangle; policy accept;\n\t}\n}\n\
+                  table ip raw {\n\tchain PREROUTING {\n\t\ttype filter hook prerouting priority raw; policy accept;\n\t}\n}\n";
+    assert_eq!(Firewall::tables(chains), ["ip mangle"]);
+}
+
+/// Whether rules before the routing drop what kvip has marked, of all protocols alike.
+#[track_caller]
+fn check_marked(priority: &str, policy: &str, rules: &[&str], expected: [Option<&str>; 2]) {
+    let firewall = before_routing("inet firewall", priority, policy, rules);
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        let found = [FRONTEND, "fd00::1"].map(|vip| {
+            let frontend = Frontend { vip: vip.parse().unwrap(), ..frontend(protocol, 80) };
+            assert_eq!(firewall.dropping(&frontend), None, "{rules:?}");
+            firewall.dropping_marked(&frontend).map(|found| found.rules[0].1)
+        });
+        assert_eq!(found, expected, "{rules:?} at {priority}");
+    }
+}
+
+#[test]
+fn rules_that_look_for_the_way_back_by_the_mark_are_found() {
+    let strict = "fib saddr . mark . iif oif missing drop";
+    check_marked("filter + 10", "accept", &[strict], [Some(strict); 2]);
+    check_marked("mangle + 1", "accept", &[strict], [Some(strict); 2]);
+    let loose = "fib saddr . mark oif missing log prefix \"rpfilter_DROP: \" drop";
+    check_marked("filter + 10", "accept", &[loose], [Some(loose); 2]);
+    let exists = "fib saddr . mark . iif oif exists accept";
+    check_marked("mangle + 10", "drop", &[exists], [Some("policy drop"); 2]);
+    check_marked("mangle + 10", "accept", &[exists, "drop"], [Some("drop"); 2]);
+    let firewalld = "meta nfproto ipv6 fib saddr . mark . iif oif missing drop";
+    let neighbours = "icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept";
+    check_marked("filter + 10", "accept", &[neighbours, firewalld], [None, Some(firewalld)]);
+    let mended = ["ip daddr 10.87.2.52 accept", "ip6 daddr fd00::1 tcp dport 443 accept", strict];
+    check_marked("filter + 10", "accept", &mended, [None, Some(strict)]);
+}
+
+#[test]
+fn rules_that_see_no_mark_or_go_by_none_are_not() {
+    let strict = "fib saddr . mark . iif oif missing drop";
+    for priority in ["raw + 10", "mangle", "-200", "-160"] {
+        check_marked(priority, "accept", &[strict], [None; 2]);
+    }
+    for rule in [
+        "fib saddr . iif oif missing drop",
+        "fib daddr . mark . iif type != local drop",
+        "iifname \"wan0\" fib saddr . mark . iif oif missing drop",
+        "fib saddr . mark . iif oif exists accept",
+        "ct state new drop",
+        "drop",
+    ] {
+        check_marked("filter + 10", "accept", &[rule], [None; 2]);
+    }
+    let mut within = Firewall::default();
+    within.add(&listing("inet filter", &[strict], ""));
+    assert_eq!(within.dropping_marked(&frontend(Protocol::Tcp, 80)), None);
+}
+
+#[test]
+fn the_mend_for_what_is_marked_is_firewallds_own_setting_or_a_rule() {
+    let mend = |table: &str| {
+        let firewall = before_routing(table, "filter + 10", "accept", &["fib saddr . mark . iif oif missing drop"]);
+        let frontend = Frontend { vip: "fd00::1".parse().unwrap(), ..frontend(Protocol::Tcp, 80) };
+        firewall.dropping_marked(&frontend).unwrap().mend(frontend.vip)
+    };
+    assert_eq!(
+        mend("inet firewalld"),
+        "IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then systemctl restart firewalld"
+    );
+    assert_eq!(
+        mend("inet filter"),
+        "nft insert rule inet filter input ip6 daddr fd00::1 accept, and make it stay there"
+    );
 }
 
 #[test]
@@ -194,6 +289,14 @@ fn the_mend_is_in_the_tools_own_words() {
     assert_eq!(mend("ip filter", "INPUT", FRONTEND), "iptables -I INPUT -d 10.87.2.52 -j ACCEPT");
     assert_eq!(mend("ip6 filter", "INPUT", "fd00::1"), "ip6tables -I INPUT -d fd00::1 -j ACCEPT");
     assert_eq!(mend("ip filter", "OUTPUT", FRONTEND), "iptables -I OUTPUT -d 10.87.2.52 -j ACCEPT");
+    assert_eq!(
+        mend("ip mangle", "PREROUTING", FRONTEND),
+        "iptables -t mangle -I PREROUTING -d 10.87.2.52 -j ACCEPT"
+    );
+    assert_eq!(
+        mend("ip6 mangle", "PREROUTING", "fd00::1"),
+        "ip6tables -t mangle -I PREROUTING -d fd00::1 -j ACCEPT"
+    );
     assert_eq!(
         mend("inet filter", "input", "fd00::1"),
         "nft insert rule inet filter input ip6 daddr fd00::1 accept"
