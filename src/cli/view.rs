@@ -271,13 +271,13 @@ fn desired(settings: &Settings, snapshot: &Snapshot, host: Known) -> Desired {
     Deriver::keeping(marks.clone()).derive(&inputs).0
 }
 
-/// What mode dsr would find, where it is served.
+/// What modes in which answers go past the holder would find, where one is served.
 async fn reach(settings: &Settings, snapshot: &Snapshot, facts: &HostFacts) -> anyhow::Result<Reach> {
     let (nowhere, nobody, none) = (Reach::default(), BTreeSet::new(), Down::new());
     let marks = BTreeMap::new();
     let host = Known { facts, reach: &nowhere, dead: &nobody, down: &none, marks: &marks };
     let first = desired(settings, snapshot, host);
-    if first.ruleset.steering.frontends.is_empty() {
+    if !first.assignment.one_way {
         return Ok(Reach::default());
     }
     Ok(Reach {

@@ -325,6 +325,11 @@ impl Mode {
     /// All of them, the usual one first.
     pub const ALL: [Self; 6] = [Self::Nat, Self::Dsr, Self::Dr, Self::Tunnel, Self::Proxy, Self::Announce];
 
+    /// Whether answers go past the holder, which so sees one way of connections.
+    pub fn is_one_way(self) -> bool {
+        matches!(self, Self::Dsr | Self::Dr | Self::Tunnel)
+    }
+
     /// Its name in settings, annotations and the status.
     pub fn name(self) -> &'static str {
         match self {

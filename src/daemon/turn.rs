@@ -323,14 +323,11 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.outcome = Some(outcome);
     }
 
-    /// Reads once after each audit what other programs let in, where mode dsr is served. No turn waits for that, as their rules
+    /// Reads once after each audit what other programs let in, where answers go past the holder. No turn waits for that, as their rules
     /// may be many; what is new counts from the next turn on.
     fn read_firewall(&mut self) {
-        let by_dsr = self
-            .outcome
-            .as_ref()
-            .is_some_and(|outcome| !outcome.desired.ruleset.steering.frontends.is_empty());
-        if by_dsr && !self.firewall_read {
+        let one_way = self.outcome.as_ref().is_some_and(|outcome| outcome.desired.assignment.one_way);
+        if one_way && !self.firewall_read {
             self.firewall_read = true;
             self.firewall = Some(self.host.firewall());
         }

@@ -53,6 +53,8 @@ pub struct Assignment {
     pub shown: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
     /// What Services of type LoadBalancer ask of the pools.
     pub requests: Arc<Requests>,
+    /// Some are served in modes in which the holder sees one way of connections.
+    pub one_way: bool,
     /// What is refused.
     pub findings: Vec<Finding>,
     /// What is assigned where nothing of this host speaks against it, if something does: other hosts may serve all of that.
@@ -216,6 +218,7 @@ fn assigned(inputs: &Inputs, marks: &BTreeMap<Frontend, Marks>) -> (Assignment, 
     }
     tasks.mark(marks);
     let announced = tasks.announced();
+    let one_way = tasks.by_owner.values().any(|task| task.of_modes(Mode::is_one_way).next().is_some());
     let held = asks.vips.iter().filter(|(vip, _)| carried(vip));
     let source_ranges = tasks.source_ranges();
     let shielded = shield::shielded(inputs, &tasks.by_owner);
@@ -244,6 +247,7 @@ fn assigned(inputs: &Inputs, marks: &BTreeMap<Frontend, Marks>) -> (Assignment, 
         source_ranges,
         host,
         requests: Arc::new(requests),
+        one_way,
         findings,
         elsewhere: None,
     };

@@ -119,7 +119,7 @@ impl Part {
         serving: &Serving,
         slices: &[&Arc<EndpointSlice>],
     ) {
-        let dropping = context.firewall.dropping(&frontend);
+        let dropping = context.firewall.dropping(&frontend, serving.mode);
         let blocked = dropping.as_ref().map(Dropping::words);
         let members = &*serving.members;
         let scope = match serving.mode {
@@ -142,6 +142,7 @@ impl Part {
         let judged = checking.map(judge).unwrap_or_default();
         self.findings.extend(nothing_behind(service, frontend, serving, &behind, &judged));
         self.judged(&owner, frontend, judged);
+        self.findings.extend(hanging(context, service.key, frontend, serving, dropping.as_ref()));
         self.findings.extend(beyond(service.key, frontend, serving, &behind, dropping));
         self.findings.extend(dropped_by_mark(service.key, frontend, serving, &context.firewall));
         let all = virtual_servers(service.options, frontend, serving);
@@ -281,6 +282,26 @@ fn beyond(
     Some(Finding::new(key, format!("{vip} {protocol} {port} in mode dsr: {why} {then}")).mend(mend))
 }
 
+/// The finding of rules that drop what this node sees one way of, in modes that know no other way to a pod.
+fn hanging(
+    context: &Context,
+    key: &ObjectKey,
+    frontend: Frontend,
+    serving: &Serving,
+    dropping: Option<&Dropping<'_>>,
+) -> Option<Finding> {
+    let may_hold = context.around.node.as_ref().is_some_and(|node| serving.members.contains(node));
+    let dropping = dropping.filter(|_| may_hold && serving.mode != Mode::Dsr)?;
+    let Frontend { vip, protocol, port } = frontend;
+    let text = format!(
+        "{vip} {protocol} {port} in mode {}: this host drops packets of connections of which it sees one way ({}), so \
+         connections hang while it holds the VIP",
+        serving.mode.name(),
+        dropping.words()
+    );
+    Some(Finding::new(key, text).mend(dropping.mend(vip)))
+}
+
 /// The finding of rules that drop what kvip has marked.
 fn dropped_by_mark(
     key: &ObjectKey,
@@ -288,7 +309,7 @@ fn dropped_by_mark(
     serving: &Serving,
     firewall: &Firewall,
 ) -> Option<Finding> {
-    let dropping = firewall.dropping_marked(&frontend).filter(|_| serving.mode == Mode::Dsr)?;
+    let dropping = firewall.dropping_marked(&frontend, serving.mode)?;
     let Frontend { vip, protocol, port } = frontend;
     let text = format!(
         "{vip} {protocol} {port} in mode dsr: this host drops packets by the mark that kvip gives them ({}), so none that comes \

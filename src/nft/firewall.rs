@@ -1,11 +1,11 @@
-//! Another program's firewall, as far as it stands in the way of mode dsr: rules that drop what is invalid to conntrack, or
-//! what has kvip's mark.
+//! Another program's firewall, as far as it stands in the way of modes in which answers go past the holder: rules that drop
+//! what is invalid to conntrack, or what has kvip's mark for mode dsr.
 //!
 //! The holder sees one way of such a connection, as replies do not pass it. After the first packet, which is new,
 //! conntrack finds the client's out of place (nf_conntrack_proto_tcp.c), and `ct state invalid drop` on the way in drops
 //! them before IPVS looks (LOCAL_IN at 99, ip_vs_core.c). So does what drops the rest, be it the chain's policy, where
 //! only new and established ones are let in. On the way out it is the same once more: what IPVS hands on as it came passes
-//! LOCAL_OUT (ip_vs_xmit.c), still for the VIP and as invalid. FORWARD has no such trouble: it never passes there.
+//! LOCAL_OUT (ip_vs_xmit.c), still for the VIP and as invalid; but what it wraps for mode tunnel, as a new packet. FORWARD has no such trouble: it never passes there.
 //!
 //! A rule that looks for the way back to a packet's source by the packet's mark as well (`fib saddr . mark`) finds none once
 //! kvip has marked it: by the mark every address is this host's own, and such a way counts as none (nft_fib_ipv4.c,
@@ -22,6 +22,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 
 use self::rule::{Parsed, Verdict, parse};
+use crate::config::Mode;
 use crate::model::{Family, Frontend, Protocol};
 
 /// So deep are chains followed; real firewalls have three or four levels.
@@ -49,6 +50,7 @@ struct Chain {
     /// `inet filter`.
     table: String,
     name: String,
+    place: Place,
     rules: Vec<Rule>,
     /// Whether it drops what no rule decides over.
     closed: bool,
@@ -128,7 +130,7 @@ struct Selector {
     ports: Option<Vec<RangeInclusive<u16>>>,
 }
 
-/// The rules that drop packets of mode dsr, one of each chain that does; at least one.
+/// The rules that drop packets to a frontend, one of each chain that does; at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dropping<'a> {
     trouble: Trouble,
@@ -148,7 +150,8 @@ impl Dropping<'_> {
     pub fn mend(&self, vip: IpAddr) -> String {
         let of_firewalld = self.rules.iter().all(|(chain, _)| chain.table == FIREWALLD);
         if self.trouble == Trouble::Marked && of_firewalld {
-            return "IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then systemctl restart firewalld".into();
+            return "IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then systemctl restart firewalld"
+                .into();
         }
         let commands: Vec<String> = self.rules.iter().map(|(chain, _)| chain.open(vip)).collect();
         format!("{}, and make it stay there", commands.join("; "))
@@ -156,7 +159,7 @@ impl Dropping<'_> {
 }
 
 impl Firewall {
-    /// The tables with a chain that sees what mode dsr needs, in the answer of `nft list chains`.
+    /// The tables with a chain that sees packets to a frontend, in the answer of `nft list chains`.
     pub(super) fn tables(chains: &str) -> Vec<String> {
         let chains = chains_of(chains);
         let mut tables: Vec<String> =
@@ -177,26 +180,30 @@ impl Firewall {
             let when = When { sure: true, states: States::ALL, marks: place == Place::AfterMarking };
             flatten(chain, &by_name, when, 0, &mut rules);
             let closed = chain.lines.iter().any(|line| line.ends_with("policy drop;"));
-            self.0.push(Chain { table: chain.table.clone(), name: chain.name.clone(), rules, closed });
+            self.0.push(Chain { table: chain.table.clone(), name: chain.name.clone(), place, rules, closed });
         }
     }
 
-    /// The rules that drop packets to `frontend` when this node sees one way of their connections. Without connections
-    /// (UDP) none is invalid.
-    pub fn dropping(&self, frontend: &Frontend) -> Option<Dropping<'_>> {
-        if frontend.protocol == Protocol::Udp {
+    /// The rules that drop packets to `frontend` where this node sees one way of their connections, as the holder does in
+    /// some modes. Without connections (UDP) none is invalid.
+    pub fn dropping(&self, frontend: &Frontend, mode: Mode) -> Option<Dropping<'_>> {
+        if frontend.protocol == Protocol::Udp || !mode.is_one_way() {
             return None;
         }
-        self.dropping_for(Trouble::Invalid, frontend)
+        self.dropping_for(Trouble::Invalid, frontend, mode)
     }
 
-    /// The rules that drop packets to `frontend` once kvip has marked them.
-    pub fn dropping_marked(&self, frontend: &Frontend) -> Option<Dropping<'_>> {
-        self.dropping_for(Trouble::Marked, frontend)
+    /// The rules that drop packets to `frontend` once kvip has marked them, as it does in mode dsr.
+    pub fn dropping_marked(&self, frontend: &Frontend, mode: Mode) -> Option<Dropping<'_>> {
+        if mode != Mode::Dsr {
+            return None;
+        }
+        self.dropping_for(Trouble::Marked, frontend, mode)
     }
 
-    fn dropping_for(&self, trouble: Trouble, frontend: &Frontend) -> Option<Dropping<'_>> {
-        let rules = self.0.iter().filter_map(|chain| {
+    fn dropping_for(&self, trouble: Trouble, frontend: &Frontend, mode: Mode) -> Option<Dropping<'_>> {
+        let passed = |chain: &&Chain| mode != Mode::Tunnel || chain.place != Place::Output;
+        let rules = self.0.iter().filter(passed).filter_map(|chain| {
             let rule = chain.drops(trouble, frontend).or_else(|| chain.drops_rest(trouble, frontend))?;
             Some((chain, rule))
         });
@@ -212,8 +219,12 @@ impl Chain {
         match (table.as_str(), name.as_str()) {
             ("ip filter", "INPUT" | "OUTPUT") => format!("iptables -I {name} -d {vip} -j ACCEPT"),
             ("ip6 filter", "INPUT" | "OUTPUT") => format!("ip6tables -I {name} -d {vip} -j ACCEPT"),
-            ("ip mangle", "PREROUTING" | "INPUT") => format!("iptables -t mangle -I {name} -d {vip} -j ACCEPT"),
-            ("ip6 mangle", "PREROUTING" | "INPUT") => format!("ip6tables -t mangle -I {name} -d {vip} -j ACCEPT"),
+            ("ip mangle", "PREROUTING" | "INPUT") => {
+                format!("iptables -t mangle -I {name} -d {vip} -j ACCEPT")
+            }
+            ("ip6 mangle", "PREROUTING" | "INPUT") => {
+                format!("ip6tables -t mangle -I {name} -d {vip} -j ACCEPT")
+            }
             _ => {
                 let ip = if vip.is_ipv4() { "ip" } else { "ip6" };
                 format!("nft insert rule {table} {name} {ip} daddr {vip} accept")
@@ -288,27 +299,30 @@ struct Listed<'a> {
     lines: Vec<&'a str>,
 }
 
-/// Where a base chain sees packets of mode dsr.
+/// Where a base chain sees packets to a frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// Before the routing, where kvip has marked them.
+    /// On their way in.
+    Input,
+    /// Before the routing, where kvip has marked those of mode dsr.
     AfterMarking,
-    /// Anywhere else on their way in and out.
-    Elsewhere,
+    /// As IPVS hands them on.
+    Output,
 }
 
 impl Listed<'_> {
-    /// Where it sees what mode dsr needs, if it does.
+    /// Where it sees packets to a frontend, if it does.
     fn place(&self) -> Option<Place> {
         let hook = self.lines.iter().find_map(|line| line.strip_prefix("type filter hook "))?;
         let (hook, priority) = hook.split(';').next()?.split_once(" priority ")?;
         match hook {
             "prerouting" => match number(priority)? {
                 ..=CONNTRACK => None,
-                ..=MARKING => Some(Place::Elsewhere),
+                ..=MARKING => Some(Place::Input),
                 _ => Some(Place::AfterMarking),
             },
-            "input" | "output" => Some(Place::Elsewhere),
+            "input" => Some(Place::Input),
+            "output" => Some(Place::Output),
             _ => None,
         }
     }
@@ -352,7 +366,7 @@ fn chains_of(listing: &str) -> Vec<Listed<'_>> {
     chains
 }
 
-/// Which packets of mode dsr come to a chain.
+/// Which packets come to a chain.
 #[derive(Debug, Clone, Copy)]
 struct When {
     /// All of these states.

@@ -1,14 +1,21 @@
 //! Other programs' rules that drop what is for a frontend: found, said, got round where that helps, and seen to be mended.
 
+use std::sync::Arc;
+
+use kvip::config::Mode;
+use kvip::model::{Finding, ObjectKey};
+
 use crate::dsr::{dsr_snapshot, forwarded, only_finding};
-use crate::world::{World, settings};
+use crate::world::{World, settings, snapshot};
+
+/// The firewall of many a host.
+const INVALID: &str = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy accept;\n\t\tct state \
+                       invalid drop\n\t}\n}\n";
 
 #[test]
 fn a_firewall_that_drops_what_is_invalid_is_found_and_its_mend_seen() {
-    let drops = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy accept;\n\t\tct state \
-                 invalid drop\n\t}\n}\n";
     let mut world = World::new(settings());
-    world.kernel().rules = drops.into();
+    world.kernel().rules = INVALID.into();
     world.list(dsr_snapshot());
     world.turn();
     world.after(1);
@@ -17,7 +24,7 @@ fn a_firewall_that_drops_what_is_invalid_is_found_and_its_mend_seen() {
     let text = finding.to_string();
     assert!(text.contains("(ct state invalid drop (chain INPUT of table ip filter))"), "{text}");
     assert_eq!(finding.mend.unwrap(), "iptables -I INPUT -d 10.87.2.50 -j ACCEPT, and make it stay there");
-    let mended = drops.replace("\t\tct state", "\t\tip daddr 10.87.2.50 accept\n\t\tct state");
+    let mended = INVALID.replace("\t\tct state", "\t\tip daddr 10.87.2.50 accept\n\t\tct state");
     world.kernel().rules = mended;
     world.tick(62);
     assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 1 direct route");
@@ -40,10 +47,60 @@ fn a_firewall_that_drops_what_is_marked_is_a_finding_until_it_is_mended() {
     let text = "default/nginx: 10.87.2.50 tcp 80 in mode dsr: this host drops packets by the mark that kvip gives them (fib saddr . \
                 mark . iif oif missing drop (chain prerouting of table inet firewall)), so none that comes here gets to a pod";
     assert_eq!(finding.to_string(), text);
-    let accept = "nft insert rule inet firewall prerouting ip daddr 10.87.2.50 accept, and make it stay there";
+    let accept =
+        "nft insert rule inet firewall prerouting ip daddr 10.87.2.50 accept, and make it stay there";
     assert_eq!(finding.mend.unwrap(), accept);
     world.kernel().rules = drops.replace("\t\tfib", "\t\tip daddr 10.87.2.50 accept\n\t\tfib");
     world.tick(62);
     assert_eq!(world.status().findings, []);
     assert_eq!(forwarded(&world)[1], direct);
+}
+
+/// What is said of connections that hang, where nginx is served in `mode` behind these rules.
+fn hanging(world: &mut World, mode: Mode) -> Option<Finding> {
+    let mut snapshot = snapshot();
+    let service = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(service).annotations.insert("kvip.io/mode".into(), mode.name().into());
+    snapshot.vip_map.as_mut().unwrap().remove("10.87.2.51");
+    world.list(snapshot);
+    world.tick(62);
+    let findings = world.status().findings;
+    findings.iter().find(|finding| finding.text.contains("connections hang")).cloned()
+}
+
+/// Backends that carry the VIP can be served in no other way.
+#[test]
+fn modes_dr_and_tunnel_have_a_finding_where_the_holder_drops_what_is_invalid() {
+    for mode in [Mode::Dr, Mode::Tunnel] {
+        let mut world = World::new(settings());
+        world.kernel().rules = INVALID.into();
+        let finding = hanging(&mut world, mode).unwrap();
+        let text = format!(
+            "default/nginx: 10.87.2.50 tcp 80 in mode {}: this host drops packets of connections of which it sees one way (ct \
+             state invalid drop (chain INPUT of table ip filter)), so connections hang while it holds the VIP",
+            mode.name()
+        );
+        assert_eq!(finding.to_string(), text);
+        assert_eq!(
+            finding.mend.unwrap(),
+            "iptables -I INPUT -d 10.87.2.50 -j ACCEPT, and make it stay there"
+        );
+        world.kernel().rules =
+            INVALID.replace("\t\tct state", "\t\tip daddr 10.87.2.50 accept\n\t\tct state");
+        assert_eq!(hanging(&mut world, mode), None);
+    }
+}
+
+#[test]
+fn other_modes_and_nodes_that_hold_no_vip_have_none() {
+    for mode in [Mode::Nat, Mode::Dsr, Mode::Proxy, Mode::Announce] {
+        let mut world = World::new(settings());
+        world.kernel().rules = INVALID.into();
+        assert_eq!(hanging(&mut world, mode), None, "{}", mode.name());
+    }
+    let mut settings = settings();
+    settings.vrrp.members.insert("kvip".into(), "yes".into());
+    let mut world = World::new(settings);
+    world.kernel().rules = INVALID.into();
+    assert_eq!(hanging(&mut world, Mode::Dr), None, "no node has the label");
 }

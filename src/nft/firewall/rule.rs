@@ -1,4 +1,4 @@
-//! One rule of nft's listing, as far as it says something on packets of mode dsr.
+//! One rule of nft's listing, as far as it says something on packets to a frontend.
 //!
 //! Pure. A rule with a condition that is not understood says nothing.
 
@@ -28,7 +28,7 @@ pub(super) enum Verdict<'a> {
     Jump(&'a str),
 }
 
-/// What `line` says on packets of mode dsr; a map says several things.
+/// What `line` says on packets to a frontend; a map says several things.
 pub(super) fn parse(line: &str) -> Vec<Parsed<'_>> {
     let line = line.split(" comment \"").next().unwrap_or(line);
     let mut words = line.split_whitespace();

@@ -19,9 +19,9 @@ fn listing(table: &str, rules: &[&str], others: &str) -> String {
 fn check(rules: &[&str], others: &str, expected: Option<&str>) {
     let mut firewall = Firewall::default();
     firewall.add(&listing("inet filter", rules, others));
-    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.rules[0].1);
+    let found = firewall.dropping(&frontend(Protocol::Tcp, 80), Mode::Dsr).map(|found| found.rules[0].1);
     assert_eq!(found, expected, "{rules:?}");
-    assert_eq!(firewall.dropping(&frontend(Protocol::Udp, 80)), None);
+    assert_eq!(firewall.dropping(&frontend(Protocol::Udp, 80), Mode::Dsr), None);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn check_end(rules: &[&str], others: &str, by_rule: Option<&str>, by_policy: Opt
     check(&[rules, &[end]].concat(), others, by_rule);
     let mut firewall = Firewall::default();
     firewall.add(&listing("inet filter", rules, others).replace("policy accept", "policy drop"));
-    let found = firewall.dropping(&frontend(Protocol::Tcp, 80)).map(|found| found.rules[0].1);
+    let found = firewall.dropping(&frontend(Protocol::Tcp, 80), Mode::Dsr).map(|found| found.rules[0].1);
     assert_eq!(found, by_policy, "{rules:?}");
     check(rules, others, by_rule.filter(|rule| *rule != end));
 }
@@ -160,7 +160,7 @@ fn what_is_closed_on_the_way_out_is_named_beside_the_way_in() {
         for listing in listings {
             firewall.add(listing);
         }
-        let found = firewall.dropping(&frontend(Protocol::Tcp, 80));
+        let found = firewall.dropping(&frontend(Protocol::Tcp, 80), Mode::Dsr);
         assert_eq!(found.as_ref().map(Dropping::words).as_deref(), words);
         let vip = FRONTEND.parse().unwrap();
         let mend = (!mend.is_empty()).then(|| format!("{mend}, and make it stay there"));
@@ -188,14 +188,23 @@ fn before_routing(table: &str, priority: &str, policy: &str, rules: &[&str]) -> 
 /// `iptables -t mangle -A PREROUTING -m conntrack --ctstate INVALID -j DROP`, as of many a guide.
 #[test]
 fn what_is_invalid_is_dropped_before_the_routing_too() {
-    for (priority, found) in
-        [("mangle", true), ("filter", true), ("raw + 101", true), ("-199", true), ("-200", false), ("raw", false)]
-    {
-        let firewall =
-            before_routing("ip mangle", priority, "accept", &["ct state invalid counter packets 0 bytes 0 drop"]);
-        assert_eq!(firewall.dropping(&frontend(Protocol::Tcp, 80)).is_some(), found, "{priority}");
-        assert_eq!(firewall.dropping(&frontend(Protocol::Udp, 80)), None);
-        assert_eq!(firewall.dropping_marked(&frontend(Protocol::Tcp, 80)), None);
+    for (priority, found) in [
+        ("mangle", true),
+        ("filter", true),
+        ("raw + 101", true),
+        ("-199", true),
+        ("-200", false),
+        ("raw", false),
+    ] {
+        let firewall = before_routing(
+            "ip mangle",
+            priority,
+            "accept",
+            &["ct state invalid counter packets 0 bytes 0 drop"],
+        );
+        assert_eq!(firewall.dropping(&frontend(Protocol::Tcp, 80), Mode::Dsr).is_some(), found, "{priority}");
+        assert_eq!(firewall.dropping(&frontend(Protocol::Udp, 80), Mode::Dsr), None);
+        assert_eq!(firewall.dropping_marked(&frontend(Protocol::Tcp, 80), Mode::Dsr), None);
     }
     let chains = "table ip mangle {\n\tchain PREROUTING {\n\t\ttype filter hook prerouting priority mangle; policy accept;\n\t}\n}\n\
                   table ip raw {\n\tchain PREROUTING {\n\t\ttype filter hook prerouting priority raw; policy accept;\n\t}\n}\n";
@@ -209,8 +218,8 @@ fn check_marked(priority: &str, policy: &str, rules: &[&str], expected: [Option<
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
         let found = [FRONTEND, "fd00::1"].map(|vip| {
             let frontend = Frontend { vip: vip.parse().unwrap(), ..frontend(protocol, 80) };
-            assert_eq!(firewall.dropping(&frontend), None, "{rules:?}");
-            firewall.dropping_marked(&frontend).map(|found| found.rules[0].1)
+            assert_eq!(firewall.dropping(&frontend, Mode::Dsr), None, "{rules:?}");
+            firewall.dropping_marked(&frontend, Mode::Dsr).map(|found| found.rules[0].1)
         });
         assert_eq!(found, expected, "{rules:?} at {priority}");
     }
@@ -251,15 +260,16 @@ fn rules_that_see_no_mark_or_go_by_none_are_not() {
     }
     let mut within = Firewall::default();
     within.add(&listing("inet filter", &[strict], ""));
-    assert_eq!(within.dropping_marked(&frontend(Protocol::Tcp, 80)), None);
+    assert_eq!(within.dropping_marked(&frontend(Protocol::Tcp, 80), Mode::Dsr), None);
 }
 
 #[test]
 fn the_mend_for_what_is_marked_is_firewallds_own_setting_or_a_rule() {
     let mend = |table: &str| {
-        let firewall = before_routing(table, "filter + 10", "accept", &["fib saddr . mark . iif oif missing drop"]);
+        let firewall =
+            before_routing(table, "filter + 10", "accept", &["fib saddr . mark . iif oif missing drop"]);
         let frontend = Frontend { vip: "fd00::1".parse().unwrap(), ..frontend(Protocol::Tcp, 80) };
-        firewall.dropping_marked(&frontend).unwrap().mend(frontend.vip)
+        firewall.dropping_marked(&frontend, Mode::Dsr).unwrap().mend(frontend.vip)
     };
     assert_eq!(
         mend("inet firewalld"),
@@ -269,6 +279,25 @@ fn the_mend_for_what_is_marked_is_firewallds_own_setting_or_a_rule() {
         mend("inet filter"),
         "nft insert rule inet filter input ip6 daddr fd00::1 accept, and make it stay there"
     );
+}
+
+/// What is wrapped leaves as another packet, which is new.
+#[test]
+fn what_is_handed_on_as_it_came_alone_passes_the_way_out() {
+    let rules = listing("inet filter", &["ct state invalid drop"], "");
+    for (listing, modes) in [
+        (rules.clone(), &[Mode::Dsr, Mode::Dr, Mode::Tunnel][..]),
+        (rules.replace("hook input", "hook output"), &[Mode::Dsr, Mode::Dr]),
+    ] {
+        let mut firewall = Firewall::default();
+        firewall.add(&listing);
+        let frontend = frontend(Protocol::Tcp, 80);
+        let dropping = |mode: &Mode| firewall.dropping(&frontend, *mode).is_some();
+        assert_eq!(Mode::ALL.into_iter().filter(dropping).collect::<Vec<_>>(), modes);
+    }
+    let marked = before_routing("inet f", "filter", "accept", &["fib saddr . mark . iif oif missing drop"]);
+    let dropping = |mode: &Mode| marked.dropping_marked(&frontend(Protocol::Tcp, 80), *mode).is_some();
+    assert_eq!(Mode::ALL.into_iter().filter(dropping).collect::<Vec<_>>(), [Mode::Dsr]);
 }
 
 #[test]
@@ -283,7 +312,8 @@ fn only_tables_that_see_what_comes_in_or_goes_out_are_read() {
 #[test]
 fn the_mend_is_in_the_tools_own_words() {
     let mend = |table: &str, chain: &str, vip: &str| {
-        let chain = Chain { table: table.into(), name: chain.into(), rules: Vec::new(), closed: false };
+        let (table, name) = (table.into(), chain.into());
+        let chain = Chain { table, name, place: Place::Input, rules: Vec::new(), closed: false };
         chain.open(vip.parse().unwrap())
     };
     assert_eq!(mend("ip filter", "INPUT", FRONTEND), "iptables -I INPUT -d 10.87.2.52 -j ACCEPT");

@@ -9,10 +9,14 @@ use kvip_lab::peer::Transport;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::{SOON, diagnosis, explained, finding};
 
+use super::classic::{self, DR};
 use super::{DSR, answered_by, modes, question};
 
 /// kvip's minute's audit, and what comes of it on a slow machine.
 const AUDIT: Duration = Duration::from_secs(120);
+
+/// Said of mode dsr; Services of mode dr have findings of their own.
+const ONE_WAY: &str = "in mode dsr: this host drops packets of connections of which it sees one way";
 
 #[test]
 fn a_firewall_that_drops_what_is_invalid_is_got_round_until_it_is_mended() -> Result<()> {
@@ -21,7 +25,7 @@ fn a_firewall_that_drops_what_is_invalid_is_got_round_until_it_is_mended() -> Re
     for (tables, vip, client) in [("iptables", DSR.v4, CLIENT_V4), ("ip6tables", DSR.v6, CLIENT_V6)] {
         let node = lab.node(holder);
         node.must(&format!("{tables} -A INPUT -m conntrack --ctstate INVALID -j DROP"))?;
-        said(&lab, holder, "ct state invalid", true)?;
+        said(&lab, holder, ONE_WAY, true)?;
         let seen = seen(&lab, vip)?;
         ensure!(
             seen.len() == 2,
@@ -31,7 +35,7 @@ fn a_firewall_that_drops_what_is_invalid_is_got_round_until_it_is_mended() -> Re
         let mend = mend(node)?;
         ensure!(mend == format!("{tables} -I INPUT -d {vip} -j ACCEPT"), "{mend}");
         node.must(&mend)?;
-        said(&lab, holder, "ct state invalid", false)?;
+        said(&lab, holder, ONE_WAY, false)?;
         let seen = self::seen(&lab, vip)?;
         ensure!(seen == [client], "what was mended is served as before: {seen:?}\n{}", diagnosis(&lab));
         node.must(&format!("{tables} -F INPUT"))?;
@@ -39,11 +43,62 @@ fn a_firewall_that_drops_what_is_invalid_is_got_round_until_it_is_mended() -> Re
     Ok(())
 }
 
-/// The command that the node's first finding with one has, ready for a shell.
+/// What is handed on as it came to backends that carry the VIP is seen one way too, and there is no other way to serve them.
+#[test]
+fn a_firewall_that_drops_what_is_invalid_is_said_of_mode_dr_until_it_is_mended() -> Result<()> {
+    const HANG: &str = "in mode dr: this host drops packets of connections of which it sees one way";
+    let lab = modes()?;
+    classic::direct_routing(&lab, classic::service(DR))?;
+    let holder = lab.wait_for_holder()?;
+    let node = lab.node(holder);
+    let ask = || lab.ask(Asker::Client, &question(Transport::Tcp, DR.v4), 1);
+    node.must("iptables -A INPUT -m conntrack --ctstate INVALID -j DROP")?;
+    said(&lab, holder, HANG, true)?;
+    let report = ask()?;
+    ensure!(report.answered() == 0, "it is answered in spite of {HANG}: {report}");
+    let mend = format!("iptables -I INPUT -d {} -j ACCEPT", DR.v4);
+    let found = finding(&lab, holder, HANG).context("the finding")?;
+    ensure!(found.contains(&mend), "{found}");
+    node.must(&mend)?;
+    said(&lab, holder, HANG, false)?;
+    let report = ask()?;
+    ensure!(report.failures().is_empty(), "{report}\n{}", diagnosis(&lab));
+    node.must("iptables -F INPUT")?;
+    said(&lab, holder, ONE_WAY, false)
+}
+
+/// firewalld's rule against forged sources (`IPv6_rpfilter`), as of both families: by kvip's mark there is no way back.
+#[test]
+fn a_firewall_that_looks_for_the_way_back_by_the_mark_is_found_until_it_is_mended() -> Result<()> {
+    const MARK: &str = "this host drops packets by the mark that kvip gives them";
+    let lab = modes()?;
+    let holder = lab.wait_for_holder()?;
+    let node = lab.node(holder);
+    node.must(
+        "nft 'table inet strict { chain prerouting { type filter hook prerouting priority filter + 10; policy accept;
+            meta nfproto ipv6 fib saddr . mark . iif oif missing drop; }; }'",
+    )?;
+    said(&lab, holder, MARK, true)?;
+    let ask = |transport| lab.ask(Asker::Client, &question(transport, DSR.v6), 1);
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let report = ask(transport)?;
+        ensure!(report.answered() == 0, "it is answered in spite of the rule: {report}");
+    }
+    node.must(&format!("nft insert rule inet strict prerouting ip6 daddr {} accept", DSR.v6))?;
+    said(&lab, holder, MARK, false)?;
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let report = ask(transport)?;
+        ensure!(report.failures().is_empty(), "{report}\n{}", diagnosis(&lab));
+    }
+    node.must("nft delete table inet strict").map(drop)
+}
+
+/// The command of the node's finding of mode dsr, ready for a shell.
 fn mend(node: Node<'_>) -> Result<String> {
     let status = node.kvip_status()?;
     let findings = status["findings"].as_array().context("findings")?;
-    let mend = findings.iter().find_map(|one| one["mend"].as_str()?.split(", and").next());
+    let mut of_dsr = findings.iter().filter(|one| one.to_string().contains(ONE_WAY));
+    let mend = of_dsr.find_map(|one| one["mend"].as_str()?.split(", and").next());
     Ok(mend.context("a mend")?.to_owned())
 }
 
@@ -51,8 +106,7 @@ fn mend(node: Node<'_>) -> Result<String> {
 /// hands them on.
 #[test]
 fn a_firewall_that_lets_in_new_connections_alone_is_got_round_until_it_is_mended() -> Result<()> {
-    const DROPS: &str =
-        "policy drop (chain input of table ip strict) and policy drop (chain output of table ip strict)";
+    const DROPS: &str = "policy drop (chain input of table ip strict) and policy drop (chain output of table ip strict)), so pods";
     let lab = modes()?;
     let holder = lab.wait_for_holder()?;
     let (node, vip) = (lab.node(holder), DSR.v4);
