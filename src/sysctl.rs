@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::config::Mode;
 use crate::derive::Desired;
-use crate::model::{Family, Finding};
+use crate::model::{Family, Finding, Protocol};
 use crate::net::{HostFacts, KUBE_PROXY_DEVICE};
 
 /// Where the package puts those of IPVS.
@@ -46,6 +46,11 @@ const SLOPPY_TCP: Wanted = Wanted {
     without: "open connections in mode dsr do not survive a change of the holder",
     ours: true,
 };
+const SLOPPY_SCTP: Wanted = Wanted {
+    name: "net.ipv4.vs.sloppy_sctp",
+    without: "open associations of SCTP in mode dsr do not survive a change of the holder",
+    ours: true,
+};
 const FORWARD_V4: Wanted =
     Wanted { name: "net.ipv4.ip_forward", without: "no packet to a VIP reaches a pod", ours: false };
 const FORWARD_V6: Wanted = Wanted {
@@ -58,13 +63,16 @@ const FORWARD_V6: Wanted = Wanted {
 pub fn wanted(desired: &Desired) -> Vec<Wanted> {
     let balanced = || desired.frontends.iter().filter(|(_, served)| !served.virtual_servers.is_empty());
     let of = |family| balanced().any(|(frontend, _)| Family::of(frontend.vip) == family);
-    let by_dsr = balanced().any(|(_, served)| served.mode == Mode::Dsr);
+    let by_dsr = |protocol: Protocol| {
+        balanced().any(|(frontend, served)| served.mode == Mode::Dsr && frontend.protocol == protocol)
+    };
     let any = balanced().next().is_some();
     let all = [
         (any, CONNTRACK),
         (any, EXPIRE_NODEST),
         (any, EXPIRE_QUIESCENT),
-        (by_dsr, SLOPPY_TCP),
+        (by_dsr(Protocol::Tcp), SLOPPY_TCP),
+        (by_dsr(Protocol::Sctp), SLOPPY_SCTP),
         (of(Family::V4), FORWARD_V4),
         (of(Family::V6), FORWARD_V6),
     ];

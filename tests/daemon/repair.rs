@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvip::config::Settings;
+use kvip::config::{Mode, Settings};
 use kvip::ipvs::sync::Role;
 use kvip::ipvs::{Key, RealServer, SyncDaemon, Table, Timeouts, VirtualServer};
 use kvip::model::{Backend, Frontend, ObjectKey, Protocol};
@@ -318,6 +318,48 @@ fn a_kernel_setting_that_is_another_is_a_finding_until_it_is_mended() {
     world.kernel().sysctls.insert(name.into(), "1".into());
     world.tick(60);
     assert_eq!(world.findings(), [""; 0]);
+}
+
+/// nginx alone, in `mode` and with a port of `protocol`.
+fn by(mode: Mode, protocol: Protocol) -> Snapshot {
+    let mut snapshot = snapshot();
+    let key = ObjectKey::new("default", "nginx");
+    let service = Arc::make_mut(snapshot.services.get_mut(&key).unwrap());
+    service.annotations.insert("kvip.io/mode".into(), mode.name().into());
+    service.ports[0].protocol = protocol;
+    Arc::make_mut(snapshot.slices.get_mut(&key).unwrap()).ports[0].protocol = protocol;
+    snapshot.vip_map.as_mut().unwrap().remove("10.87.2.51");
+    snapshot
+}
+
+#[test]
+fn what_another_holder_takes_up_in_its_middle_needs_its_protocols_setting() {
+    let [tcp, sctp] = ["tcp", "sctp"].map(|protocol| format!("net.ipv4.vs.sloppy_{protocol}"));
+    for (mode, protocol, expected) in [
+        (Mode::Dsr, Protocol::Tcp, Some((&tcp, "connections"))),
+        (Mode::Dsr, Protocol::Sctp, Some((&sctp, "associations of SCTP"))),
+        (Mode::Dsr, Protocol::Udp, None),
+        (Mode::Nat, Protocol::Sctp, None),
+    ] {
+        let mut world = World::new(settings());
+        world.kernel().sysctls.extend([&tcp, &sctp].map(|name| (name.clone(), "0".into())));
+        world.list(by(mode, protocol));
+        world.turn();
+        let text = |(name, what)| {
+            format!(
+                "{name}: is 0 and must be 1: open {what} in mode dsr do not survive a change of the holder"
+            )
+        };
+        assert_eq!(
+            world.findings(),
+            Vec::from_iter(expected.map(text)),
+            "{protocol} in mode {}",
+            mode.name()
+        );
+        world.kernel().sysctls.extend([&tcp, &sctp].map(|name| (name.clone(), "1".into())));
+        world.tick(60);
+        assert_eq!(world.findings(), [""; 0]);
+    }
 }
 
 #[test]
