@@ -62,6 +62,16 @@ pub enum Scope<'a> {
     Carriers(Carrying<'a>),
 }
 
+impl Scope<'_> {
+    /// The port at which all listen, if that is not each one's own.
+    fn port(self) -> Option<u16> {
+        match self {
+            Self::Carriers(carrying) => Some(carrying.port),
+            Self::ThisNode | Self::Everywhere(_) => None,
+        }
+    }
+}
+
 /// How packets are to come to those that carry the VIP themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Carrying<'a> {
@@ -69,6 +79,8 @@ pub struct Carrying<'a> {
     pub members: &'a BTreeSet<String>,
     /// Packets are wrapped, so that its node sends a pod those that are for it.
     pub wrapped: bool,
+    /// The port that packets are for, as they came: all listen there, whatever their slices say.
+    pub port: u16,
 }
 
 impl Carrying<'_> {
@@ -136,7 +148,7 @@ pub fn behind(
     let mut idle = Vec::new();
     for (endpoint, number) in endpoints_of(slices, port, family) {
         found.total += 1;
-        let backend = Backend { address: endpoint.address, port: number };
+        let backend = Backend { address: endpoint.address, port: scope.port().unwrap_or(number) };
         let node = endpoint.node.as_deref().unwrap_or_default();
         let access = found.access(around, endpoint, scope);
         if access == Access::Never {

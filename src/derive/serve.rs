@@ -121,15 +121,15 @@ impl Part {
     ) {
         let dropping = context.firewall.dropping(&frontend, serving.mode);
         let blocked = dropping.as_ref().map(Dropping::words);
-        let members = &*serving.members;
+        let (members, port) = (&*serving.members, frontend.port);
         let scope = match serving.mode {
             Mode::Dsr => Scope::Everywhere(Handing {
                 members,
                 blocked: blocked.as_deref(),
                 only: serving.keeps_client,
             }),
-            Mode::Dr => Scope::Carriers(Carrying { members, wrapped: false }),
-            Mode::Tunnel => Scope::Carriers(Carrying { members, wrapped: true }),
+            Mode::Dr => Scope::Carriers(Carrying { members, wrapped: false, port }),
+            Mode::Tunnel => Scope::Carriers(Carrying { members, wrapped: true, port }),
             Mode::Nat | Mode::Proxy | Mode::Announce => Scope::ThisNode,
         };
         let family = Family::of(frontend.vip);
@@ -151,7 +151,7 @@ impl Part {
             source: serving.source,
             mode: serving.mode,
             virtual_servers: if context.yields(&frontend) { kube_proxy::left(all) } else { all },
-            servers: listening(serving.mode, frontend, behind.servers),
+            servers: behind.servers,
             thresholds: service.options.thresholds,
             check: checking.and_then(|checking| checking.check_of(frontend.protocol)),
             proxying: (serving.mode == Mode::Proxy).then(|| proxying(service.options)),
@@ -221,21 +221,6 @@ fn proxying(options: &Options) -> Proxying {
 
 /// A backend of a static VIP.
 const ACTIVE: Server = Server { wanted: WantedServer::Active, weight: 1, place: Place::Elsewhere };
-
-/// Where the servers listen: those that carry the VIP themselves get packets as they came, for the frontend's port.
-fn listening(
-    mode: Mode,
-    frontend: Frontend,
-    servers: BTreeMap<Backend, Server>,
-) -> BTreeMap<Backend, Server> {
-    if !matches!(mode, Mode::Dr | Mode::Tunnel) {
-        return servers;
-    }
-    servers
-        .into_iter()
-        .map(|(backend, server)| (Backend { port: frontend.port, ..backend }, server))
-        .collect()
-}
 
 /// The finding of endpoints that packets cannot be handed on to as they came.
 fn beyond(

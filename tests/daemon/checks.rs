@@ -40,6 +40,26 @@ fn check(world: &mut World, down: &[&str], servers: &[(&str, u32)]) {
     assert!(world.status().as_planned);
 }
 
+/// Those that carry the VIP get packets as they came, for the Service's port, whatever its targetPort.
+#[test]
+fn in_modes_dr_and_tunnel_the_port_is_asked_that_clients_meet() {
+    for mode in ["dr", "tunnel"] {
+        let mut carried = annotated(&[("check", "tcp"), ("check-all-unhealthy", "refuse"), ("mode", mode)]);
+        let key = ObjectKey::new("default", "nginx");
+        Arc::make_mut(carried.slices.get_mut(&key).unwrap()).ports[0].port = 8080;
+        for backend in pods(&mut carried, "nginx") {
+            backend.node = None;
+        }
+        let mut world = World::new(settings());
+        world.list(carried);
+        world.turn();
+        assert_eq!(world.checked(), [FIRST, SECOND], "{mode}");
+        check(&mut world, &[FIRST], &[(FIRST, 0), (SECOND, 1)]);
+        check(&mut world, &[FIRST, SECOND], &[(FIRST, 0), (SECOND, 0)]);
+        check(&mut world, &[], &[(FIRST, 1), (SECOND, 1)]);
+    }
+}
+
 #[test]
 fn nothing_is_asked_unless_somebody_wants_it() {
     assert_eq!(World::serving().checked(), [""; 0]);
