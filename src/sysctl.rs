@@ -334,6 +334,13 @@ mod tests {
             let as_expected = said
                 .map_or(expected.is_none(), |said: &str| expected.is_some_and(|text| said.starts_with(text)));
             assert!(as_expected, "{own}, {of_all} and {ip}: {said:?}");
+            let mend = expected.map(|text| match text {
+                "is strict" => {
+                    format!("sysctl -w {link}=2; and to keep it: echo {link} = 2 >>/etc/sysctl.d/60-forwarding.conf")
+                }
+                _ => "give it one of this node's pods' range, as most CNIs do: ip address add ADDRESS/32 dev flannel.1".to_owned(),
+            });
+            assert_eq!(found.first().and_then(|finding| finding.mend.as_deref()), mend.as_deref());
         }
     }
 }

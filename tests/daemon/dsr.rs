@@ -280,6 +280,8 @@ fn pods_behind_another_router_are_served_by_nat() {
                 route to 10.2.6.10 leads through 10.87.2.1, which is not its node), so these are served by NAT and see this \
                 node's address";
     assert_eq!(finding.to_string(), text);
+    let mend = "kubectl -n default annotate --overwrite service nginx kvip.io/mode=nat";
+    assert_eq!(finding.mend.as_deref(), Some(mend));
     world.hops(over(Some("10.87.2.6")));
     world.after(1);
     assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 1 direct route");
@@ -293,8 +295,12 @@ fn policy_local_leaves_them_out_and_keeps_the_order_of_all() {
     world.hops(over(None));
     world.turn();
     assert_eq!(forwarded(&world)[1], "10.2.6.10:80 weight 0 direct route");
-    let text = only_finding(&world).to_string();
+    let finding = only_finding(&world);
+    let text = finding.to_string();
     assert!(text.contains("node-b (there is no route to 10.2.6.10), so these are left out"), "{text}");
+    let mend = "give the group these nodes (vrrp.members), or their pods a direct route or a tunnel; see Forwarding modes in \
+                docs/services.md";
+    assert_eq!(finding.mend.as_deref(), Some(mend));
 }
 
 /// All nodes leave them to NAT alike, as that follows from what the cluster says.
