@@ -314,7 +314,8 @@ impl Tasks<'_> {
         let named = Named::of(&self.inputs, vip, want).map(Arc::new);
         match mode::of(&self.inputs, vip, want, named.as_deref(), service, &options) {
             Ok(mode) => {
-                self.findings.extend(options::without_effect(key, service, &options, mode));
+                let synced = self.synced.contains(&vip);
+                self.findings.extend(options::without_effect(key, service, &options, mode, synced));
                 if mode == Mode::Announce {
                     let unbalanced = mode::unbalanced(vip, want, service);
                     self.findings.extend(unbalanced.map(|finding| want.source.refusal(finding)));

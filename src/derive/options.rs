@@ -54,8 +54,6 @@ pub struct Options {
     pub thresholds: Thresholds,
     /// How packets are wrapped in mode tunnel.
     pub tunnel: Tunnel,
-    /// The sync daemon is on, for the VIPs of the group that it follows.
-    pub synced: bool,
     /// How its endpoints are checked.
     pub checking: Option<Checking>,
     /// What servers are told of clients in mode proxy.
@@ -90,7 +88,6 @@ impl Options {
             one_packet: one_packet(&mut reader),
             affinity: affinity(&mut reader),
             thresholds: reader.read(THRESHOLDS, annotations::thresholds).unwrap_or_default(),
-            synced: balancing.sync.on,
             tunnel: reader.read(TUNNEL, annotations::tunnel).unwrap_or(balancing.tunnel),
             checking,
             proxy_protocol: reader
@@ -140,8 +137,15 @@ fn affinity(reader: &mut Reader) -> Option<Affinity> {
     Some(Affinity { timeout, prefix_v4: prefix_v4.unwrap_or(32), prefix_v6: prefix_v6.unwrap_or(128) })
 }
 
-/// The annotations of `service` that have no effect, or less than one may think, in the mode that serves it.
-pub fn without_effect(key: &ObjectKey, service: &Service, options: &Options, mode: Mode) -> Vec<Finding> {
+/// The annotations of `service` that have no effect, or less than one may think, in the mode that serves it at a VIP.
+/// `synced`: other nodes learn of the VIP's connections from the holder's sync daemon.
+pub fn without_effect(
+    key: &ObjectKey,
+    service: &Service,
+    options: &Options,
+    mode: Mode,
+    synced: bool,
+) -> Vec<Finding> {
     let written = |name: &str| service.annotations.contains_key(name);
     let found = |name: &str, why: &str| annotations::finding(key, name, &format!("annotation {name} {why}"));
     let balancing = [SCHEDULER, SCHEDULER_FLAGS, NETMASK, NETMASK_V6, ONE_PACKET, THRESHOLDS];
@@ -157,7 +161,7 @@ pub fn without_effect(key: &ObjectKey, service: &Service, options: &Options, mod
             all(&of_checks, "has no effect in mode announce, in which others balance");
         }
         Mode::Proxy => all(&balancing[1..], "has no effect in mode proxy, in which HAProxy balances"),
-        Mode::Dsr if options.synced => {}
+        Mode::Dsr if synced => {}
         Mode::Dsr => {
             all(&balancing, "counts in mode dsr for clients on the nodes alone: others are hashed by mh");
         }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use kvip::config::{Group, Settings, Static, Transport};
 use kvip::derive::EXCLUDED;
 use kvip::keepalived::hold;
-use kvip::model::{Frontend, Protocol, Vrid};
+use kvip::model::{Frontend, ObjectKey, Protocol, Vrid};
 use kvip::snapshot::Snapshot;
 
-use crate::world::{World, ip, marked, settings, snapshot, vrid};
+use crate::world::{World, dns, ip, marked, nginx, settings, snapshot, vrid};
 
 fn edge() -> Vrid {
     Vrid::new(60).unwrap()
@@ -48,6 +48,26 @@ fn serving(settings: Settings, snapshot: Snapshot) -> World {
     world.keepalived_reads();
     world.turn();
     world
+}
+
+/// The sync daemon follows the group of [vrrp] alone.
+#[test]
+fn vips_of_other_groups_are_hashed_in_mode_dsr_though_connections_are_told() {
+    let mut snapshot = snapshot();
+    for name in ["nginx", "dns"] {
+        let service = snapshot.services.get_mut(&ObjectKey::new("default", name)).unwrap();
+        let said = [("kvip.io/mode", "dsr"), ("kvip.io/scheduler", "rr")];
+        Arc::make_mut(service).annotations =
+            said.into_iter().map(|(name, text)| (name.into(), text.into())).collect();
+    }
+    let mut settings = two_groups();
+    settings.balancing.sync.on = true;
+    let world = serving(settings, snapshot);
+    let scheduler = |frontend: Frontend| world.kernel().table[&frontend.into()].service.scheduler.clone();
+    assert_eq!([nginx(), dns()].map(scheduler), ["rr", "mh"]);
+    let text = "default/dns: annotation kvip.io/scheduler counts in mode dsr for clients on the nodes alone: others are hashed \
+                by mh";
+    assert_eq!(world.findings(), [text]);
 }
 
 fn weights(world: &World) -> (Option<i16>, Option<i16>) {
