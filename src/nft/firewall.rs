@@ -13,6 +13,7 @@
 //!
 //! Pure: [`super::client::firewall`] reads. A rule with a condition that is not understood is taken to mean other packets.
 
+mod listing;
 mod rule;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
+use self::listing::{Listed, Place, chains_of};
 use self::rule::{Parsed, Verdict, parse};
 use crate::config::Mode;
 use crate::model::{Family, Frontend, Protocol};
@@ -31,11 +33,6 @@ const DEEPEST: usize = 8;
 /// The tables whose chains need not be looked at: kvip's own, and kube-proxy's, which grow with the cluster and drop
 /// nothing of the kind.
 const SKIPPED: [&str; 3] = ["inet kvip", "ip kube-proxy", "ip6 kube-proxy"];
-
-/// Chains with this priority and lower ones of the hook prerouting see packets before conntrack does (`NF_IP_PRI_CONNTRACK`).
-const CONNTRACK: i32 = -200;
-/// Those of kvip's own chain that marks packets, and lower ones, see no mark (`NF_IP_PRI_MANGLE`).
-const MARKING: i32 = -150;
 
 /// The table that is firewalld's alone: it writes it anew at each reload.
 const FIREWALLD: &str = "inet firewalld";
@@ -290,80 +287,6 @@ impl Selector {
                 .as_ref()
                 .is_none_or(|ports| ports.iter().any(|range| range.contains(&frontend.port)))
     }
-}
-
-/// A chain as nft lists it.
-struct Listed<'a> {
-    table: String,
-    name: String,
-    lines: Vec<&'a str>,
-}
-
-/// Where a base chain sees packets to a frontend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// On their way in.
-    Input,
-    /// Before the routing, where kvip has marked those of mode dsr.
-    AfterMarking,
-    /// As IPVS hands them on.
-    Output,
-}
-
-impl Listed<'_> {
-    /// Where it sees packets to a frontend, if it does.
-    fn place(&self) -> Option<Place> {
-        let hook = self.lines.iter().find_map(|line| line.strip_prefix("type filter hook "))?;
-        let (hook, priority) = hook.split(';').next()?.split_once(" priority ")?;
-        match hook {
-            "prerouting" => match number(priority)? {
-                ..=CONNTRACK => None,
-                ..=MARKING => Some(Place::Input),
-                _ => Some(Place::AfterMarking),
-            },
-            "input" => Some(Place::Input),
-            "output" => Some(Place::Output),
-            _ => None,
-        }
-    }
-}
-
-/// A priority as of `filter + 10`, by nft's names of them (nft(8)).
-fn number(priority: &str) -> Option<i32> {
-    let mut words = priority.split(' ');
-    let base = match words.next()? {
-        "raw" => -300,
-        "mangle" => -150,
-        "dstnat" => -100,
-        "filter" => 0,
-        "security" => 50,
-        "srcnat" => 100,
-        number => number.parse().ok()?,
-    };
-    match (words.next(), words.next()) {
-        (Some("+"), Some(more)) => Some(base + more.parse::<i32>().ok()?),
-        (Some("-"), Some(less)) => Some(base - less.parse::<i32>().ok()?),
-        _ => Some(base),
-    }
-}
-
-/// The chains in a listing of nft.
-fn chains_of(listing: &str) -> Vec<Listed<'_>> {
-    let mut chains: Vec<Listed> = Vec::new();
-    let (mut table, mut within) = ("", false);
-    for line in listing.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("table ").and_then(|rest| rest.strip_suffix(" {")) {
-            (table, within) = (name, false);
-        } else if let Some(name) = line.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {")) {
-            chains.push(Listed { table: table.to_owned(), name: name.to_owned(), lines: Vec::new() });
-            within = true;
-        } else if line == "}" {
-            within = false;
-        } else if within && let Some(chain) = chains.last_mut() {
-            chain.lines.push(line);
-        }
-    }
-    chains
 }
 
 /// Which packets come to a chain.

@@ -163,10 +163,14 @@ fn way_back<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<States> {
             result => break result,
         }
     };
-    let by_mark = ["saddr", "mark"].iter().all(|key| keys.contains(key));
-    match (by_mark, result, words.next()?) {
-        (true, "oif" | "oifname", "missing") => Some(States { new: false, invalid: false, marked: true }),
-        (true, "oif" | "oifname", "exists") => Some(States { new: true, invalid: true, marked: false }),
+    if !["saddr", "mark"].iter().all(|key| keys.contains(key)) || !matches!(result, "oif" | "oifname") {
+        return None;
+    }
+    // The numbers stand for iptables' match rpfilter.
+    match words.next()? {
+        "missing" | "0" => Some(States { new: false, invalid: false, marked: true }),
+        "exists" => Some(States { new: true, invalid: true, marked: false }),
+        "!=" if words.next()? == "0" => Some(States { new: true, invalid: true, marked: false }),
         _ => None,
     }
 }

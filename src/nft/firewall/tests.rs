@@ -229,12 +229,16 @@ fn check_marked(priority: &str, policy: &str, rules: &[&str], expected: [Option<
 fn rules_that_look_for_the_way_back_by_the_mark_are_found() {
     let strict = "fib saddr . mark . iif oif missing drop";
     check_marked("filter + 10", "accept", &[strict], [Some(strict); 2]);
-    check_marked("mangle + 1", "accept", &[strict], [Some(strict); 2]);
+    check_marked("mangle", "accept", &[strict], [Some(strict); 2]);
     let loose = "fib saddr . mark oif missing log prefix \"rpfilter_DROP: \" drop";
     check_marked("filter + 10", "accept", &[loose], [Some(loose); 2]);
-    let exists = "fib saddr . mark . iif oif exists accept";
-    check_marked("mangle + 10", "drop", &[exists], [Some("policy drop"); 2]);
-    check_marked("mangle + 10", "accept", &[exists, "drop"], [Some("drop"); 2]);
+    // iptables -t mangle -A PREROUTING -m rpfilter --validmark --invert -j DROP
+    let iptables = "fib saddr . mark . iif oif 0 counter packets 2 bytes 131 drop";
+    check_marked("mangle", "accept", &[iptables], [Some(iptables); 2]);
+    for exists in ["fib saddr . mark . iif oif exists accept", "fib saddr . mark . iif oif != 0 accept"] {
+        check_marked("mangle + 10", "drop", &[exists], [Some("policy drop"); 2]);
+        check_marked("mangle + 10", "accept", &[exists, "drop"], [Some("drop"); 2]);
+    }
     let firewalld = "meta nfproto ipv6 fib saddr . mark . iif oif missing drop";
     let neighbours = "icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept";
     check_marked("filter + 10", "accept", &[neighbours, firewalld], [None, Some(firewalld)]);
@@ -245,7 +249,7 @@ fn rules_that_look_for_the_way_back_by_the_mark_are_found() {
 #[test]
 fn rules_that_see_no_mark_or_go_by_none_are_not() {
     let strict = "fib saddr . mark . iif oif missing drop";
-    for priority in ["raw + 10", "mangle", "-200", "-160"] {
+    for priority in ["raw + 10", "-200", "-160", "mangle - 1"] {
         check_marked(priority, "accept", &[strict], [None; 2]);
     }
     for rule in [
