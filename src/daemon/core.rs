@@ -312,11 +312,12 @@ impl Core {
             for balanced in &served.virtual_servers {
                 let here = |backend: Backend| table.get(&balanced.key)?.real_servers.get(&backend);
                 let before = table.get(&balanced.key).filter(|_| !self.begun);
-                let was_so = before.is_some_and(|before| before.service.goes_by_order());
+                let was_so = before.is_some_and(|before| balanced.goes_by_order(&before.service));
                 let ends = |wanted| matches!(wanted, WantedServer::Draining | WantedServer::Lingering);
                 let all = served.real_servers(balanced).filter(|(_, wanted, _)| ends(*wanted));
                 for (backend, wanted, _) in all {
-                    let by_time = wanted == WantedServer::Draining && balanced.service.goes_by_order();
+                    let by_time =
+                        wanted == WantedServer::Draining && balanced.goes_by_order(&balanced.service);
                     if by_time || here(backend).is_some_and(|real| real.weight == 0) {
                         let key = (balanced.key, backend);
                         let let_go = was_so && here(backend).is_none();

@@ -206,6 +206,20 @@ pub struct Balanced {
     pub forwarding: Forwarding,
 }
 
+impl Balanced {
+    /// Whether, when it is balanced by `service`, its real servers must stand in the same order on all nodes: another holder
+    /// takes up open connections in their middle, and must come to the same pods. It takes up none that were translated
+    /// here, and what is for pods on this node alone is no other's affair.
+    pub fn goes_by_order(&self, service: &ipvs::Service) -> bool {
+        let is_taken_up = match self.forwarding {
+            Forwarding::Split => true,
+            Forwarding::All(forward) => forward != Forward::Masquerade,
+            Forwarding::OnThisNode => false,
+        };
+        is_taken_up && service.goes_by_order()
+    }
+}
+
 /// How packets go on from a virtual server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forwarding {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Have, Plan};
 use crate::derive::{Balanced, Served, WantedServer};
-use crate::ipvs::{Command, Key, RealServer, Service, VirtualServer};
+use crate::ipvs::{Command, Key, RealServer, VirtualServer};
 use crate::model::{Backend, Protocol};
 
 /// What is wanted of each real server, and how it is while it gets connections.
@@ -18,7 +18,7 @@ pub fn serve(protocol: Protocol, served: &Served, have: &Have, plan: &mut Plan) 
         let now = have.table.get(&balanced.key);
         properties(balanced, now, plan);
         let one = One { key: balanced.key, now, have, forgets: protocol != Protocol::Tcp };
-        if one.goes_by_order(&balanced.service) {
+        if one.goes_by_order(balanced) {
             // Who has connections differs from node to node.
             wanted.retain(|_, (wanted, _)| *wanted != WantedServer::Lingering);
             one.in_order(&wanted, plan);
@@ -51,10 +51,10 @@ struct One<'a> {
 
 impl One<'_> {
     /// Whether the order of its real servers counts, by the scheduler that it is to have and can have.
-    fn goes_by_order(&self, wanted: &Service) -> bool {
+    fn goes_by_order(&self, wanted: &Balanced) -> bool {
         let keeps_its_own = self.have.refused.contains(&(self.key, None));
         let has_one = self.now.filter(|_| keeps_its_own);
-        has_one.map_or(wanted, |now| &now.service).goes_by_order()
+        wanted.goes_by_order(has_one.map_or(&wanted.service, |now| &now.service))
     }
 
     /// Whether the kernel will not have `backend`, which is then in nobody's way.
@@ -106,8 +106,12 @@ impl One<'_> {
     /// makes of them depends on both (ip_vs_mh.c: a weight of 0 keeps the places that the last other weight had), and
     /// every node must come to the same. One that drains is as long there on all, so it goes by time alone.
     ///
-    /// One that comes between others has those behind it removed and added again, one at a time. Their connections find
-    /// them again: the kernel keeps a removed real server for those that it has (ip_vs_trash_get_dest, ip_vs_ctl.c).
+    /// One that comes between others has those behind it removed and added again, one at a time, as the kernel puts a new
+    /// one at the head of its list and moves none. Nearly all their connections find them again (ip_vs_trash_get_dest,
+    /// ip_vs_ctl.c). With expire_nodest_conn, which must be 1, the kernel forgets those of which a packet comes while their
+    /// real server is out, and since Linux 5.9 those of one that is out a tick after a removal
+    /// (ip_vs_expire_nodest_conn_flush, ip_vs_conn.c); it hashes them anew when they go on.
+    ///
     /// Weights are taken away last of all here too.
     fn in_order(&self, wanted: &Wanted, plan: &mut Plan) {
         let stays = |backend: &Backend| {

@@ -158,8 +158,37 @@ fn a_pod_between_others_stands_where_a_fresh_start_would_put_it() {
     let mut fresh = World::new(settings());
     fresh.list(more);
     fresh.turn();
-    assert_eq!(fresh.kernel().table, world.kernel().table);
+    assert_eq!(server(&fresh, nginx().into()), server(&world, nginx().into()));
+    let alike = |(fresh, world): (&VirtualServer, &VirtualServer)| fresh.same_as(world);
+    assert!(by_mark(&fresh).iter().zip(&by_mark(&world)).all(alike));
     assert_eq!(world.status().faults, 0);
+}
+
+/// The real servers that are removed when a pod comes that sorts before all others.
+fn moved_by_a_pod_before_others(mut snapshot: Snapshot) -> Vec<String> {
+    let mut world = World::new(settings());
+    world.list(snapshot.clone());
+    world.turn();
+    world.acts();
+    pods(&mut snapshot, "nginx").push(endpoint("10.2.4.7"));
+    world.event(snapshot);
+    world.after(1);
+    assert_eq!(world.status().faults, 0);
+    let acts = world.acts();
+    assert!(acts.iter().any(|act| act.contains("10.2.4.7")), "{acts:?}");
+    acts.into_iter().filter(|act| act.starts_with("remove")).collect()
+}
+
+/// A removed real server may lose connections.
+#[test]
+fn none_is_moved_where_no_other_node_takes_connections_up() {
+    let moved = ["10.2.4.10", "10.2.6.10"]
+        .map(|pod| format!("remove real server {pod}:80 from tcp 10.87.2.50:80"));
+    assert_eq!(moved_by_a_pod_before_others(dsr_snapshot()), moved, "in the tier for clients elsewhere alone");
+    let mut by_nat = snapshot();
+    let service = by_nat.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(service).annotations.insert("kvip.io/scheduler".into(), "mh".into());
+    assert_eq!(moved_by_a_pod_before_others(by_nat), [""; 0], "in mode nat");
 }
 
 #[test]

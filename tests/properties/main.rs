@@ -137,6 +137,15 @@ fn settle(desired: &Desired, table: &Table) -> Table {
     table
 }
 
+/// `table` without the order of real servers where it does not count.
+fn ordered(desired: &Desired, mut table: Table) -> Table {
+    let balanced = desired.frontends.values().flat_map(|served| &served.virtual_servers);
+    for one in balanced.filter(|one| !one.goes_by_order(&one.service)) {
+        table.entry(one.key).and_modify(|server| server.added.clear());
+    }
+    table
+}
+
 /// Virtual servers as other programs may have them, some where kvip has its own in other clusters.
 fn others() -> impl Strategy<Value = Table> {
     let frontend =
@@ -186,7 +195,8 @@ proptest! {
     fn the_way_there_does_not_matter(before in snapshot(), after in snapshot()) {
         let desired_after = desired(&after);
         let by_way_of = settle(&desired_after, &settle(&desired(&before), &Table::new()));
-        prop_assert_eq!(by_way_of, settle(&desired_after, &Table::new()));
+        let fresh = settle(&desired_after, &Table::new());
+        prop_assert_eq!(ordered(&desired_after, by_way_of), ordered(&desired_after, fresh));
     }
 
     #[test]
