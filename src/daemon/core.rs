@@ -145,7 +145,13 @@ impl Core {
     pub fn know(&mut self, mut table: Table, desired: &Desired) -> IpvsDrift {
         let before = self.doubted.take();
         plan::leave_to_others(&mut table, desired, &self.written, before.as_ref());
-        let drift = before.map(|before| IpvsDrift::between(&before, &table)).unwrap_or_default();
+        let before = before.unwrap_or_default();
+        let drift = IpvsDrift::between(&before, &table);
+        for (key, server) in &mut table {
+            if let Some(before) = before.get(key) {
+                server.remember(before);
+            }
+        }
         self.real_servers = table.values().map(|server| server.real_servers.len()).sum();
         self.table = Some(table);
         drift
@@ -166,10 +172,14 @@ impl Core {
     /// Takes note of the real servers of some virtual servers, read again.
     pub fn know_servers(&mut self, read: Table) {
         let table = self.table.get_or_insert_default();
-        for (frontend, server) in read {
+        for (key, mut server) in read {
             self.real_servers += server.real_servers.len();
-            let before = table.insert(frontend, server);
-            self.real_servers -= before.map_or(0, |server| server.real_servers.len());
+            let before = table.remove(&key);
+            if let Some(before) = before {
+                server.remember(&before);
+                self.real_servers -= before.real_servers.len();
+            }
+            table.insert(key, server);
         }
     }
 

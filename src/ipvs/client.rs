@@ -245,7 +245,7 @@ impl Client {
             if server.real_servers.insert(backend, real).is_some() {
                 return Err(Error::Unsteady);
             }
-            server.added.push(backend);
+            server.added.push((backend, real.weight));
         }
         // The kernel puts each new one at the head of its list (__ip_vs_update_dest, ip_vs_ctl.c).
         server.added.reverse();

@@ -69,8 +69,9 @@ pub struct VirtualServer {
     pub service: Service,
     /// Its real servers.
     pub real_servers: BTreeMap<Backend, RealServer>,
-    /// Its real servers in the order in which they were added, where the scheduler goes by it; else nothing.
-    pub added: Vec<Backend>,
+    /// Its real servers in the order in which they were added, each with the last weight above 0 that it is known to have
+    /// had, else 0; nothing where the scheduler does not go by these.
+    pub added: Vec<(Backend, u32)>,
 }
 
 impl VirtualServer {
@@ -85,6 +86,20 @@ impl VirtualServer {
         self.service == other.service
             && self.real_servers.len() == other.real_servers.len()
             && pairs().all(|((at, real), (other_at, other))| at == other_at && real.same_as(other))
+    }
+
+    /// The last weight above 0 that the real server at `backend` is known to have had, else 0.
+    pub fn last_weight(&self, backend: &Backend) -> u32 {
+        self.added.iter().find(|(at, _)| at == backend).map_or(0, |(_, weight)| *weight)
+    }
+
+    /// Takes the last weights over from how it was known `before`, as the kernel does not tell them; not where another hand
+    /// has changed it since.
+    pub fn remember(&mut self, before: &Self) {
+        let order = |server: &Self| server.added.iter().map(|(at, _)| *at).collect::<Vec<_>>();
+        if self.same_as(before) && order(self) == order(before) {
+            self.added.clone_from(&before.added);
+        }
     }
 }
 
@@ -118,7 +133,7 @@ pub struct Service {
 
 impl Service {
     /// Whether it matters in which order real servers are added: mh fills its table in the order of their list
-    /// (ip_vs_mh_populate, net/netfilter/ipvs/ip_vs_mh.c), and all nodes must come to the same.
+    /// (ip_vs_mh_populate, net/netfilter/ipvs/ip_vs_mh.c). To one without weight it gives the places of its last weight.
     pub fn goes_by_order(&self) -> bool {
         self.scheduler == "mh"
     }
@@ -285,7 +300,8 @@ impl Command {
                 let server = table.entry(*key).or_insert_with(|| VirtualServer::new(service.clone()));
                 if server.service.goes_by_order() != service.goes_by_order() {
                     // Added in whatever order while it did not matter: it is taken for a wrong one.
-                    server.added = server.real_servers.keys().rev().copied().collect();
+                    let last_first = server.real_servers.iter().rev();
+                    server.added = last_first.map(|(backend, real)| (*backend, real.weight)).collect();
                 }
                 server.service = service.clone();
                 if !service.goes_by_order() {
@@ -301,7 +317,7 @@ impl Command {
             Self::DelDest(key, backend) => {
                 if let Some(server) = table.get_mut(key) {
                     server.real_servers.remove(backend);
-                    server.added.retain(|other| other != backend);
+                    server.added.retain(|(other, _)| other != backend);
                 }
             }
         }
@@ -309,17 +325,21 @@ impl Command {
 }
 
 impl VirtualServer {
-    /// Adds or changes a real server; its connections stay.
+    /// Adds or changes a real server; its connections stay, and so does its last weight when it is to have none.
     fn put(&mut self, backend: Backend, real_server: RealServer) {
+        let weight = real_server.weight;
         let connections = match self.real_servers.get(&backend) {
             Some(before) => before.connections,
             None => {
                 if self.service.goes_by_order() {
-                    self.added.push(backend);
+                    self.added.push((backend, weight));
                 }
                 real_server.connections
             }
         };
+        if let Some((_, last)) = self.added.iter_mut().find(|(at, _)| *at == backend && weight > 0) {
+            *last = weight;
+        }
         self.real_servers.insert(backend, RealServer { connections, ..real_server });
     }
 }

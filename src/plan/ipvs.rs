@@ -62,6 +62,12 @@ impl One<'_> {
         self.here(backend).is_none() && self.have.refused.contains(&(self.key, Some(*backend)))
     }
 
+    /// Whether `backend`, while it gets no connections, has the places of that weight. Setting a weight of 0 takes none away, so
+    /// then any are right.
+    fn has_places_of(&self, backend: &Backend, weight: u32) -> bool {
+        weight == 0 || self.now.is_some_and(|now| now.last_weight(backend) == weight)
+    }
+
     fn here(&self, backend: &Backend) -> Option<&RealServer> {
         self.now.and_then(|now| now.real_servers.get(backend))
     }
@@ -102,9 +108,9 @@ impl One<'_> {
         (here.weight > 0).then_some(Command::SetDest(self.key, backend, idle(real)))
     }
 
-    /// Real servers stand in the order of their addresses, whatever came when, and each was added at its weight: what mh
+    /// Real servers stand in the order of their addresses, whatever came when, and each has had its weight last: what mh
     /// makes of them depends on both (ip_vs_mh.c: a weight of 0 keeps the places that the last other weight had), and
-    /// every node must come to the same. One that drains is as long there on all, so it goes by time alone.
+    /// every node must come to the same. The weight of an idle one that is another now is set, and taken away again. One that drains is as long there on all, so it goes by time alone.
     ///
     /// One that comes between others has those behind it removed and added again, one at a time, as the kernel puts a new
     /// one at the head of its list and moves none. Nearly all their connections find them again (ip_vs_trash_get_dest,
@@ -123,8 +129,8 @@ impl One<'_> {
                 .get(backend)
                 .is_some_and(|(wanted, _)| *wanted != WantedServer::Draining || !(drained || self.forgets))
         };
-        let added: Vec<&Backend> =
-            self.now.into_iter().flat_map(|now| &now.added).filter(|backend| stays(backend)).collect();
+        let added = self.now.into_iter().flat_map(|now| &now.added).map(|(backend, _)| backend);
+        let added: Vec<&Backend> = added.filter(|backend| stays(backend)).collect();
         let target: Vec<&Backend> = wanted.keys().filter(|backend| stays(backend)).collect();
         let settled = added.iter().zip(&target).take_while(|(here, there)| here == there).count();
         let mut zeroed = Vec::new();
@@ -137,8 +143,11 @@ impl One<'_> {
                 zeroed.extend((!is_active).then(|| Command::SetDest(self.key, *backend, idle(real))));
             } else if is_active {
                 plan.prepare.extend(self.bring(*backend, real));
-            } else {
+            } else if self.has_places_of(backend, real.weight) {
                 zeroed.extend(self.bring(*backend, idle(real)));
+            } else {
+                plan.prepare.push(Command::SetDest(self.key, *backend, real));
+                zeroed.push(Command::SetDest(self.key, *backend, idle(real)));
             }
         }
         plan.prepare.extend(zeroed);

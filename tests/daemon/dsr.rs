@@ -48,7 +48,7 @@ fn weights(server: &VirtualServer) -> BTreeMap<Backend, u32> {
 }
 
 fn addresses(server: &VirtualServer) -> Vec<String> {
-    server.added.iter().map(|at| at.address.to_string()).collect()
+    server.added.iter().map(|(at, _)| at.address.to_string()).collect()
 }
 
 #[test]
@@ -202,6 +202,36 @@ fn a_dead_node_changes_weights_and_nothing_else() {
     world.dead(&[]);
     world.after(1);
     assert_eq!(weights(&server(&world, nginx().into()))[&backend("10.2.6.10", 80)], 1);
+}
+
+/// What mh makes of an idle pod depends on the weight that it had last, and that the kernel does not tell.
+#[test]
+fn an_idle_pod_has_the_places_of_its_weight() {
+    let mut world = serving();
+    world.dead(&["node-b"]);
+    world.after(1);
+    world.acts();
+    let mut heavier = dsr_snapshot();
+    pods(&mut heavier, "nginx")[1].weight = Some(5);
+    world.event(heavier.clone());
+    world.after(1);
+    let set = |weight| {
+        format!("set real server 10.2.6.10:80 of tcp 10.87.2.50:80 to weight {weight} direct route")
+    };
+    assert_eq!(world.acts(), [set(5), set(0)]);
+    world.tick(62);
+    assert_eq!(world.acts(), [""; 0], "when all has been read anew");
+    let mut fresh = World::new(settings());
+    fresh.dead(&["node-b"]);
+    fresh.list(heavier.clone());
+    fresh.turn();
+    assert_eq!(server(&fresh, nginx().into()), server(&world, nginx().into()));
+    let mut world = world.restart(settings());
+    world.dead(&["node-b"]);
+    world.list(heavier);
+    world.turn();
+    assert_eq!(world.acts(), [set(5), set(0)], "by the next run, which may have missed a change");
+    assert_eq!(world.status().faults, 0);
 }
 
 /// A client of UDP that sends on from one port would never leave it.

@@ -116,6 +116,15 @@ impl Simulated {
     }
 }
 
+/// What the kernel tells of `server`: of last weights, those that still count.
+fn dumped(server: &VirtualServer) -> VirtualServer {
+    let mut server = server.clone();
+    for (backend, last) in &mut server.added {
+        *last = server.real_servers[backend].weight;
+    }
+    server
+}
+
 impl Host for Simulated {
     async fn table(&mut self, owned: &Owned) -> Result<Table, Finding> {
         let mut kernel = self.kernel();
@@ -124,7 +133,7 @@ impl Host for Simulated {
             return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
         }
         let ours = kernel.table.iter().filter(|(key, _)| owned.has(key));
-        Ok(ours.map(|(key, server)| (*key, server.clone())).collect())
+        Ok(ours.map(|(key, server)| (*key, dumped(server))).collect())
     }
 
     async fn servers(&mut self, keys: &BTreeSet<Key>, _known: &Table) -> Result<Table, Finding> {
@@ -134,7 +143,7 @@ impl Host for Simulated {
             return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
         }
         let those = kernel.table.iter().filter(|(key, _)| keys.contains(key));
-        Ok(those.map(|(key, server)| (*key, server.clone())).collect())
+        Ok(those.map(|(key, server)| (*key, dumped(server))).collect())
     }
 
     async fn has(&mut self, expected: &[(Key, &Service)]) -> Result<bool, Finding> {
