@@ -156,6 +156,10 @@ impl Host for Memory {
         Ok(self.table.clone())
     }
 
+    async fn marks(&mut self) -> Result<BTreeSet<(Family, u32)>, Finding> {
+        Ok(BTreeSet::new())
+    }
+
     async fn servers(&mut self, keys: &BTreeSet<Key>, _known: &Table) -> Result<Table, Finding> {
         let those = keys.iter().filter_map(|key| self.table.get_key_value(key));
         Ok(those.map(|(key, server)| (*key, server.clone())).collect())

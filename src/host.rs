@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use crate::ipvs::{
     self, Client, Command, Key, Service, SyncCommand, SyncDaemon, Table, Timeouts, VirtualServer,
 };
-use crate::model::Finding;
+use crate::model::{Family, Finding};
 use crate::net::{self, Address, PolicyRoute};
 use crate::nft::firewall::Firewall;
 use crate::nft::{self, Ruleset};
@@ -20,6 +20,9 @@ use crate::sysctl;
 pub trait Host: Send {
     /// Reads the virtual servers that are `owned`.
     fn table(&mut self, owned: &Owned) -> impl Future<Output = Result<Table, Finding>> + Send;
+
+    /// Reads the firewall marks by which there are virtual servers, whosever.
+    fn marks(&mut self) -> impl Future<Output = Result<BTreeSet<(Family, u32)>, Finding>> + Send;
 
     /// Reads some virtual servers again; one that is gone is missing.
     fn servers(
@@ -117,6 +120,10 @@ impl Kernel {
 impl Host for Kernel {
     async fn table(&mut self, owned: &Owned) -> Result<Table, Finding> {
         self.ask_ipvs(|client| client.table(&|key| owned.has(key)))
+    }
+
+    async fn marks(&mut self) -> Result<BTreeSet<(Family, u32)>, Finding> {
+        self.ask_ipvs(Client::marks)
     }
 
     async fn servers(&mut self, keys: &BTreeSet<Key>, known: &Table) -> Result<Table, Finding> {

@@ -60,8 +60,14 @@ impl MarkBits {
 
     /// The number of the frontend with those marks, unless they are of other bits.
     fn number(self, marks: Marks) -> Option<u32> {
-        let number = extract(marks.own, self.0 & !self.steer()) >> 1;
-        (number > 0 && self.of(number) == marks).then_some(number)
+        self.number_with(marks.own).filter(|number| self.of(*number) == marks)
+    }
+
+    /// The number of the frontend that has `mark` or would have it, unless it is of other bits.
+    fn number_with(self, mark: u32) -> Option<u32> {
+        let number = extract(mark, self.0 & !self.steer()) >> 1;
+        let Marks { peers, own } = self.of(number);
+        (number > 0 && (mark == peers || mark == own)).then_some(number)
     }
 
     /// Marks for `frontends`; those last in order for which there is no room have none. Which have some follows from the order
@@ -69,16 +75,22 @@ impl MarkBits {
     ///
     /// Those that had marks `before` keep them, or for the moment between IPVS and nftables one's packets would go to another's
     /// pods. For the same reason a number that has come free is taken last. A new frontend's number follows from its hash, and
-    /// where that is taken it is the next free one.
+    /// where that is taken it is the next free one. Numbers with one of the marks that are `foreign`, by which other programs
+    /// have virtual servers on this host, are left to these.
     pub fn allot<'a>(
         self,
         frontends: impl Iterator<Item = &'a Frontend>,
         before: &BTreeMap<Frontend, Marks>,
+        foreign: &BTreeSet<u32>,
     ) -> BTreeMap<Frontend, Marks> {
         let room = self.room();
-        let had = |frontend: &Frontend| before.get(frontend).and_then(|marks| self.number(*marks));
+        let foreign: BTreeSet<u32> = foreign.iter().filter_map(|mark| self.number_with(*mark)).collect();
+        let had = |frontend: &Frontend| {
+            let number = before.get(frontend).and_then(|marks| self.number(*marks));
+            number.filter(|number| !foreign.contains(number))
+        };
         let (old, new): (Vec<&Frontend>, Vec<&Frontend>) =
-            frontends.take(room as usize).partition(|frontend| had(frontend).is_some());
+            frontends.take(room as usize - foreign.len()).partition(|frontend| had(frontend).is_some());
         let used: BTreeSet<u32> = before.values().filter_map(|marks| self.number(*marks)).collect();
         let mut taken: BTreeMap<u32, Frontend> =
             old.into_iter().filter_map(|frontend| Some((had(frontend)?, *frontend))).collect();
@@ -86,7 +98,7 @@ impl MarkBits {
             new.into_iter().map(|frontend| (hash(frontend) % room, frontend)).collect();
         sorted.sort_unstable();
         for (start, frontend) in sorted {
-            let free = |number: &u32| !taken.contains_key(number);
+            let free = |number: &u32| !taken.contains_key(number) && !foreign.contains(number);
             let numbers = || (start + 1..=room).chain(1..=start).filter(free);
             let unused = numbers().find(|number| !used.contains(number));
             let number = unused.or_else(|| numbers().next()).expect("there are no more than have room");
@@ -147,6 +159,8 @@ mod tests {
     use super::*;
     use crate::model::Protocol;
 
+    const NONE: BTreeSet<u32> = BTreeSet::new();
+
     fn frontend(port: u16) -> Frontend {
         Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port }
     }
@@ -166,22 +180,39 @@ mod tests {
     fn the_last_in_order_goes_without_though_it_had_marks() {
         let [first, second, third, fourth] = [1, 2, 3, 4].map(frontend);
         let bits = MarkBits::new(0xf).unwrap();
-        let before = bits.allot([second, third, fourth].iter(), &BTreeMap::new());
-        let now = bits.allot([first, second, third, fourth].iter(), &before);
+        let before = bits.allot([second, third, fourth].iter(), &BTreeMap::new(), &NONE);
+        let now = bits.allot([first, second, third, fourth].iter(), &before, &NONE);
         assert_eq!(now.keys().copied().collect::<Vec<_>>(), [first, second, third]);
         assert_eq!([now[&second], now[&third]], [before[&second], before[&third]]);
-        let other_bits = MarkBits::new(0xf0).unwrap().allot([second].iter(), &before);
-        assert_eq!(other_bits, MarkBits::new(0xf0).unwrap().allot([second].iter(), &BTreeMap::new()));
+        let other_bits = MarkBits::new(0xf0).unwrap().allot([second].iter(), &before, &NONE);
+        assert_eq!(other_bits, MarkBits::new(0xf0).unwrap().allot([second].iter(), &BTreeMap::new(), &NONE));
     }
 
     #[test]
     fn those_without_room_have_none() {
         let frontends: Vec<Frontend> = (1..=5).map(frontend).collect();
         let marked = |frontends: &mut dyn Iterator<Item = &Frontend>| -> BTreeSet<Frontend> {
-            MarkBits::new(0xf).unwrap().allot(frontends, &BTreeMap::new()).into_keys().collect()
+            MarkBits::new(0xf).unwrap().allot(frontends, &BTreeMap::new(), &NONE).into_keys().collect()
         };
         assert_eq!(marked(&mut frontends.iter()), frontends[..3].iter().copied().collect());
         assert_eq!(marked(&mut frontends.iter().rev()), frontends[2..].iter().copied().collect());
+    }
+
+    #[test]
+    fn marks_of_others_are_left_to_them() {
+        let [first, second] = [1, 2].map(frontend);
+        let bits = MarkBits::new(0xf).unwrap();
+        let before = bits.allot([first, second].iter(), &BTreeMap::new(), &NONE);
+        for mark in [before[&second].peers, before[&second].own] {
+            let now = bits.allot([first, second].iter(), &before, &[mark].into());
+            assert_eq!(now[&first], before[&first]);
+            assert!(![now[&second].peers, now[&second].own].contains(&mark));
+            let many: Vec<Frontend> = (1..=3).map(frontend).collect();
+            let now = bits.allot(many.iter(), &BTreeMap::new(), &[mark].into());
+            assert_eq!(now.into_keys().collect::<Vec<_>>(), many[..2], "there is room for one less");
+        }
+        let elsewhere = [0, 1, 0x10, before[&second].own | bits.steer()].into();
+        assert_eq!(bits.allot([first, second].iter(), &BTreeMap::new(), &elsewhere), before);
     }
 
     proptest! {
@@ -190,7 +221,7 @@ mod tests {
             let Some(bits) = MarkBits::new(bits) else { return Ok(()) };
             let frontends: Vec<Frontend> = ports.iter().copied().map(frontend).collect();
             let nothing = BTreeMap::new();
-            let allotted = bits.allot(frontends.iter(), &nothing);
+            let allotted = bits.allot(frontends.iter(), &nothing, &NONE);
             prop_assert_eq!(allotted.len(), frontends.len().min(bits.room() as usize));
             let all: Vec<u32> = allotted.values().flat_map(|marks| [marks.peers, marks.own]).collect();
             prop_assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
@@ -200,9 +231,9 @@ mod tests {
                 prop_assert_ne!(mark, 0);
             }
             if frontends.len() <= bits.room() as usize {
-                prop_assert_eq!(&bits.allot(frontends.iter().rev(), &nothing), &allotted);
+                prop_assert_eq!(&bits.allot(frontends.iter().rev(), &nothing, &NONE), &allotted);
             }
-            prop_assert_eq!(&bits.allot(frontends.iter().take(allotted.len()), &allotted), &allotted);
+            prop_assert_eq!(&bits.allot(frontends.iter().take(allotted.len()), &allotted, &NONE), &allotted);
         }
 
         /// Few numbers, so that many hashes are the same.
@@ -214,7 +245,7 @@ mod tests {
             let mut before = BTreeMap::new();
             for ports in sets {
                 let frontends: Vec<Frontend> = ports.into_iter().map(frontend).collect();
-                let now = bits.allot(frontends.iter(), &before);
+                let now = bits.allot(frontends.iter(), &before, &NONE);
                 prop_assert_eq!(now.len(), frontends.len());
                 let numbers: BTreeSet<u32> = now.values().map(|marks| marks.own).collect();
                 prop_assert_eq!(numbers.len(), now.len());

@@ -33,6 +33,11 @@ impl Owned {
         }
     }
 
+    /// Those of `marks` that are others'. One family's is left to them in the other too.
+    pub fn foreign_marks(&self, marks: &BTreeSet<(Family, u32)>) -> BTreeSet<u32> {
+        marks.difference(&self.marks).map(|(_, mark)| *mark).collect()
+    }
+
     /// Whether nothing is kvip's.
     pub fn is_empty(&self) -> bool {
         self.vips.is_empty() && self.marks.is_empty()

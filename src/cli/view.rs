@@ -91,8 +91,15 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
     let build = keepalived::Build { dbus: true };
     let loaded = settings::in_force(&host, snapshot.settings_text(), None).0;
     let (reach, down, dead) = (Reach::default(), Down::new(), BTreeSet::new());
-    let marks = BTreeMap::new();
-    let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &down, marks: &marks };
+    let (marks, foreign_marks) = (BTreeMap::new(), BTreeSet::new());
+    let host = Known {
+        facts: &facts,
+        reach: &reach,
+        dead: &dead,
+        down: &down,
+        marks: &marks,
+        foreign_marks: &foreign_marks,
+    };
     let mut view = view(heading, &loaded.settings, &snapshot, host, Table::new(), None, build);
     view.findings.splice(..0, unread.into_iter().chain(loaded.findings));
     view.folder = Some(folder.to_owned());
@@ -115,11 +122,12 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let snapshot = update.with_unread_of(accepted.as_ref()).snapshot;
     let owned = Ledger::new(&paths.state).load()?;
     let wanted = derive::vips_asked_for(&snapshot);
-    let table = Client::open()
+    let (table, all_marks) = Client::open()
         .and_then(|mut client| {
-            client.table(&|key| {
+            let table = client.table(&|key| {
                 owned.has(key) || key.frontend().is_some_and(|frontend| wanted.contains(&frontend.vip))
-            })
+            })?;
+            Ok((table, client.marks()?))
         })
         .context("read the kernel's IPVS table (as root)")?;
     let build = keepalived::binary::build().await.unwrap_or_default();
@@ -132,7 +140,14 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let status = daemon::ask().await.unwrap_or_default();
     let dead = status.dead_nodes.iter().cloned().collect();
     let marks = owned.marked.iter().copied().collect();
-    let host = Known { facts: &facts, reach: &reach, dead: &dead, down: &Down::new(), marks: &marks };
+    let host = Known {
+        facts: &facts,
+        reach: &reach,
+        dead: &dead,
+        down: &Down::new(),
+        marks: &marks,
+        foreign_marks: &owned.foreign_marks(&all_marks),
+    };
     let down = down(&status, || desired(&loaded.settings, &snapshot, host));
     let host = Known { down: &down, ..host };
     let mut view = view(heading, &loaded.settings, &snapshot, host, table, current.as_deref(), build);
@@ -194,6 +209,8 @@ struct Known<'a> {
     down: &'a Down,
     /// The marks that frontends have.
     marks: &'a BTreeMap<Frontend, Marks>,
+    /// Marks by which others have virtual servers.
+    foreign_marks: &'a BTreeSet<u32>,
 }
 
 /// What the daemon says of health checks, for those that are wanted.
@@ -265,17 +282,25 @@ fn view(
 }
 
 fn desired(settings: &Settings, snapshot: &Snapshot, host: Known) -> Desired {
-    let Known { facts, reach, dead, down, marks } = host;
+    let Known { facts, reach, dead, down, marks, foreign_marks } = host;
     let leaving = derive::Leaving::new();
-    let inputs = Inputs { settings, snapshot, facts, dead, leaving: &leaving, unhealthy: down, reach };
+    let inputs =
+        Inputs { settings, snapshot, facts, dead, leaving: &leaving, unhealthy: down, reach, foreign_marks };
     Deriver::keeping(marks.clone()).derive(&inputs).0
 }
 
 /// What modes in which answers go past the holder would find, where one is served.
 async fn reach(settings: &Settings, snapshot: &Snapshot, facts: &HostFacts) -> anyhow::Result<Reach> {
     let (nowhere, nobody, none) = (Reach::default(), BTreeSet::new(), Down::new());
-    let marks = BTreeMap::new();
-    let host = Known { facts, reach: &nowhere, dead: &nobody, down: &none, marks: &marks };
+    let (marks, foreign_marks) = (BTreeMap::new(), BTreeSet::new());
+    let host = Known {
+        facts,
+        reach: &nowhere,
+        dead: &nobody,
+        down: &none,
+        marks: &marks,
+        foreign_marks: &foreign_marks,
+    };
     let first = desired(settings, snapshot, host);
     if !first.assignment.one_way {
         return Ok(Reach::default());

@@ -55,6 +55,8 @@ pub struct Core {
     pub refusals: Refusals,
     /// Why packets cannot be steered over IPv6 on this host.
     pub unrouted: Option<Finding>,
+    /// Firewall marks by which other programs had virtual servers when marks were wanted last.
+    foreign_marks: BTreeSet<u32>,
     deriver: Deriver,
     /// What the kernel had when that was doubted.
     doubted: Option<Table>,
@@ -101,6 +103,7 @@ impl Core {
             reach: Reach::default(),
             refusals: Refusals::default(),
             unrouted: None,
+            foreign_marks: BTreeSet::new(),
             written: Arc::default(),
             deriver,
             doubted: None,
@@ -124,6 +127,7 @@ impl Core {
             leaving: &leaving,
             unhealthy: &self.unhealthy,
             reach: &self.reach,
+            foreign_marks: &self.foreign_marks,
         };
         Some(self.deriver.derive(&inputs))
     }
@@ -196,6 +200,16 @@ impl Core {
     /// How many virtual servers and real servers the kernel has, as far as known.
     pub fn counts(&self) -> (usize, usize) {
         (self.table.as_ref().map_or(0, Table::len), self.real_servers)
+    }
+
+    /// Whether marks are wanted that are not kvip's yet: other programs may have virtual servers by them.
+    pub fn wants_marks(&self, desired: &Desired) -> bool {
+        wanted_marks(desired).any(|mark| !self.owned.marks.contains(&mark))
+    }
+
+    /// Takes note of all marks by which the kernel has virtual servers.
+    pub fn know_marks(&mut self, all: &BTreeSet<(Family, u32)>) {
+        self.foreign_marks = self.owned.foreign_marks(all);
     }
 
     /// Takes what is wanted into ownership; true when the list on disk must be written before anything is done.

@@ -54,6 +54,7 @@ fn said_where(
         leaving: &Leaving::new(),
         unhealthy: &crate::health::check::Down::new(),
         reach: &crate::derive::Reach::default(),
+        foreign_marks: &BTreeSet::new(),
     });
     let (outcomes, here) = (ipam::Outcomes::default(), BTreeSet::new());
     let assignment = &desired.assignment;

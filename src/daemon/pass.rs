@@ -140,12 +140,19 @@ async fn everything<H: Host, L: Ledger>(
     applied: &mut Applied,
     host: &mut H,
     ledger: &L,
-    desired: Desired,
+    mut desired: Desired,
     switch: impl FnOnce(&Desired),
     now: Instant,
 ) -> Outcome {
     applied.look_at_all = false;
     let mut problems = Vec::new();
+    if core.wants_marks(&desired) {
+        match host.marks().await {
+            Ok(marks) => core.know_marks(&marks),
+            Err(finding) => return Outcome { desired, problems: vec![finding], ..Outcome::default() },
+        }
+        desired = core.desired(now).map_or(desired, |(anew, _)| anew);
+    }
     if core.own(&desired) {
         applied.unlisted = true;
         core.doubt();

@@ -387,7 +387,7 @@ impl Tasks<'_> {
         owners.sort_by_key(|(owner, _)| self.age(owner));
         let dsr = |(_, task): (_, &Task)| task.of_modes(|mode| mode == Mode::Dsr).collect::<Vec<_>>();
         let frontends: Vec<Frontend> = owners.into_iter().flat_map(dsr).collect();
-        let marks = bits.allot(frontends.iter(), before);
+        let marks = bits.allot(frontends.iter(), before, self.inputs.foreign_marks);
         for (owner, task) in &mut self.by_owner {
             let Task::Service { frontends, .. } = task else { continue };
             for (frontend, serving) in frontends.iter_mut().filter(|(_, one)| one.mode == Mode::Dsr) {

@@ -77,6 +77,7 @@ struct Before {
     dead: BTreeSet<String>,
     leaving: Leaving,
     reach: Reach,
+    foreign_marks: BTreeSet<u32>,
 }
 
 impl Before {
@@ -88,6 +89,7 @@ impl Before {
             dead: inputs.dead.clone(),
             leaving: inputs.leaving.clone(),
             reach: inputs.reach.clone(),
+            foreign_marks: inputs.foreign_marks.clone(),
         }
     }
 
@@ -104,6 +106,7 @@ impl Before {
             && self.settings == *inputs.settings
             && self.facts == *inputs.facts
             && self.leaving == *inputs.leaving
+            && self.foreign_marks == *inputs.foreign_marks
     }
 
     /// Whether all that the endpoints of every Service are looked at with is as it was.

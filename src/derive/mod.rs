@@ -72,6 +72,8 @@ pub struct Inputs<'a> {
     pub unhealthy: &'a Down,
     /// What is known of the ways to other nodes.
     pub reach: &'a Reach,
+    /// Firewall marks by which other programs have virtual servers on this host.
+    pub foreign_marks: &'a BTreeSet<u32>,
 }
 
 /// By group: addresses of nodes that ceased to be members a moment ago.

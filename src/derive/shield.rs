@@ -87,6 +87,7 @@ mod tests {
             leaving: &Leaving::new(),
             unhealthy: &crate::health::check::Down::new(),
             reach: &crate::derive::Reach::default(),
+            foreign_marks: &BTreeSet::new(),
         };
         let shielded: Vec<String> =
             assign(&inputs, &BTreeMap::new()).shielded.iter().map(|one| one.vip.to_string()).collect();

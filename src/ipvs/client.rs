@@ -13,6 +13,7 @@ use super::socket::{BATCH, Failure, PATIENCE, Socket};
 use super::sync::{self, SyncCommand, SyncDaemon};
 use super::timeouts::{self, Timeouts};
 use super::wire::DecodeError;
+use crate::model::Family;
 
 /// A dump that others disturb is tried so often; each try takes milliseconds.
 const DUMP_ATTEMPTS: usize = 5;
@@ -123,6 +124,17 @@ impl Client {
             }
         }
         Err(Error::Unsteady)
+    }
+
+    /// The firewall marks by which there are virtual servers, each with its family.
+    pub fn marks(&mut self) -> Result<BTreeSet<(Family, u32)>, Error> {
+        let family = self.family()?;
+        let listed = self.socket.ask(|sequence| codec::dump_services(family, sequence))?;
+        let mut marks = BTreeSet::new();
+        for payload in listed {
+            marks.extend(codec::service(&payload)?.and_then(|(key, _)| key.mark()));
+        }
+        Ok(marks)
     }
 
     /// The virtual servers of `keys`, with their real servers as they are now and the rest as in `known`.

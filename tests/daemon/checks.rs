@@ -148,6 +148,7 @@ fn an_endpoint_that_does_not_answer_touches_its_own_service_alone() {
             leaving: &Leaving::new(),
             unhealthy: down,
             reach: &kvip::derive::Reach::default(),
+            foreign_marks: &BTreeSet::new(),
         })
     };
     let (desired, _) = derive(&Down::new());

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use kvip::config::Mode;
 use kvip::daemon::Ledger;
 use kvip::daemon::pass::Ledger as _;
-use kvip::ipvs::{Key, VirtualServer};
+use kvip::ipvs::model::Forward;
+use kvip::ipvs::{Key, RealServer, Service, VirtualServer};
 use kvip::marks::Marks;
 use kvip::model::{Backend, Family, Finding, ObjectKey};
 use kvip::net::{Address, Hop, Hops, Link, MacAddress, PolicyRoute, Way, Wraps};
@@ -182,9 +183,13 @@ fn moved_by_a_pod_before_others(mut snapshot: Snapshot) -> Vec<String> {
 /// A removed real server may lose connections.
 #[test]
 fn none_is_moved_where_no_other_node_takes_connections_up() {
-    let moved = ["10.2.4.10", "10.2.6.10"]
-        .map(|pod| format!("remove real server {pod}:80 from tcp 10.87.2.50:80"));
-    assert_eq!(moved_by_a_pod_before_others(dsr_snapshot()), moved, "in the tier for clients elsewhere alone");
+    let moved =
+        ["10.2.4.10", "10.2.6.10"].map(|pod| format!("remove real server {pod}:80 from tcp 10.87.2.50:80"));
+    assert_eq!(
+        moved_by_a_pod_before_others(dsr_snapshot()),
+        moved,
+        "in the tier for clients elsewhere alone"
+    );
     let mut by_nat = snapshot();
     let service = by_nat.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
     Arc::make_mut(service).annotations.insert("kvip.io/scheduler".into(), "mh".into());
@@ -215,9 +220,8 @@ fn an_idle_pod_has_the_places_of_its_weight() {
     pods(&mut heavier, "nginx")[1].weight = Some(5);
     world.event(heavier.clone());
     world.after(1);
-    let set = |weight| {
-        format!("set real server 10.2.6.10:80 of tcp 10.87.2.50:80 to weight {weight} direct route")
-    };
+    let set =
+        |weight| format!("set real server 10.2.6.10:80 of tcp 10.87.2.50:80 to weight {weight} direct route");
     assert_eq!(world.acts(), [set(5), set(0)]);
     world.tick(62);
     assert_eq!(world.acts(), [""; 0], "when all has been read anew");
@@ -509,6 +513,34 @@ fn a_frontend_keeps_its_marks_in_the_next_run() {
     world.event(snapshot());
     world.after(1);
     assert_eq!(marked(&world), [].into());
+}
+
+#[test]
+fn a_virtual_server_by_mark_of_another_program_stays_as_it_is() {
+    let hashed = serving().kernel().written.steering.frontends[&nginx()];
+    for mark in [hashed.peers, hashed.own] {
+        let key = Key::Mark(Family::V4, mark);
+        let service = Service { scheduler: "rr".into(), persistence: None, flags: 0 };
+        let real = (backend("10.99.0.2", 443), RealServer::new(Forward::Masquerade, 3));
+        let theirs = VirtualServer { real_servers: [real].into(), ..VirtualServer::new(service) };
+        let mut world = World::new(settings());
+        world.kernel().table.insert(key, theirs.clone());
+        world.list(dsr_snapshot());
+        world.turn();
+        assert_eq!(server(&world, key), theirs);
+        let marks = world.kernel().written.steering.frontends[&nginx()];
+        assert!(
+            world.kernel().table.contains_key(&Key::Mark(Family::V4, marks.own)),
+            "it has marks of its own"
+        );
+        assert_eq!((world.status().as_planned, world.status().faults), (true, 0));
+        world.event(snapshot());
+        world.after(1);
+        let left: Vec<Key> =
+            world.kernel().table.keys().copied().filter(|key| key.mark().is_some()).collect();
+        assert_eq!(left, [key]);
+        assert_eq!(server(&world, key), theirs);
+    }
 }
 
 #[test]

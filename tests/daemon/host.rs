@@ -136,6 +136,14 @@ impl Host for Simulated {
         Ok(ours.map(|(key, server)| (*key, dumped(server))).collect())
     }
 
+    async fn marks(&mut self) -> Result<BTreeSet<(Family, u32)>, Finding> {
+        let kernel = self.kernel();
+        if kernel.ipvs_is_gone {
+            return Err(Finding::new("IPVS", "the kernel has no ip_vs"));
+        }
+        Ok(kernel.table.keys().filter_map(Key::mark).collect())
+    }
+
     async fn servers(&mut self, keys: &BTreeSet<Key>, _known: &Table) -> Result<Table, Finding> {
         let mut kernel = self.kernel();
         kernel.reads += 1;

@@ -18,6 +18,7 @@ use kvip::ipam::{CLASS, Outcomes};
 use kvip::ipvs::model::{Forward, Thresholds};
 use kvip::ipvs::{Command, Key, RealServer, Service as IpvsService, Table, VirtualServer};
 use kvip::keepalived::Carried;
+use kvip::marks::MarkBits;
 use kvip::model::{Backend, Family, Frontend, ObjectKey, Protocol, Vrid};
 use kvip::net::HostFacts;
 use kvip::nft::Ruleset;
@@ -59,7 +60,26 @@ fn derived_on(
         leaving: &leaving,
         unhealthy,
         reach: &kvip::derive::Reach::default(),
+        foreign_marks: &BTreeSet::new(),
     })
+}
+
+/// What is desired where other programs have virtual servers by `marks`.
+fn derived_beside(marks: &BTreeSet<u32>, deriver: &mut Deriver, snapshot: &Snapshot) -> Desired {
+    let (mut settings, facts) = (settings(), facts());
+    settings.checks.kind = CheckKind::Tcp;
+    settings.dsr.mark_bits = MarkBits::new(0x0100_007f).unwrap();
+    let inputs = Inputs {
+        settings: &settings,
+        snapshot,
+        facts: &facts,
+        dead: &BTreeSet::new(),
+        leaving: &derive::Leaving::new(),
+        unhealthy: &Down::new(),
+        reach: &kvip::derive::Reach::default(),
+        foreign_marks: marks,
+    };
+    deriver.derive(&inputs).0
 }
 
 /// What is said of Services, where `before` was said.
@@ -152,7 +172,8 @@ fn others() -> impl Strategy<Value = Table> {
         |(last, protocol, port)| Key::from(Frontend { vip: IpAddr::from([10, 87, 2, last]), protocol, port });
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]);
     let by_address = (48_u8..64, protocol, prop::sample::select(vec![80, 443])).prop_map(frontend);
-    let by_mark = (0_u32..0x1_0000).prop_map(|mark| Key::Mark(Family::V4, mark));
+    let mark = prop_oneof![0_u32..0x1_0000, 0_u32..0x80];
+    let by_mark = mark.prop_map(|mark| Key::Mark(Family::V4, mark));
     let server = || {
         let service = IpvsService { scheduler: "rr".into(), persistence: None, flags: 0 };
         let backend = Backend { address: [10, 99, 0, 2].into(), port: 443 };
@@ -244,10 +265,14 @@ proptest! {
 
     #[test]
     fn what_others_balance_stays_as_it_is(before in snapshot(), after in snapshot(), others in others()) {
-        let (before, after) = (desired(&before), desired(&after));
+        let mut deriver = Deriver::default();
+        let others_marks: BTreeSet<u32> = others.keys().filter_map(Key::mark).map(|(_, mark)| mark).collect();
+        let mut beside_them = |snapshot| derived_beside(&others_marks, &mut deriver, snapshot);
+        let (before, after) = (beside_them(&before), beside_them(&after));
         let mut core = Core::new(settings(), facts(), Owned::default());
         core.own(&before);
         core.own(&after);
+        prop_assert!(others_marks.iter().all(|mark| !core.owned.has(&Key::Mark(Family::V4, *mark))));
         let others: Table = others.into_iter().filter(|(key, _)| !core.owned.has(key)).collect();
         let mut host = settle(&before, &Table::new());
         host.extend(others.clone());

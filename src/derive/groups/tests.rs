@@ -85,6 +85,7 @@ fn desired_on(facts: &HostFacts, settings: &Settings, snapshot: &Snapshot) -> De
         leaving: &leaving,
         unhealthy: &unhealthy,
         reach: &crate::derive::Reach::default(),
+        foreign_marks: &BTreeSet::new(),
     })
 }
 
@@ -152,6 +153,7 @@ fn a_group_without_members_says_why() {
         leaving: &Leaving::new(),
         unhealthy: &Down::new(),
         reach: &crate::derive::Reach::default(),
+        foreign_marks: &BTreeSet::new(),
     });
     assert_eq!(findings(&empty), [""; 0], "without VIPs nobody is missed");
 }
@@ -266,6 +268,7 @@ fn an_interface_without_an_address_is_told() {
         leaving: &leaving,
         unhealthy: &unhealthy,
         reach: &crate::derive::Reach::default(),
+        foreign_marks: &BTreeSet::new(),
     };
     let wanted =
         "group edge: eth2 has no IPv4 address to speak VRRP from, so this host holds none of its VIPs";
