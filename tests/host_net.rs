@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use kvip::net::{self, Address, HostFacts};
+use kvip::model::Family;
+use kvip::net::{self, Address, HostFacts, PolicyKind, PolicyRoute};
 use tokio::sync::watch::Receiver;
 use tokio::time::timeout;
 
@@ -265,6 +266,38 @@ fn an_address_that_is_no_vip_is_left_alone() {
         }
         let facts = net::read().await.expect("facts");
         assert!(facts.has(address("10.9.0.1")) && facts.has(address("10.9.0.2")));
+    });
+}
+
+#[test]
+fn rules_and_routes_of_others_are_left_alone() {
+    isolated("rules_and_routes_of_others_are_left_alone", || async {
+        let foreign = |act: &str| {
+            for family in ["-4", "-6"] {
+                ip(&format!(
+                    "{family} rule {act} priority 51 fwmark 0x1000000/0x1000000 lookup 5087 protocol static"
+                ));
+                ip(&format!("{family} route {act} local default dev lo table 5087 proto static metric 7"));
+            }
+        };
+        foreign("add");
+        assert_eq!(net::read().await.expect("facts").policy_routes, BTreeSet::new());
+        let kinds = [PolicyKind::Rule { mark: 0x100_0000, priority: 50 }, PolicyKind::LocalRoute];
+        let own = |family| kinds.map(|kind| PolicyRoute { family, table: 5087, kind });
+        let own: BTreeSet<PolicyRoute> = [Family::V4, Family::V6].into_iter().flat_map(own).collect();
+        for time in ["first", "second"] {
+            for one in &own {
+                assert!(net::add_policy_route(one).await.expect("added"), "{one} the {time} time");
+            }
+            assert_eq!(net::read().await.expect("facts").policy_routes, own);
+            for one in &own {
+                net::remove_policy_route(one).await.expect("removed");
+                net::remove_policy_route(one).await.expect("gone already is success");
+            }
+            assert_eq!(net::read().await.expect("facts").policy_routes, BTreeSet::new());
+        }
+        // Only what is there can be deleted.
+        foreign("del");
     });
 }
 

@@ -39,14 +39,12 @@ pub fn settings() -> Settings {
     settings
 }
 
+fn own(ip: &str, prefix_len: u8) -> Address {
+    Address { ip: ip.parse().unwrap(), prefix_len, link: "eth0".into(), noprefixroute: false }
+}
+
 pub fn facts() -> HostFacts {
     let link = Link { index: 2, up: true, ..Link::default() };
-    let own = |ip: &str, prefix_len| Address {
-        ip: ip.parse().unwrap(),
-        prefix_len,
-        link: "eth0".into(),
-        noprefixroute: false,
-    };
     HostFacts {
         hostname: "node-a".into(),
         links: [("eth0".to_owned(), link)].into(),
@@ -54,6 +52,12 @@ pub fn facts() -> HostFacts {
         gateways: ["10.87.2.1".parse().unwrap()].into(),
         policy_routes: BTreeSet::new(),
     }
+}
+
+/// Those of node-b.
+pub fn other_facts() -> HostFacts {
+    let addresses = [own("10.87.2.6", 24), own("fd00:87:2::6", 64)].into();
+    HostFacts { hostname: "node-b".into(), addresses, ..facts() }
 }
 
 /// Another host of the cluster, on which an address that may be asked for is its own, another its gateway's, and

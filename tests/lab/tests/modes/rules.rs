@@ -15,6 +15,8 @@ const RESTART: &str = "mkdir -p /etc/systemd/network
     ip link add dummy9 type dummy
     systemd-run --quiet --unit lab-rules --property StandardOutput=file:/run/lab-rules ip monitor rule
     systemctl restart systemd-networkd";
+/// A rule of another program that is kvip's but for its protocol and its place.
+const FOREIGN: &str = "priority 51 fwmark 0x1000000/0x1000000 lookup 5087";
 const MEND: &str = "systemctl stop systemd-networkd lab-rules; ip link del dummy9; rm /etc/systemd/network/90-dummy9.network";
 
 /// On a node that does not hold the VIP, so that what is handed on to it comes in by the rules and the routes.
@@ -31,6 +33,12 @@ fn what_others_remove_comes_back() -> Result<()> {
     node.must_within(SOON, MEND)?;
     node.must("for family in 4 6; do ip -$family route flush table 5087; done")?;
     check_back(&lab, node, "a flush of the routing table")?;
+    for family in ["-4", "-6"] {
+        node.must(&format!(
+            "ip {family} rule add {FOREIGN} protocol static; ip {family} rule del priority 50"
+        ))?;
+    }
+    check_back(&lab, node, "a removal of the rules beside another program's")?;
     // Its configuration begins with `flush ruleset`. A CNI would put its own rules back.
     node.must_within(
         SOON,
@@ -40,6 +48,11 @@ fn what_others_remove_comes_back() -> Result<()> {
     let repairs = node.kvip_status()?["repairs"].clone();
     let counted = ["routing", "nftables"].iter().all(|kind| repairs[kind].as_u64() > Some(0));
     ensure!(counted, "what was put back is not counted: {repairs}");
+    for family in ["-4", "-6"] {
+        let rules = node.must(&format!("ip {family} rule"))?;
+        ensure!(rules.contains("51:"), "another program's rule is gone:\n{rules}");
+        node.must(&format!("ip {family} rule del {FOREIGN}"))?;
+    }
     Ok(())
 }
 
@@ -49,7 +62,8 @@ fn check_back(lab: &Lab, node: Node, after: &str) -> Result<()> {
         let there = |family: &str| {
             let rules = node.must(&format!("ip {family} rule")).ok()?;
             let routes = node.must(&format!("ip {family} route show table 5087")).ok()?;
-            (rules.contains("lookup 5087") && routes.contains("local default")).then_some(())
+            let has_rule = rules.lines().any(|rule| rule.starts_with("50:") && rule.contains("lookup 5087"));
+            (has_rule && routes.contains("local default")).then_some(())
         };
         there("-4").and(there("-6"))?;
         node.must("nft list table inet kvip").ok().map(drop)
