@@ -338,6 +338,44 @@ fn no_connection_is_lost_while_servers_and_frontends_come_and_go() {
     });
 }
 
+/// Waits until a client is refused.
+async fn until_refused(port: u16) {
+    let refused = async {
+        while connect(port).await.err().map(|error| error.kind()) != Some(io::ErrorKind::ConnectionRefused) {}
+    };
+    tokio::time::timeout(LIMIT, refused).await.unwrap_or_else(|_| panic!("port {port} does not refuse"));
+}
+
+#[test]
+fn without_a_server_clients_are_refused_and_open_connections_live_on() {
+    run("without_a_server_clients_are_refused_and_open_connections_live_on", |mut bench| async move {
+        let served = |servers| config([(frontend(VIP, 80), proxy(ProxyProtocol::V1, servers))]);
+        bench.reach(&served(&[("10.2.4.1", 1)]), |status| status.state == State::Active).await;
+        let (mut open, _) = connect(80).await.unwrap();
+
+        // A flap of the only pod, which then ends.
+        for none in [&[][..], &[("10.2.4.1", 0)]] {
+            bench.wants.send_replace(Some(Arc::new(served(none))));
+            until_refused(80).await;
+            assert_eq!(say(&mut open, "still there?").await.unwrap(), "still there?");
+            bench.wants.send_replace(Some(Arc::new(served(&[("10.2.4.1", 1)]))));
+            until_only("10.2.4.1").await;
+        }
+        assert_eq!(bench.status.borrow().reloads, 0);
+
+        // A process that begins while there is none refuses too, and serves when there is one.
+        let mut want = served(&[]);
+        want.frontends.insert(frontend(VIP, 81), proxy(ProxyProtocol::V1, &[("10.2.4.2", 1)]));
+        bench.reach(&want, |status| status.reloads == 1).await;
+        assert_eq!(heard(81).await, "10.2.4.2 v1 10.87.2.200");
+        until_refused(80).await;
+        want.frontends.extend(served(&[("10.2.4.3", 1)]).frontends);
+        bench.reach(&want, |status| status.reloads == 2).await;
+        assert_eq!(heard(80).await, "10.2.4.3 v1 10.87.2.200");
+        assert_eq!(say(&mut open, "and now?").await.unwrap(), "and now?");
+    });
+}
+
 #[test]
 fn a_port_that_another_program_has_stands_in_the_way_of_no_other() {
     run("a_port_that_another_program_has_stands_in_the_way_of_no_other", |mut bench| async move {

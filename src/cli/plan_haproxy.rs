@@ -14,7 +14,7 @@ pub fn changes(view: &View) -> Vec<Change> {
     let (now, then) = (haproxy::sections(&view.haproxy_now), haproxy::sections(&view.haproxy_cfg));
     let mut all = Vec::new();
     let mut wanted = BTreeSet::new();
-    for (frontend, proxy) in &view.desired.haproxy.frontends {
+    for (frontend, proxy) in view.desired.haproxy.frontends.iter().filter(|(_, proxy)| !proxy.rests()) {
         let name = haproxy::name(frontend);
         let sign = match now.get(&*name) {
             Some(text) if then.get(&*name) == Some(text) => None,

@@ -274,9 +274,9 @@ impl Served {
         self.servers.values().filter(|server| server.wanted == WantedServer::Active).count()
     }
 
-    /// What HAProxy must do for it, where it is to and there is a server for a client.
+    /// What HAProxy must do for it, where it is to.
     pub fn proxy(&self) -> Option<haproxy::Proxy> {
-        let Proxying { protocol, balance } = self.proxying.filter(|_| self.active() > 0)?;
+        let Proxying { protocol, balance } = self.proxying?;
         let weight = |server: &Server| match server.wanted {
             WantedServer::Active => haproxy::weight(server.weight),
             WantedServer::Lingering | WantedServer::Draining | WantedServer::Idle => 0,

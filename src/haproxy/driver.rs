@@ -213,12 +213,14 @@ impl<S: Service> Driver<S> {
         Ok(())
     }
 
-    /// Changes servers alone while HAProxy runs on; `false` where that is not all or did not do.
+    /// Changes servers, and closes and opens frontends, while HAProxy runs on; `false` where that is not all or did not do.
     async fn change_servers(&mut self, want: &Config) -> bool {
         if !self.running.as_ref().is_some_and(|running| running.same_but_servers(want)) {
             return false;
         }
-        let Some(have) = self.servers().await else { return false };
+        let Some(have) = self.proxies().await.filter(|have| servers::has_all(want, have)) else {
+            return false;
+        };
         let commands = servers::commands(want, &have);
         if commands.len() > MOST_COMMANDS {
             return false;
@@ -252,12 +254,12 @@ impl<S: Service> Driver<S> {
         answer.lines().find_map(|line| Some(line.strip_prefix("Pid: ")?.to_owned()))
     }
 
-    async fn servers(&mut self) -> Option<servers::Servers> {
+    async fn proxies(&mut self) -> Option<servers::Proxies> {
         servers::read(&self.service.ask(SHOW).await.ok()?)
     }
 
     async fn serves(&mut self, want: &Config) -> bool {
-        self.servers().await.is_some_and(|have| servers::as_wanted(want, &have))
+        self.proxies().await.is_some_and(|have| servers::as_wanted(want, &have))
     }
 
     /// Brings the file that worked back, so that HAProxy comes up with it whatever happens; where other programs have the
@@ -284,12 +286,13 @@ impl<S: Service> Driver<S> {
         Ok(trouble)
     }
 
-    /// The proxies of the HAProxy that runs, if one does; `None` where it does not say.
+    /// The proxies that the HAProxy that runs listens for, if one does; `None` where it does not say.
     async fn listens_at(&mut self) -> Option<BTreeSet<String>> {
         if !self.service.state().await.ok()?.runs() {
             return Some(BTreeSet::new());
         }
-        Some(self.servers().await?.into_keys().collect())
+        let open = self.proxies().await?.into_iter().filter(|(_, seen)| seen.open);
+        Some(open.map(|(name, _)| name).collect())
     }
 
     fn tell(&self, trouble: Trouble, want: Option<&Config>) {

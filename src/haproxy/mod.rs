@@ -31,7 +31,7 @@ pub use taken::listeners;
 /// What HAProxy is to serve. No frontend: it is not to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Config {
-    /// The frontends, each with at least one server that gets connections: where there is none the host itself refuses.
+    /// The frontends. One that rests is not in the file, so that the host itself refuses connections.
     pub frontends: BTreeMap<Frontend, Proxy>,
 }
 
@@ -46,6 +46,13 @@ pub struct Proxy {
     pub balance: Balance,
     /// The servers with their weights, up to [`MOST_WEIGHT`]; 0 gets no new connections.
     pub servers: BTreeMap<Backend, u16>,
+}
+
+impl Proxy {
+    /// Whether no server gets new connections, so that there are to be none.
+    pub fn rests(&self) -> bool {
+        self.servers.values().all(|weight| *weight == 0)
+    }
 }
 
 /// The highest weight of a server.

@@ -35,13 +35,13 @@ defaults
     timeout server-fin 2m
 ";
 
-/// The whole file; commands and statistics are had at `socket`.
+/// The whole file, which says nothing of frontends that rest; commands and statistics are had at `socket`.
 pub fn render(config: &Config, socket: &Path) -> String {
     let mut text = format!(
         "{MARKER}\n\nglobal\n    stats socket {} mode 660 level admin expose-fd listeners{GLOBAL}",
         socket.display()
     );
-    for (frontend, proxy) in &config.frontends {
+    for (frontend, proxy) in config.frontends.iter().filter(|(_, proxy)| !proxy.rests()) {
         listen(&mut text, frontend, proxy);
     }
     text

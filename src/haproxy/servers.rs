@@ -1,18 +1,27 @@
-//! What must change about the servers of a running HAProxy, as commands for its socket.
+//! What must change about the servers of a running HAProxy, and where it listens, as commands for its socket.
 //!
-//! Pure. Connections to servers that go, or get no new ones, live on. HAProxy before 2.6 knows no servers that come and
-//! go; whoever gives the commands looks at what became of them.
+//! Pure. Connections to servers that go, or get no new ones, live on, also where it does not listen any more. HAProxy before
+//! 2.6 knows no servers that come and go; whoever gives the commands looks at what became of them.
 
 use std::collections::BTreeMap;
 
 use super::render::{name, server_name, servers};
 use super::{Config, Proxy};
 
-/// The command whose answer [`read`] reads: all servers of all proxies.
-pub const SHOW: &str = "show stat -1 4 -1";
+/// The command whose answer [`read`] reads: all proxies, as frontends (1), with their servers (4).
+pub const SHOW: &str = "show stat -1 5 -1";
 
-/// The servers of each proxy, by their names.
-pub type Servers = BTreeMap<String, BTreeMap<String, State>>;
+/// The proxies by their names.
+pub type Proxies = BTreeMap<String, Seen>;
+
+/// A proxy as HAProxy has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// It listens.
+    pub open: bool,
+    /// Its servers, by their names.
+    pub servers: BTreeMap<String, State>,
+}
 
 /// What a server gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,30 +33,45 @@ pub enum State {
 }
 
 /// Reads HAProxy's answer, comma-separated values below their names; `None` where it is something else.
-pub fn read(answer: &str) -> Option<Servers> {
+pub fn read(answer: &str) -> Option<Proxies> {
     let mut lines = answer.lines().filter(|line| !line.is_empty());
     let names: Vec<_> = lines.next()?.strip_prefix("# ")?.split(',').collect();
     let column = |name| names.iter().position(|other| *other == name);
     let [proxy, server, status, weight] = ["pxname", "svname", "status", "weight"].map(column);
-    let mut all = Servers::new();
+    let mut all = Proxies::new();
     for line in lines {
         let values: Vec<_> = line.split(',').collect();
         let value = |column: Option<usize>| values.get(column?).copied();
-        let state = match value(status)? {
+        let (status, server) = (value(status)?, value(server)?);
+        let seen = all.entry(value(proxy)?.to_owned()).or_default();
+        if server == "FRONTEND" {
+            seen.open = !["PAUSED", "STOP"].contains(&status);
+            continue;
+        }
+        let state = match status {
             status if status.starts_with("MAINT") => State::Maintenance,
             _ => State::Weight(value(weight)?.parse().ok()?),
         };
-        all.entry(value(proxy)?.to_owned()).or_default().insert(value(server)?.to_owned(), state);
+        seen.servers.insert(server.to_owned(), state);
     }
     Some(all)
 }
 
-/// Whether exactly the wanted servers get connections, or are there to end theirs.
-pub fn as_wanted(want: &Config, have: &Servers) -> bool {
-    let wanted: BTreeMap<_, _> =
-        want.frontends.iter().map(|(frontend, proxy)| (name(frontend), weights(proxy))).collect();
-    let there: BTreeMap<_, _> = have.iter().map(|(proxy, servers)| (proxy.clone(), there(servers))).collect();
-    wanted == there
+/// Whether exactly the wanted servers get connections, or are there to end theirs. Frontends that rest may be there, closed.
+pub fn as_wanted(want: &Config, have: &Proxies) -> bool {
+    let wanted: BTreeMap<_, _> = want
+        .frontends
+        .iter()
+        .map(|(frontend, proxy)| (name(frontend), (!proxy.rests(), weights(proxy))))
+        .collect();
+    let as_it_is =
+        |(proxy, seen): (&String, &Seen)| wanted.get(proxy) == Some(&(seen.open, there(&seen.servers)));
+    has_all(want, have) && have.iter().all(as_it_is)
+}
+
+/// Whether all frontends are there that do not rest: no command makes one.
+pub fn has_all(want: &Config, have: &Proxies) -> bool {
+    want.frontends.iter().all(|(frontend, proxy)| proxy.rests() || have.contains_key(&name(frontend)))
 }
 
 fn weights(proxy: &Proxy) -> BTreeMap<String, u16> {
@@ -63,16 +87,19 @@ fn there(servers: &BTreeMap<String, State>) -> BTreeMap<String, u16> {
     servers.iter().filter_map(weight).collect()
 }
 
-/// The commands that bring the servers of the proxies there are to what is wanted: what comes before what goes. Each is to
-/// be given by itself, and one that fails shows in what [`read`] reads afterwards.
-pub fn commands(want: &Config, have: &Servers) -> Vec<String> {
+/// The commands that bring the proxies there are to what is wanted: what comes before what goes, and a frontend is open only
+/// while it has a server. Each is to be given by itself, and one that fails shows in what [`read`] reads afterwards.
+pub fn commands(want: &Config, have: &Proxies) -> Vec<String> {
     let mut come = Vec::new();
+    let mut turn = Vec::new();
     let mut go = Vec::new();
     for (frontend, proxy) in &want.frontends {
         let name = name(frontend);
-        let none = BTreeMap::new();
-        let here = have.get(&name).unwrap_or(&none);
+        let Some(Seen { open, servers: here }) = have.get(&name) else { continue };
         let weights = weights(proxy);
+        if *open == proxy.rests() {
+            turn.push(format!("{} frontend {name}", if *open { "disable" } else { "enable" }));
+        }
         for (server, words) in servers(proxy) {
             let weight = weights[&server];
             let command = bring(&format!("{name}/{server}"), &words, weight, here.get(&server).copied());
@@ -82,7 +109,7 @@ pub fn commands(want: &Config, have: &Servers) -> Vec<String> {
         let gone = there(here).into_keys().filter(|server| !weights.contains_key(server));
         go.extend(gone.map(|server| remove(&format!("{name}/{server}"))));
     }
-    come.into_iter().chain(go).collect()
+    come.into_iter().chain(turn).chain(go).collect()
 }
 
 /// A server that is not there is added, in maintenance as HAProxy has it; one that is there is given its weight.
@@ -110,13 +137,20 @@ mod tests {
     use crate::model::{Backend, Frontend, Protocol};
 
     const SAID: &str = "# pxname,svname,qcur,status,weight,
+10.87.2.50:80,FRONTEND,,OPEN,,
 10.87.2.50:80,10.2.4.1:8080,0,no check,1,
 10.87.2.50:80,10.2.4.2:8080,0,DRAIN,0,
 10.87.2.50:80,10.2.4.3:8080,0,MAINT,1,
 ";
 
     /// What is to be done so that the servers of the last part and weight serve, where HAProxy said [`SAID`].
+    #[track_caller]
     fn check(servers: &[(u8, u16)], wanted: &[&str]) {
+        check_after(SAID, servers, wanted);
+    }
+
+    #[track_caller]
+    fn check_after(said: &str, servers: &[(u8, u16)], wanted: &[&str]) {
         let backend = |last: u8| Backend { address: [10, 2, 4, last].into(), port: 8080 };
         let proxy = Proxy {
             owner: "default/nginx".into(),
@@ -126,7 +160,7 @@ mod tests {
         };
         let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
         let want = Config { frontends: [(frontend, proxy)].into() };
-        let have = read(SAID).unwrap();
+        let have = read(said).unwrap();
         let short = |command: String| {
             command.replace("10.87.2.50:80/", "").replace("10.2.4.", "").replace(":8080", "")
         };
@@ -149,9 +183,19 @@ mod tests {
     }
 
     #[test]
+    fn a_frontend_is_closed_before_its_last_server_goes_and_open_after_one_has_come() {
+        let closing = ["disable frontend 10.87.2.50:80", "set server 1 weight 0"];
+        check(&[(1, 0), (2, 0)], &closing);
+        let closed = SAID.replace("OPEN", "PAUSED");
+        check_after(&closed, &[(1, 1), (2, 0)], &["enable frontend 10.87.2.50:80"]);
+        let opening = ["set server 2 weight 1", "enable frontend 10.87.2.50:80", "set server 1 weight 0"];
+        check_after(&closed, &[(1, 0), (2, 1)], &opening);
+    }
+
+    #[test]
     fn what_is_no_statistics_is_not_read() {
         assert_eq!(read("Unknown command\n"), None);
         assert_eq!(read("# pxname,svname,status,weight,\na,b,no check,many,\n"), None);
-        assert_eq!(read("# pxname,svname,status,weight,\n"), Some(Servers::new()));
+        assert_eq!(read("# pxname,svname,status,weight,\n"), Some(Proxies::new()));
     }
 }

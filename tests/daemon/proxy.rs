@@ -3,7 +3,7 @@
 use kvip::haproxy::State;
 use kvip::snapshot::Snapshot;
 
-use crate::world::{World, ip, nginx, settings, snapshot};
+use crate::world::{World, ip, nginx, pods, settings, snapshot};
 
 /// nginx served by HAProxy.
 fn proxied() -> Snapshot {
@@ -40,6 +40,21 @@ fn a_virtual_server_goes_when_haproxy_serves_in_its_place() {
     world.turn();
     assert!(world.servers(nginx()).is_some());
     assert_eq!(world.proxies().unwrap().frontends.len(), 0);
+}
+
+#[test]
+fn haproxy_is_told_of_a_frontend_that_nobody_serves() {
+    let mut world = World::new(settings());
+    let mut unready = proxied();
+    for pod in pods(&mut unready, "nginx") {
+        pod.ready = false;
+    }
+    world.list(unready);
+    world.turn();
+    assert!(world.proxies().unwrap().frontends[&nginx()].rests());
+    world.list(proxied());
+    world.turn();
+    assert!(!world.proxies().unwrap().frontends[&nginx()].rests());
 }
 
 /// A VIP of mode proxy comes when HAProxy is `state`, and not before.

@@ -110,13 +110,16 @@ impl Service for Fake {
     }
 }
 
-/// What HAProxy says of the servers in `text`.
+/// What HAProxy says of the proxies in `text`.
 fn stat(text: &str) -> String {
     let mut answer = "# pxname,svname,status,weight,\n".to_owned();
     let mut proxy = "";
     for line in text.lines() {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
-            ["listen", name] => proxy = name,
+            ["listen", name] => {
+                proxy = name;
+                let _ = writeln!(answer, "{proxy},FRONTEND,OPEN,,");
+            }
             ["server", name, _, "id", _, "weight", weight, ..] => {
                 let _ = writeln!(answer, "{proxy},{name},no check,{weight},");
             }
@@ -221,6 +224,21 @@ async fn it_is_started_reloaded_left_alone_and_stopped() {
     bench.reach(Config::default(), |status| status.state == State::Idle).await;
     assert_eq!(acts(&bench.fake.asked()), ["stop"]);
     assert!(!bench.paths().config.exists() && !bench.paths().loaded.exists());
+}
+
+/// A stop would end all connections.
+#[tokio::test(start_paused = true)]
+async fn it_runs_on_while_no_server_is_left_and_stops_when_nothing_is_wanted() {
+    let mut bench = Bench::new();
+    bench.reach(config(&[1]), active).await;
+    bench.reach(config(&[]), |status| status.reloads == 1).await;
+    assert!(!files::read(&bench.paths().config).unwrap().unwrap().contains("listen 10"), "the host refuses");
+    bench.fake.with(|inner| inner.unit.active = "failed".into());
+    sleep(LOOK_AGAIN * 2).await;
+    assert_eq!(acts(&bench.fake.asked()), ["start", "reload", "start"]);
+    bench.reach(config(&[1]), |status| status.reloads == 2).await;
+    bench.reach(Config::default(), |status| status.state == State::Idle).await;
+    assert_eq!(acts(&bench.fake.asked()), ["reload", "stop"]);
 }
 
 /// What is told, and what is to be typed, where `error` is what `haproxy -c` ends with.
