@@ -41,6 +41,8 @@ pub struct Core {
     pub carried: Carried,
     /// The frontends that HAProxy serves, or was found not to be able to.
     pub proxied: BTreeSet<Frontend>,
+    /// Those of them that it does not serve.
+    pub unproxied: BTreeSet<Frontend>,
     /// The kernel's virtual servers that are kvip's; `None` before they were read.
     pub table: Option<Table>,
     /// The table `inet kvip` as it was written last.
@@ -98,6 +100,7 @@ impl Core {
             dead: BTreeSet::new(),
             carried: Carried::new(),
             proxied: BTreeSet::new(),
+            unproxied: BTreeSet::new(),
             table: None,
             unhealthy: Down::new(),
             reach: Reach::default(),

@@ -184,7 +184,7 @@ async fn everything<H: Host, L: Ledger>(
     }
     let again = core.decide(&desired, now);
     let as_planned = done && check(&again, core, applied);
-    let prepared = done && !core.serves_nothing(&desired);
+    let prepared = done && !core.serves_nothing(&desired) && desired.haproxy.is_covered_by(&core.proxied);
     Outcome { desired, prepared, as_planned, problems, refusals: core.refused() }
 }
 

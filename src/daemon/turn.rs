@@ -231,7 +231,10 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let touched = update_from(&mut self.applied.touched, &self.inputs.ruleset.borrow_and_update());
         self.applied.ruleset_doubtful |= touched;
         news |= touched;
-        news |= update_from(&mut core.proxied, &self.inputs.haproxy.borrow_and_update().tried);
+        let haproxy = self.inputs.haproxy.borrow_and_update();
+        news |= update_from(&mut core.proxied, &haproxy.tried);
+        core.unproxied = haproxy.tried.difference(&haproxy.frontends).copied().collect();
+        drop(haproxy);
         self.applied.look_at_all |= news;
         self.news |= news;
         self.news |= update_from(&mut core.unhealthy, &self.inputs.unhealthy.borrow_and_update());
@@ -304,7 +307,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         let switch = |desired: &Desired| {
             haproxy.send_if_modified(|last| replace(last, Some(Arc::clone(&desired.haproxy))));
             // Before a VIP comes HAProxy listens at it, or cannot.
-            if held_back || !desired.haproxy.frontends.keys().all(|frontend| served.contains(frontend)) {
+            if held_back || !desired.haproxy.is_covered_by(&served) {
                 return;
             }
             let config = weights::switch(desired, &holding, wants.borrow().as_ref());

@@ -11,7 +11,7 @@ use crate::config::Transport;
 use crate::derive::{Desired, GroupView};
 use crate::keepalived::weight::{self, Inputs};
 use crate::keepalived::{Config, Instance, State};
-use crate::model::{Finding, Vrid};
+use crate::model::{Finding, Frontend, Vrid};
 use crate::report::words::age;
 
 /// How long a node that joins a unicast group waits before it may hold VIPs: the holder must have added it as a peer, or
@@ -19,6 +19,9 @@ use crate::report::words::age;
 const JOIN_WAIT: Duration = Duration::from_secs(10);
 /// How long a node that is no member any more keeps its instances, so that another takes over first.
 const LEAVE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a holder whose HAProxy does not serve all of a group waits for the others to find that theirs does not either: longer
+/// than one may take to fail.
+const PROXY_WAIT: Duration = Duration::from_secs(30);
 
 /// What is remembered from turn to turn.
 #[derive(Debug, Default)]
@@ -41,6 +44,8 @@ struct Membership {
     joined: Option<Joined>,
     /// Since when it has not been one.
     left: Option<Instant>,
+    /// Since when HAProxy has not served all of its VIPs that it is to.
+    unproxied: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +70,8 @@ impl Weights {
     /// The weights to write; before anything is [`programmed`](Self::programmed), the highest that may stay: a live holder
     /// keeps its weight over an upgrade, and a fresh node its -254.
     ///
-    /// A host that does not get what is wanted, or whose keepalived does not, is as stale as one without the API.
+    /// A host that does not get what is wanted, or whose keepalived does not, is as stale as one without the API. One that can serve
+    /// a part alone is so at once.
     pub fn weights(
         &mut self,
         core: &Core,
@@ -81,6 +87,7 @@ impl Weights {
             let at_once = core.carried.has_group(group.vrid) && self.joined_before.contains(&group.vrid);
             let membership = self.memberships.entry(group.vrid).or_default();
             membership.note(desired.is_member_of(group), at_once, now);
+            membership.note_proxied(!lacks_proxies(core, desired, group), now);
         }
         let prepared_at = self.note_prepared(outcome.prepared, keepalived, now);
         let contact_age = contact_age.max(now.saturating_duration_since(prepared_at));
@@ -148,7 +155,8 @@ impl Weights {
     ) -> i16 {
         let holds_anchor = core.holds_anchor(group.vrid);
         // A node that can serve all of them comes before one that leaves some of them to others.
-        let contact_age = if desired.assignment.yielded.is_empty() { contact_age } else { Duration::MAX };
+        let serves_all = desired.assignment.yielded.is_empty() && self.proxies_all(group, holds_anchor, now);
+        let contact_age = if serves_all { contact_age } else { Duration::MAX };
         if !desired.is_member_of(group) {
             return if holds_anchor { weight::LEAVING } else { weight::OUT };
         }
@@ -159,6 +167,12 @@ impl Weights {
             contact_age,
             stale_after: core.settings.cluster.stale_after,
         })
+    }
+
+    /// Whether HAProxy serves the VIPs of `group`, as far as others are to know of it.
+    fn proxies_all(&self, group: &GroupView, holds_anchor: bool, now: Instant) -> bool {
+        let since = self.memberships.get(&group.vrid).and_then(|membership| membership.unproxied);
+        since.is_none_or(|since| holds_anchor && now.duration_since(since) < PROXY_WAIT)
     }
 
     fn may_serve(&self, group: &GroupView, now: Instant) -> bool {
@@ -189,6 +203,16 @@ impl Membership {
             self.left.get_or_insert(now);
         }
     }
+
+    fn note_proxied(&mut self, all: bool, now: Instant) {
+        self.unproxied = if all { None } else { self.unproxied.or(Some(now)) };
+    }
+}
+
+/// Whether HAProxy cannot serve a VIP of `group` that it is to.
+fn lacks_proxies(core: &Core, desired: &Desired, group: &GroupView) -> bool {
+    let wanted = |frontend: &&Frontend| desired.haproxy.frontends.contains_key(frontend);
+    core.unproxied.iter().filter(wanted).any(|frontend| group.vips.contains(&frontend.vip))
 }
 
 /// What keepalived is to run: what is desired, and of the groups in `holding` that this node left the instances that it has

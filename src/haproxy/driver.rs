@@ -22,7 +22,7 @@ use super::servers::{self, SHOW};
 use super::service::Service;
 use super::status::{State, Status};
 use super::trouble::Trouble;
-use super::{Config, Paths, name, render, taken};
+use super::{Config, Paths, Proxy, name, render, taken};
 use crate::backoff::Backoff;
 use crate::files;
 use crate::model::{Finding, Frontend};
@@ -82,7 +82,7 @@ impl<S: Service> Driver<S> {
                     LOOK_AGAIN
                 }
                 Err(trouble) => {
-                    self.tell(trouble, want.as_deref());
+                    self.tell(trouble, want.as_deref()).await;
                     retry.failed()
                 }
             };
@@ -295,14 +295,23 @@ impl<S: Service> Driver<S> {
         Some(open.map(|(name, _)| name).collect())
     }
 
-    fn tell(&self, trouble: Trouble, want: Option<&Config>) {
+    /// Says what is the matter, and what is served all the same: frontends that rest need nothing of HAProxy.
+    async fn tell(&mut self, trouble: Trouble, want: Option<&Config>) {
         if self.status.borrow().state != trouble.state {
             warn!(state = %trouble.state, "haproxy is not as wanted");
         }
+        let served = want.zip(self.listens_at().await).map(|(want, open)| {
+            let served =
+                |(frontend, proxy): &(&Frontend, &Proxy)| proxy.rests() || open.contains(&name(frontend));
+            want.frontends.iter().filter(served).map(|(frontend, _)| *frontend).collect()
+        });
         self.publish(|status| {
             status.state = trouble.state;
             status.problems = vec![trouble.finding];
             status.tried = keys(want);
+            if let Some(served) = served {
+                status.frontends = served;
+            }
         });
     }
 

@@ -13,7 +13,7 @@ pub mod status;
 mod taken;
 mod trouble;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -111,6 +111,11 @@ impl fmt::Display for Balance {
 }
 
 impl Config {
+    /// Whether each of its frontends is one of `frontends`.
+    pub fn is_covered_by(&self, frontends: &BTreeSet<Frontend>) -> bool {
+        self.frontends.keys().all(|frontend| frontends.contains(frontend))
+    }
+
     /// Whether `other` differs in nothing but servers and their weights.
     fn same_but_servers(&self, other: &Self) -> bool {
         let alike = |(a, b): (&Proxy, &Proxy)| (a.protocol, a.balance) == (b.protocol, b.balance);

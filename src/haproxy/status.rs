@@ -12,7 +12,7 @@ use crate::model::{Finding, Frontend};
 pub struct Status {
     /// How far HAProxy is from what is wanted.
     pub state: State,
-    /// The frontends that it serves.
+    /// The frontends that it serves, or would if they had a server.
     pub frontends: BTreeSet<Frontend>,
     /// The frontends that it was last told to serve, whether it does or cannot.
     pub tried: BTreeSet<Frontend>,

@@ -74,3 +74,33 @@ fn a_vip_waits_for_haproxy_and_for_no_longer_than_it_can_be_helped() {
     check_waits(State::Active);
     check_waits(State::NotInstalled);
 }
+
+/// Nothing moves where no node has one: the holder is the last to say so, and stays above the others then.
+#[test]
+fn a_node_whose_haproxy_cannot_serve_comes_after_those_whose_can() {
+    let mut world = World::new(settings());
+    world.list(proxied());
+    world.tick(3);
+    assert_eq!(world.weight(), Some(-254), "HAProxy has not tried yet");
+    let mut check = |state: State, after: u64, weight: i16| {
+        world.haproxy_is(state.clone());
+        world.after(after);
+        assert_eq!(world.weight(), Some(weight), "{state}");
+        if weight == 0 {
+            world.keepalived_reads();
+            world.become_holder();
+        }
+    };
+    check(State::NotInstalled, 1, -128);
+    check(State::Active, 1, 0);
+    check(State::NotInstalled, 1, 64);
+    check(State::NotInstalled, 29, 64);
+    check(State::NotInstalled, 1, -64);
+    check(State::Active, 1, 64);
+    check(State::Masked, 30, 64);
+    check(State::Masked, 30, -64);
+
+    world.list(snapshot());
+    world.turn();
+    assert_eq!(world.weight(), Some(64), "nothing is wanted of it");
+}

@@ -1,5 +1,6 @@
 //! A daemon with everything around it: the simulated host, temporary files, and both ends of every channel.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,7 +49,7 @@ struct Ends {
     writers: Writers,
     wanted: watch::Receiver<Option<Config>>,
     targets: watch::Receiver<Targets>,
-    peers: watch::Receiver<std::collections::BTreeSet<IpAddr>>,
+    peers: watch::Receiver<BTreeSet<IpAddr>>,
     status: watch::Receiver<Arc<View>>,
 }
 
@@ -94,7 +95,7 @@ fn channels(facts: watch::Receiver<HostFacts>) -> (Inputs, Outputs, Ends) {
     let (macs, macs_in) = watch::channel(Macs::new());
     let (hops, hops_in) = watch::channel(Hops::new());
     let (ways_out, ways) = watch::channel(Ways::new());
-    let (peers_out, peers) = watch::channel(std::collections::BTreeSet::new());
+    let (peers_out, peers) = watch::channel(BTreeSet::new());
     let (ruleset, ruleset_in) = watch::channel(Touched::default());
     let inputs = Inputs {
         unhealthy: unhealthy_in,
@@ -288,11 +289,14 @@ impl World {
         self.ends.checked.borrow().keys().map(|target| target.address.to_string()).collect()
     }
 
-    /// HAProxy has done what it was told to, and is `state`.
+    /// HAProxy has done what it was told to, or could not, and is `state`.
     pub fn haproxy_is(&mut self, state: haproxy::State) {
-        let tried =
+        let tried: BTreeSet<_> =
             self.proxies().map(|config| config.frontends.keys().copied().collect()).unwrap_or_default();
-        self.ends.haproxy.send_modify(|status| (status.state, status.tried) = (state, tried));
+        let frontends = if state == haproxy::State::Active { tried.clone() } else { BTreeSet::default() };
+        self.ends.haproxy.send_modify(|status| {
+            (status.state, status.frontends, status.tried) = (state, frontends, tried);
+        });
     }
 
     /// What HAProxy was told.
@@ -366,7 +370,7 @@ impl World {
     }
 
     /// The nodes whose link-layer addresses are asked for.
-    pub fn peers(&self) -> std::collections::BTreeSet<IpAddr> {
+    pub fn peers(&self) -> BTreeSet<IpAddr> {
         self.ends.peers.borrow().clone()
     }
 

@@ -289,6 +289,16 @@ async fn a_masked_unit_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_haproxy_that_is_gone_serves_nothing() {
+    let mut bench = Bench::new();
+    let status = bench.reach(config(&[1]), active).await;
+    assert_eq!(ports(&status), [80]);
+    bench.fake.with(|inner| (inner.unit.load, inner.unit.active) = ("masked".into(), "inactive".into()));
+    let status = bench.status.wait_for(|status| !active(status)).await.unwrap().clone();
+    assert_eq!((ports(&status), status.tried), (vec![], config(&[1]).frontends.into_keys().collect()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_that_does_not_take_is_rolled_back_and_tried_again() {
     let mut bench = Bench::new();
     bench.reach(config(&[1]), active).await;
