@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use common::in_namespace;
 use kvip::config::ProxyProtocol;
-use kvip::haproxy::{self, Balance, Config, Paths, ProgramError, Proxy, Service, State, Status};
+use kvip::haproxy::{self, Balance, Config, Paths, ProgramError, Proxy, Service, State, Status, servers};
 use kvip::model::{Backend, Frontend, Protocol};
 use kvip::unit::{UnitError, UnitState};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
@@ -97,6 +97,7 @@ impl Service for Unit {
 struct Bench {
     wants: watch::Sender<Option<Arc<Config>>>,
     status: watch::Receiver<Status>,
+    paths: Paths,
     _folder: tempfile::TempDir,
 }
 
@@ -112,14 +113,25 @@ impl Bench {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         }
         let (wants, wanted) = watch::channel(None);
-        let status = haproxy::spawn(wanted, paths.clone(), Unit { paths, child: None });
-        Self { wants, status, _folder: folder }
+        let unit = Unit { paths: paths.clone(), child: None };
+        let status = haproxy::spawn(wanted, paths.clone(), unit);
+        Self { wants, status, paths, _folder: folder }
     }
 
     /// Wants `config` and waits until HAProxy is as `enough` says.
     async fn reach(&mut self, config: &Config, enough: impl Fn(&Status) -> bool) -> Status {
         self.wants.send_replace(Some(Arc::new(config.clone())));
         self.until(enough).await
+    }
+
+    fn want(&self, config: &Config) {
+        self.wants.send_replace(Some(Arc::new(config.clone())));
+    }
+
+    /// The servers that HAProxy has, in whatever state.
+    async fn servers(&self) -> BTreeSet<String> {
+        let said = haproxy::ask(&self.paths.socket, servers::SHOW).await.unwrap();
+        servers::read(&said).unwrap().into_values().flat_map(|seen| seen.servers.into_keys()).collect()
     }
 
     async fn until(&mut self, enough: impl Fn(&Status) -> bool) -> Status {
@@ -143,7 +155,8 @@ fn backend(address: &str) -> Backend {
 
 fn proxy(protocol: ProxyProtocol, servers: &[(&str, u16)]) -> Proxy {
     let servers = servers.iter().map(|(address, weight)| (backend(address), *weight)).collect();
-    Proxy { owner: "default/nginx".into(), protocol, balance: Balance::RoundRobin, servers }
+    let (owner, balance, ended) = ("default/nginx".into(), Balance::RoundRobin, BTreeSet::new());
+    Proxy { owner, protocol, balance, servers, ended }
 }
 
 fn config<const N: usize>(frontends: [(Frontend, Proxy); N]) -> Config {
@@ -373,6 +386,76 @@ fn without_a_server_clients_are_refused_and_open_connections_live_on() {
         bench.reach(&want, |status| status.reloads == 2).await;
         assert_eq!(heard(80).await, "10.2.4.3 v1 10.87.2.200");
         assert_eq!(say(&mut open, "and now?").await.unwrap(), "and now?");
+    });
+}
+
+/// A connection to the server at each of `addresses`, which serve in turn.
+async fn connect_to<const N: usize>(
+    addresses: [&str; N],
+) -> [tokio::io::BufReader<tokio::net::TcpStream>; N] {
+    let mut open = BTreeMap::new();
+    while open.len() < N {
+        let (stream, heard) = connect(80).await.unwrap();
+        open.insert(heard.split(' ').next().unwrap().to_owned(), stream);
+    }
+    addresses.map(|address| open.remove(address).unwrap())
+}
+
+/// Waits until a connection is ended for its client.
+async fn until_ended(stream: &mut tokio::io::BufReader<tokio::net::TcpStream>) {
+    let ended = async { while say(stream, "still there?").await.is_ok() {} };
+    tokio::time::timeout(LIMIT, ended).await.unwrap_or_else(|_| panic!("a connection goes on"));
+}
+
+#[test]
+fn connections_to_servers_that_do_not_answer_end() {
+    run("connections_to_servers_that_do_not_answer_end", |mut bench| async move {
+        let served = |servers: &[(&str, u16)], ended: &[&str]| {
+            let ended = ended.iter().map(|address| backend(address)).collect();
+            config([(frontend(VIP, 80), Proxy { ended, ..proxy(ProxyProtocol::V1, servers) })])
+        };
+        let all = ["10.2.4.1", "10.2.4.2", "10.2.4.3"];
+        bench.reach(&served(&all.map(|one| (one, 1)), &[]), |status| status.state == State::Active).await;
+        let [mut first, mut second, mut third] = connect_to(all).await;
+
+        // One is checked in vain, another is not ready any more and keeps what it has.
+        bench.want(&served(&[(all[2], 1)], &[all[0]]));
+        until_ended(&mut first).await;
+        assert_eq!(say(&mut second, "still there?").await.unwrap(), "still there?");
+        // Then its node is dead.
+        bench.want(&served(&[(all[2], 1)], &[all[0], all[1]]));
+        until_ended(&mut second).await;
+        assert_eq!(bench.status.borrow().reloads, 0);
+
+        // It is so too where HAProxy is to reload meanwhile.
+        let mut want = served(&[(all[0], 1)], &[all[2]]);
+        want.frontends.insert(frontend(VIP, 81), proxy(ProxyProtocol::V1, &[(all[1], 1)]));
+        bench.want(&want);
+        until_ended(&mut third).await;
+        bench.until(|status| status.reloads == 1).await;
+    });
+}
+
+#[test]
+fn a_server_that_is_replaced_goes_when_its_client_has() {
+    run("a_server_that_is_replaced_goes_when_its_client_has", |mut bench| async move {
+        let served = |servers| config([(frontend(VIP, 80), proxy(ProxyProtocol::V1, servers))]);
+        bench.reach(&served(&[("10.2.4.1", 1)]), |status| status.state == State::Active).await;
+        let (open, _) = connect(80).await.unwrap();
+        bench.want(&served(&[("10.2.4.2", 1)]));
+        until_only("10.2.4.2").await;
+        assert_eq!(bench.servers().await.len(), 2);
+        drop(open);
+        let gone = async {
+            for weight in [1, 2].into_iter().cycle() {
+                bench.want(&served(&[("10.2.4.2", weight)]));
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                if bench.servers().await.len() == 1 {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, gone).await.unwrap_or_else(|_| panic!("the server stays"));
     });
 }
 

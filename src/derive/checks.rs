@@ -31,6 +31,8 @@ pub struct Judged {
     pub targets: BTreeSet<Target>,
     /// Those of them that do not answer, with what was found instead.
     pub down: BTreeMap<Target, Arc<str>>,
+    /// Those that were taken out and are not to keep their connections.
+    pub removed: BTreeSet<Backend>,
     /// Nobody answers, so all serve.
     pub all_are_tried: bool,
 }
@@ -76,15 +78,18 @@ impl Checking {
         let all_are_tried = none_answers && self.all_unhealthy == AllUnhealthy::Serve;
         // Clients of UDP and SCTP may keep one source port for ever: theirs would never leave.
         let stays = protocol == Protocol::Tcp && (all_stay || self.unhealthy == Unhealthy::Drain);
+        let mut removed = BTreeSet::new();
         for (backend, _) in out().filter(|_| !all_are_tried) {
             if !stays {
                 servers.remove(backend);
+                removed.insert(*backend);
             } else if let Some(server) = servers.get_mut(backend) {
                 server.wanted = WantedServer::Idle;
             }
         }
         let down = out().map(|(_, target)| (target.clone(), Arc::clone(&down[target]))).collect();
-        Judged { targets: targets.into_iter().map(|(_, target)| target).collect(), down, all_are_tried }
+        let targets = targets.into_iter().map(|(_, target)| target).collect();
+        Judged { targets, down, removed, all_are_tried }
     }
 
     /// Whether ports of `protocol` are asked: those that speak what the check does, or all when it names a port of its own.

@@ -39,6 +39,8 @@ pub struct Behind {
     pub total: usize,
     /// Nodes that do not answer and whose endpoints are therefore left out.
     pub dead: BTreeSet<String>,
+    /// The endpoints of these.
+    pub silent: BTreeSet<Backend>,
     /// There are endpoints of the family, and none of their slices has the port.
     pub lacks_port: bool,
     /// How many of those that would serve are of weight 0.
@@ -160,6 +162,7 @@ pub fn behind(
         let dead = around.dead.contains(node);
         if dead {
             found.dead.insert(node.to_owned());
+            found.silent.insert(backend);
         }
         match access {
             Access::At(place) if !dead => candidates.push((endpoint, backend, place)),

@@ -189,12 +189,14 @@ pub struct Served {
 }
 
 /// How HAProxy serves a frontend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proxying {
     /// What servers are told of clients.
     pub protocol: ProxyProtocol,
     /// How a server is chosen.
     pub balance: haproxy::Balance,
+    /// Those that do not answer and do not serve, so that connections to them are to end.
+    pub ended: BTreeSet<Backend>,
 }
 
 /// A virtual server of IPVS.
@@ -276,15 +278,15 @@ impl Served {
 
     /// What HAProxy must do for it, where it is to.
     pub fn proxy(&self) -> Option<haproxy::Proxy> {
-        let Proxying { protocol, balance } = self.proxying?;
+        let Proxying { protocol, balance, ended } = self.proxying.clone()?;
         let weight = |server: &Server| match server.wanted {
             WantedServer::Active => haproxy::weight(server.weight),
             WantedServer::Lingering | WantedServer::Draining | WantedServer::Idle => 0,
         };
         // HAProxy by itself leaves connections to those that it is not to have any more.
         let those = self.servers.iter().filter(|(_, server)| server.wanted != WantedServer::Lingering);
-        let servers = those.map(|(backend, server)| (*backend, weight(server)));
-        Some(haproxy::Proxy { owner: self.owner.to_string(), protocol, balance, servers: servers.collect() })
+        let servers = those.map(|(backend, server)| (*backend, weight(server))).collect();
+        Some(haproxy::Proxy { owner: self.owner.to_string(), protocol, balance, servers, ended })
     }
 
     /// Each node counts its own connections, so that where all must send a client to the same pod none may count.

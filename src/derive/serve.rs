@@ -141,6 +141,8 @@ impl Part {
         let judge = |one: &Checking| one.judge(frontend.protocol, down, all_stay, &mut behind.servers);
         let judged = checking.map(judge).unwrap_or_default();
         self.findings.extend(nothing_behind(service, frontend, serving, &behind, &judged));
+        let proxying = (serving.mode == Mode::Proxy)
+            .then(|| proxying(service.options, behind.silent.union(&judged.removed)));
         self.judged(&owner, frontend, judged);
         self.findings.extend(hanging(context, service.key, frontend, serving, dropping.as_ref()));
         self.findings.extend(beyond(service.key, frontend, serving, &behind, dropping));
@@ -154,7 +156,7 @@ impl Part {
             servers: behind.servers,
             thresholds: service.options.thresholds,
             check: checking.and_then(|checking| checking.check_of(frontend.protocol)),
-            proxying: (serving.mode == Mode::Proxy).then(|| proxying(service.options)),
+            proxying,
             total: behind.total,
         };
         self.nodes.extend(behind.nodes);
@@ -214,9 +216,9 @@ impl Part {
     }
 }
 
-fn proxying(options: &Options) -> Proxying {
+fn proxying<'a>(options: &Options, ended: impl Iterator<Item = &'a Backend>) -> Proxying {
     let balance = haproxy::Balance::of(options.scheduler, options.affinity.is_some());
-    Proxying { protocol: options.proxy_protocol, balance }
+    Proxying { protocol: options.proxy_protocol, balance, ended: ended.copied().collect() }
 }
 
 /// A backend of a static VIP.

@@ -178,6 +178,7 @@ impl<S: Service> Driver<S> {
             }
             files::replace(&self.paths.loaded, &text, files::PUBLIC)?;
         }
+        self.tidy(&want).await;
         self.running = Some(want);
         Ok(())
     }
@@ -205,6 +206,8 @@ impl<S: Service> Driver<S> {
         if self.change_servers(want).await {
             return Ok(());
         }
+        // The new process knows nothing of the connections of this one.
+        self.tidy(want).await;
         let before = self.process().await;
         self.service.reload().await?;
         self.confirm(want, before).await?;
@@ -230,6 +233,16 @@ impl<S: Service> Driver<S> {
             info!("haproxy: {command}");
         }
         self.serves(want).await
+    }
+
+    /// Sees to servers that are none any more. What does not come to anything now is seen to at the next look.
+    async fn tidy(&mut self, want: &Config) {
+        let Some(have) = self.proxies().await else { return };
+        for command in servers::tidy(want, &have).iter().take(MOST_COMMANDS) {
+            if self.service.ask(command).await.is_ok_and(|answer| servers::is_done(&answer)) {
+                info!("haproxy: {command}");
+            }
+        }
     }
 
     /// Waits until a process other than `before` serves what is wanted: after a failed reload the old one serves on.

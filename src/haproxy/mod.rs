@@ -46,6 +46,8 @@ pub struct Proxy {
     pub balance: Balance,
     /// The servers with their weights, up to [`MOST_WEIGHT`]; 0 gets no new connections.
     pub servers: BTreeMap<Backend, u16>,
+    /// Servers that do not answer and are no servers now, so that connections to them are to end.
+    pub ended: BTreeSet<Backend>,
 }
 
 impl Proxy {

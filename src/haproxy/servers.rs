@@ -1,9 +1,9 @@
 //! What must change about the servers of a running HAProxy, and where it listens, as commands for its socket.
 //!
-//! Pure. Connections to servers that go, or get no new ones, live on, also where it does not listen any more. HAProxy before
-//! 2.6 knows no servers that come and go; whoever gives the commands looks at what became of them.
+//! Pure. Connections to servers that go, or get no new ones, live on, also where it does not listen any more, unless the server does
+//! not answer. HAProxy before 2.6 knows no servers that come and go; whoever gives the commands looks at what became of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::render::{name, server_name, servers};
 use super::{Config, Proxy};
@@ -28,8 +28,8 @@ pub struct Seen {
 pub enum State {
     /// Connections by its weight.
     Weight(u16),
-    /// None, whatever its weight.
-    Maintenance,
+    /// None, whatever its weight; so many are still open.
+    Maintenance(u32),
 }
 
 /// Reads HAProxy's answer, comma-separated values below their names; `None` where it is something else.
@@ -37,7 +37,7 @@ pub fn read(answer: &str) -> Option<Proxies> {
     let mut lines = answer.lines().filter(|line| !line.is_empty());
     let names: Vec<_> = lines.next()?.strip_prefix("# ")?.split(',').collect();
     let column = |name| names.iter().position(|other| *other == name);
-    let [proxy, server, status, weight] = ["pxname", "svname", "status", "weight"].map(column);
+    let [proxy, server, status, weight, open] = ["pxname", "svname", "status", "weight", "scur"].map(column);
     let mut all = Proxies::new();
     for line in lines {
         let values: Vec<_> = line.split(',').collect();
@@ -49,7 +49,7 @@ pub fn read(answer: &str) -> Option<Proxies> {
             continue;
         }
         let state = match status {
-            status if status.starts_with("MAINT") => State::Maintenance,
+            status if status.starts_with("MAINT") => State::Maintenance(value(open)?.parse().ok()?),
             _ => State::Weight(value(weight)?.parse().ok()?),
         };
         seen.servers.insert(server.to_owned(), state);
@@ -82,7 +82,7 @@ fn weights(proxy: &Proxy) -> BTreeMap<String, u16> {
 fn there(servers: &BTreeMap<String, State>) -> BTreeMap<String, u16> {
     let weight = |(name, state): (&String, &State)| match state {
         State::Weight(weight) => Some((name.clone(), *weight)),
-        State::Maintenance => None,
+        State::Maintenance(_) => None,
     };
     servers.iter().filter_map(weight).collect()
 }
@@ -116,7 +116,7 @@ pub fn commands(want: &Config, have: &Proxies) -> Vec<String> {
 fn bring(server: &str, words: &str, weight: u16, have: Option<State>) -> Option<String> {
     match have {
         None => Some(format!("add server {server} {words}; enable server {server}")),
-        Some(State::Maintenance) => {
+        Some(State::Maintenance(_)) => {
             Some(format!("set server {server} weight {weight}; set server {server} state ready"))
         }
         Some(State::Weight(have)) if have != weight => Some(format!("set server {server} weight {weight}")),
@@ -124,7 +124,38 @@ fn bring(server: &str, words: &str, weight: u16, have: Option<State>) -> Option<
     }
 }
 
-/// One that still has connections cannot be deleted, and stays in maintenance until a reload forgets it.
+/// The commands for servers that are no servers now: those that do not answer lose their connections, those without any are
+/// deleted.
+pub fn tidy(want: &Config, have: &Proxies) -> Vec<String> {
+    let mut all = Vec::new();
+    for (frontend, proxy) in &want.frontends {
+        let name = name(frontend);
+        let Some(seen) = have.get(&name) else { continue };
+        let wanted = weights(proxy);
+        let ended: BTreeSet<_> = proxy.ended.iter().map(server_name).collect();
+        for (server, state) in seen.servers.iter().filter(|(server, _)| !wanted.contains_key(*server)) {
+            match state {
+                State::Maintenance(0) => all.push(format!("del server {name}/{server}")),
+                _ if ended.contains(server) => all.push(end(&format!("{name}/{server}"))),
+                _ => {}
+            }
+        }
+    }
+    all
+}
+
+/// Ends the connections that a server has, and lets none come.
+fn end(server: &str) -> String {
+    format!("set server {server} state maint; shutdown sessions server {server}")
+}
+
+/// Whether HAProxy has done what it answers so: of these commands it says nothing then, or that a server is deleted.
+pub fn is_done(answer: &str) -> bool {
+    let answer = answer.trim();
+    answer.is_empty() || answer.ends_with("deleted.")
+}
+
+/// One that still has connections cannot be deleted, and stays in maintenance until these have ended ([`tidy`]).
 fn remove(server: &str) -> String {
     format!("set server {server} state maint; del server {server}")
 }
@@ -136,11 +167,11 @@ mod tests {
     use crate::haproxy::Balance;
     use crate::model::{Backend, Frontend, Protocol};
 
-    const SAID: &str = "# pxname,svname,qcur,status,weight,
-10.87.2.50:80,FRONTEND,,OPEN,,
-10.87.2.50:80,10.2.4.1:8080,0,no check,1,
-10.87.2.50:80,10.2.4.2:8080,0,DRAIN,0,
-10.87.2.50:80,10.2.4.3:8080,0,MAINT,1,
+    const SAID: &str = "# pxname,svname,qcur,scur,status,weight,
+10.87.2.50:80,FRONTEND,,6,OPEN,,
+10.87.2.50:80,10.2.4.1:8080,0,3,no check,1,
+10.87.2.50:80,10.2.4.2:8080,0,2,DRAIN,0,
+10.87.2.50:80,10.2.4.3:8080,0,1,MAINT,1,
 ";
 
     /// What is to be done so that the servers of the last part and weight serve, where HAProxy said [`SAID`].
@@ -151,21 +182,29 @@ mod tests {
 
     #[track_caller]
     fn check_after(said: &str, servers: &[(u8, u16)], wanted: &[&str]) {
+        let (want, have) = (config(servers, &[]), read(said).unwrap());
+        assert_eq!(short(commands(&want, &have)), wanted);
+        assert_eq!(as_wanted(&want, &have), wanted.is_empty());
+    }
+
+    fn config(servers: &[(u8, u16)], ended: &[u8]) -> Config {
         let backend = |last: u8| Backend { address: [10, 2, 4, last].into(), port: 8080 };
         let proxy = Proxy {
             owner: "default/nginx".into(),
             protocol: ProxyProtocol::V2,
             balance: Balance::RoundRobin,
             servers: servers.iter().map(|(last, weight)| (backend(*last), *weight)).collect(),
+            ended: ended.iter().map(|last| backend(*last)).collect(),
         };
         let frontend = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
-        let want = Config { frontends: [(frontend, proxy)].into() };
-        let have = read(said).unwrap();
+        Config { frontends: [(frontend, proxy)].into() }
+    }
+
+    fn short(commands: Vec<String>) -> Vec<String> {
         let short = |command: String| {
             command.replace("10.87.2.50:80/", "").replace("10.2.4.", "").replace(":8080", "")
         };
-        assert_eq!(commands(&want, &have).into_iter().map(short).collect::<Vec<_>>(), wanted);
-        assert_eq!(as_wanted(&want, &have), wanted.is_empty());
+        commands.into_iter().map(short).collect()
     }
 
     #[test]
@@ -190,6 +229,20 @@ mod tests {
         check_after(&closed, &[(1, 1), (2, 0)], &["enable frontend 10.87.2.50:80"]);
         let opening = ["set server 2 weight 1", "enable frontend 10.87.2.50:80", "set server 1 weight 0"];
         check_after(&closed, &[(1, 0), (2, 1)], &opening);
+    }
+
+    #[test]
+    fn servers_that_are_none_any_more_go_with_their_last_connection_or_lose_them() {
+        let ends = |server: u8| format!("set server {server} state maint; shutdown sessions server {server}");
+        let check = |said: &str, want: &Config, wanted: &[String]| {
+            assert_eq!(short(tidy(want, &read(said).unwrap())), wanted);
+        };
+        check(SAID, &config(&[(1, 1), (2, 0)], &[]), &[]);
+        check(SAID, &config(&[(1, 1), (2, 0)], &[2, 3]), &[ends(3)]);
+        check(SAID, &config(&[(1, 1)], &[2, 3]), &[ends(2), ends(3)]);
+        let over = SAID.replace("0,1,MAINT", "0,0,MAINT");
+        check(&over, &config(&[(1, 1), (2, 0)], &[3]), &["del server 3".into()]);
+        check(&over, &config(&[(1, 1), (2, 0), (3, 1)], &[]), &[]);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Mode proxy: HAProxy listens before anybody is sent to it.
 
+use std::sync::Arc;
+
 use kvip::haproxy::State;
+use kvip::model::ObjectKey;
 use kvip::snapshot::Snapshot;
 
 use crate::world::{World, ip, nginx, pods, settings, snapshot};
@@ -55,6 +58,66 @@ fn haproxy_is_told_of_a_frontend_that_nobody_serves() {
     world.list(proxied());
     world.turn();
     assert!(!world.proxies().unwrap().frontends[&nginx()].rests());
+}
+
+/// The servers of nginx that HAProxy is to have, with their weights, and those whose connections end.
+#[track_caller]
+fn check_servers(world: &mut World, servers: &[(&str, u16)], ended: &[&str]) {
+    world.turn();
+    let proxies = world.proxies().unwrap();
+    let proxy = &proxies.frontends[&nginx()];
+    let have: Vec<_> = proxy.servers.iter().map(|(at, weight)| (at.to_string(), *weight)).collect();
+    assert_eq!(have, servers.iter().map(|(at, weight)| ((*at).to_owned(), *weight)).collect::<Vec<_>>());
+    assert_eq!(proxy.ended.iter().map(ToString::to_string).collect::<Vec<_>>(), ended);
+}
+
+const FIRST: &str = "10.2.4.10:80";
+const SECOND: &str = "10.2.6.10:80";
+
+/// nginx served by HAProxy, with these annotations.
+fn checked(annotations: &[(&str, &str)]) -> World {
+    let mut snapshot = proxied();
+    let nginx = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(nginx).annotations =
+        annotations.iter().map(|(key, text)| (format!("kvip.io/{key}"), (*text).to_owned())).collect();
+    let mut world = World::new(settings());
+    world.list(snapshot);
+    world.turn();
+    world
+}
+
+#[test]
+fn haproxys_servers_follow_the_checks() {
+    let (http, remove, refuse) =
+        (("check", "http"), ("check-unhealthy", "remove"), ("check-all-unhealthy", "refuse"));
+    let mut world = checked(&[http]);
+    check_servers(&mut world, &[(FIRST, 1), (SECOND, 1)], &[]);
+    world.unhealthy(&[SECOND]);
+    check_servers(&mut world, &[(FIRST, 1), (SECOND, 0)], &[]);
+    world.unhealthy(&[FIRST, SECOND]);
+    check_servers(&mut world, &[(FIRST, 1), (SECOND, 1)], &[]);
+
+    let mut world = checked(&[http, remove, refuse]);
+    world.unhealthy(&[SECOND]);
+    check_servers(&mut world, &[(FIRST, 1)], &[SECOND]);
+    world.unhealthy(&[]);
+    check_servers(&mut world, &[(FIRST, 1), (SECOND, 1)], &[]);
+    world.unhealthy(&[FIRST, SECOND]);
+    check_servers(&mut world, &[], &[FIRST, SECOND]);
+    assert!(world.proxies().unwrap().frontends[&nginx()].rests());
+}
+
+#[test]
+fn connections_to_pods_of_a_dead_node_end_and_those_to_pods_that_go_do_not() {
+    let mut world = checked(&[]);
+    world.dead(&["node-b"]);
+    check_servers(&mut world, &[(FIRST, 1)], &[SECOND]);
+    world.dead(&[]);
+    check_servers(&mut world, &[(FIRST, 1), (SECOND, 1)], &[]);
+    let mut fewer = proxied();
+    pods(&mut fewer, "nginx").pop();
+    world.event(fewer);
+    check_servers(&mut world, &[(FIRST, 1)], &[]);
 }
 
 /// A VIP of mode proxy comes when HAProxy is `state`, and not before.

@@ -185,6 +185,7 @@ fn config(servers: &[u8]) -> Config {
         protocol: ProxyProtocol::V1,
         balance: Balance::RoundRobin,
         servers: servers.iter().map(backend).collect(),
+        ended: BTreeSet::new(),
     };
     Config { frontends: [(frontend, proxy)].into() }
 }
