@@ -120,7 +120,7 @@ fn a_kubeconfig_that_is_not_there_ends_a_plan() {
     assert_eq!(output.status.code(), Some(3));
     let path = kubeconfig.display();
     let expected = format!(
-        "kvip: kubeconfig {path} is not there\n  put one at {path}, or set kubeconfig in [cluster] of /etc/kvip/config.toml\n"
+        "kvip: kubeconfig {path} is not there\n  put one at {path}, or set cluster.kubeconfig in the settings\n"
     );
     assert_eq!(text(&output.stderr), expected);
 }

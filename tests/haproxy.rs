@@ -439,16 +439,16 @@ fn connections_to_servers_that_do_not_answer_end() {
 #[test]
 fn a_server_that_is_replaced_goes_when_its_client_has() {
     run("a_server_that_is_replaced_goes_when_its_client_has", |mut bench| async move {
-        let served = |servers| config([(frontend(VIP, 80), proxy(ProxyProtocol::V1, servers))]);
-        bench.reach(&served(&[("10.2.4.1", 1)]), |status| status.state == State::Active).await;
+        let served = |server| config([(frontend(VIP, 80), proxy(ProxyProtocol::V1, &[server]))]);
+        bench.reach(&served(("10.2.4.1", 1)), |status| status.state == State::Active).await;
         let (open, _) = connect(80).await.unwrap();
-        bench.want(&served(&[("10.2.4.2", 1)]));
+        bench.want(&served(("10.2.4.2", 1)));
         until_only("10.2.4.2").await;
         assert_eq!(bench.servers().await.len(), 2);
         drop(open);
         let gone = async {
             for weight in [1, 2].into_iter().cycle() {
-                bench.want(&served(&[("10.2.4.2", weight)]));
+                bench.want(&served(("10.2.4.2", weight)));
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 if bench.servers().await.len() == 1 {
                     return;

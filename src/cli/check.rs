@@ -365,7 +365,7 @@ to mend on this host
         let expected = "
 to mend on this host
   cluster  kubeconfig /etc/kvip/kubeconfig is not there
-           put one at /etc/kvip/kubeconfig, or set kubeconfig in [cluster] of /etc/kvip/config.toml
+           put one at /etc/kvip/kubeconfig, or set cluster.kubeconfig in the settings
   ens18    node.interface names it, but this host has none so called
            ip link
   nft      not installed

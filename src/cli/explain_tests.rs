@@ -186,7 +186,7 @@ fn a_wrong_entry_of_the_configmap_is_told_of_its_service() {
         }
         let map =
             format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: vip-configmap}}\ndata: {entries}\n");
-        std::fs::write(folder.path().join("zz.yaml"), map).unwrap();
+        std::fs::write(folder.path().join("vip-configmap.yaml"), map).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let sources = Sources::of_file(folder.path().join("config.toml"));
         let view = runtime.block_on(view::of_folder(folder.path(), &sources)).unwrap();
@@ -194,17 +194,17 @@ fn a_wrong_entry_of_the_configmap_is_told_of_its_service() {
         findings.into_iter().map(|finding| finding.text).collect::<Vec<_>>()
     };
     let methods = "write one of NAT, DR, PROXY, DSR, TUNNEL, ANNOUNCE, or none";
-    for (entry, method) in [("default/nginx:nat", "nat"), ("default/nginx:80/tcp", "80/tcp")] {
-        let said = format!("key \"10.87.2.51\": `{entry}`: unknown method `{method}`; {methods}");
+    let number = "; a port is written as its number";
+    for (entry, method, more) in
+        [("default/nginx:nat", "nat", ""), ("default/nginx:80/tcp", "80/tcp", number)]
+    {
+        let said = format!("key \"10.87.2.51\": `{entry}`: unknown method `{method}`; {methods}{more}");
         assert_eq!(of(&format!("{{10.87.2.51: '{entry}'}}")), [said]);
     }
     let outside = "key \"192.0.2.1\" ignored: outside the allowed ranges (10.87.2.0/24)";
     assert_eq!(of("{192.0.2.1: default/nginx}"), [outside]);
     let unread = of("[default/nginx]");
-    assert!(
-        unread.len() == 1 && unread[0].starts_with("ConfigMap vip-configmap: invalid type"),
-        "{unread:?}"
-    );
+    assert!(unread.len() == 1 && unread[0].starts_with("ConfigMap vip-configmap: data: "), "{unread:?}");
 }
 
 #[test]
@@ -219,6 +219,8 @@ fn all_is_told_that_a_plan_says_of_a_service() {
         "services.yaml:1: Service default/web is written twice: what again.yaml:1 says of it does not count"
             .into(),
         "services.yaml:1: Service web: annotation \"kvip.io/thresholds\" = 100 is no text: put it in quotes"
+            .into(),
+        "services.yaml:1: Service web: spec.loadBalancerSourceRange is no field of it; did you mean loadBalancerSourceRanges?"
             .into(),
     ];
     assert_eq!(said("manifests-wrong", "default/web"), expected);

@@ -232,7 +232,7 @@ fn split(path: &'static str) -> (&'static str, &'static str) {
     path.split_once('.').unwrap_or(("", path))
 }
 
-/// The answer of the candidate nearest to `wrong`, if one is near.
+/// The answer of the candidate nearest to `wrong`, if one is near; capitals count for nothing.
 pub(crate) fn closest(
     wrong: &str,
     candidates: impl Iterator<Item = (&'static str, &'static str)>,
@@ -240,7 +240,7 @@ pub(crate) fn closest(
     let limit = FARTHEST.min(wrong.len() / 2);
     let wrong = wrong.to_ascii_lowercase();
     candidates
-        .map(|(name, answer)| (strsim::damerau_levenshtein(&wrong, name), answer))
+        .map(|(name, answer)| (strsim::damerau_levenshtein(&wrong, &name.to_ascii_lowercase()), answer))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, answer)| answer)
