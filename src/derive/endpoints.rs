@@ -52,6 +52,24 @@ pub struct Behind {
     pub ways: BTreeMap<String, IpAddr>,
 }
 
+/// What is looked for behind a frontend.
+#[derive(Debug, Clone, Copy)]
+pub struct Sought<'a> {
+    /// The Service's port.
+    pub port: &'a ServicePort,
+    /// The VIP's.
+    pub family: Family,
+    /// A virtual server of it goes by the order of its real servers, where one has a place on all nodes or on none.
+    pub ordered: bool,
+}
+
+impl Sought<'_> {
+    /// What becomes of a real server that is to serve no more, but is as good as before for the connections that it has.
+    fn relieved(&self) -> WantedServer {
+        if self.ordered { WantedServer::Draining } else { WantedServer::Lingering }
+    }
+}
+
 /// Which endpoints count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope<'a> {
@@ -129,7 +147,7 @@ impl Handing<'_> {
     }
 }
 
-/// What is behind `port` of a Service whose slices are given.
+/// What is behind a port of a Service whose slices are given.
 ///
 /// An endpoint's own weight counts before that of its zone. Of weight 0 it gets no more connections; where all nodes must
 /// have the same real servers it goes after a while, as what a node makes of such a one depends on what it was before.
@@ -140,11 +158,11 @@ impl Handing<'_> {
 pub fn behind(
     around: &Surroundings,
     slices: &[&Arc<EndpointSlice>],
-    port: &ServicePort,
-    family: Family,
+    sought: Sought<'_>,
     scope: Scope<'_>,
     zone_weights: &BTreeMap<String, u16>,
 ) -> Behind {
+    let Sought { port, family, .. } = sought;
     let mut found = Behind::default();
     let mut candidates = Vec::new();
     let mut idle = Vec::new();
@@ -183,7 +201,7 @@ pub fn behind(
     let weight = |endpoint: &Endpoint| endpoint.weight.or_else(|| zoned(endpoint)).unwrap_or(1);
     let any_ready = candidates.iter().any(|(endpoint, ..)| endpoint.ready);
     for (endpoint, backend, place) in candidates {
-        if let Some(wanted) = wanted(endpoint, any_ready, &hints, scope) {
+        if let Some(wanted) = wanted(endpoint, any_ready, &hints, sought, scope) {
             let weight = weight(endpoint);
             found.weightless += usize::from(weight == 0 && wanted == WantedServer::Active);
             let (wanted, weight) = weighed(wanted, weight, scope);
@@ -311,12 +329,18 @@ impl Hints {
 }
 
 /// What to do with one endpoint; `None`: nothing sends traffic to it. One that serves another zone now but has connections
-/// from before keeps them: its real server drains. So does one that is not ready, which may be so again at any time; but
-/// not where all nodes are to have the same real servers, as they may have had connections to others.
-fn wanted(endpoint: &Endpoint, any_ready: bool, hints: &Hints, scope: Scope<'_>) -> Option<WantedServer> {
+/// from before keeps them. So does one that is not ready, which may be so again at any time; but not where all nodes are to
+/// have the same real servers, as they may have had connections to others.
+fn wanted(
+    endpoint: &Endpoint,
+    any_ready: bool,
+    hints: &Hints,
+    sought: Sought<'_>,
+    scope: Scope<'_>,
+) -> Option<WantedServer> {
     if endpoint.ready {
         let here = hints.let_through(endpoint);
-        return Some(if here { WantedServer::Active } else { WantedServer::Draining });
+        return Some(if here { WantedServer::Active } else { sought.relieved() });
     }
     if !any_ready && endpoint.serving && endpoint.terminating {
         return Some(WantedServer::Active);
@@ -332,9 +356,8 @@ fn wanted(endpoint: &Endpoint, any_ready: bool, hints: &Hints, scope: Scope<'_>)
 mod tests {
     use super::*;
 
-    /// Which of three ready pods, hinted for `zones` and `nodes`, serve a node `node-a` of zone `z1`.
-    #[track_caller]
-    fn check_hints(zones: [&[&str]; 3], nodes: [&[&str]; 3], active: &[u8]) {
+    /// What three ready pods, hinted for `zones` and `nodes`, are to a node `node-a` of zone `z1`.
+    fn hinted(zones: [&[&str]; 3], nodes: [&[&str]; 3], ordered: bool) -> Vec<WantedServer> {
         let around =
             Surroundings { node: Some("node-a".into()), zone: Some("z1".into()), ..Surroundings::default() };
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
@@ -350,14 +373,17 @@ mod tests {
             ports: vec![port.clone()],
             endpoints: endpoints.collect(),
         });
-        let got = behind(&around, &[&slice], &port, Family::V4, Scope::ThisNode, &BTreeMap::new()).servers;
-        let got: Vec<String> = got
-            .into_iter()
-            .filter(|(_, server)| server.wanted == WantedServer::Active)
-            .map(|(backend, _)| backend.address.to_string())
-            .collect();
-        let want: Vec<String> = active.iter().map(|last| format!("10.2.4.{last}")).collect();
-        assert_eq!(got, want);
+        let sought = Sought { port: &port, family: Family::V4, ordered };
+        let got = behind(&around, &[&slice], sought, Scope::ThisNode, &BTreeMap::new()).servers;
+        got.into_values().map(|server| server.wanted).collect()
+    }
+
+    /// Which of three ready pods serve.
+    #[track_caller]
+    fn check_hints(zones: [&[&str]; 3], nodes: [&[&str]; 3], active: &[u8]) {
+        let got = (1_u8..).zip(hinted(zones, nodes, false));
+        let got = got.filter(|(_, wanted)| *wanted == WantedServer::Active).map(|(last, _)| last);
+        assert_eq!(got.collect::<Vec<_>>(), active);
     }
 
     #[test]
@@ -369,5 +395,11 @@ mod tests {
         check_hints([&["z2"], &["z2"], &["z3"]], none, &[1, 2, 3]);
         check_hints([&["z1"], &["z1"], &["z2"]], [&["node-b"], &["node-a"], &["node-c"]], &[2]);
         check_hints([&["z1"], &["z1"], &["z2"]], [&["node-b"], &["node-b"], &["node-c"]], &[1, 2]);
+    }
+
+    #[test]
+    fn hints_take_connections_from_nobody_but_where_the_order_counts() {
+        let wanted = |ordered| hinted([&["z1"], &["z2"], &["z1"]], [&[], &[], &[]], ordered)[1];
+        assert_eq!([wanted(false), wanted(true)], [WantedServer::Lingering, WantedServer::Draining]);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::asks::Source;
 use super::assign::{Serving, Task};
 use super::checks::{self, Checking, Judged};
-use super::endpoints::{self, Behind, Carrying, Handing, Scope, Surroundings};
+use super::endpoints::{self, Behind, Carrying, Handing, Scope, Sought, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
 use super::{Balanced, Forwarding, Owner, Place, Proxying, Served, Server, WantedServer, kube_proxy, mode};
@@ -132,9 +132,14 @@ impl Part {
             Mode::Tunnel => Scope::Carriers(Carrying { members, wrapped: true, port }),
             Mode::Nat | Mode::Proxy | Mode::Announce => Scope::ThisNode,
         };
-        let family = Family::of(frontend.vip);
+        let all = virtual_servers(service.options, frontend, serving);
+        let sought = Sought {
+            port: &serving.port,
+            family: Family::of(frontend.vip),
+            ordered: all.iter().any(|balanced| balanced.service.goes_by_order()),
+        };
         let weights = &service.options.zone_weights;
-        let mut behind = endpoints::behind(&context.around, slices, &serving.port, family, scope, weights);
+        let mut behind = endpoints::behind(&context.around, slices, sought, scope, weights);
         let owner = Owner::Service(service.key.clone());
         let checking = service.checking(serving.mode);
         let all_stay = serving.mode == Mode::Dsr;
@@ -147,7 +152,6 @@ impl Part {
         self.findings.extend(hanging(context, service.key, frontend, serving, dropping.as_ref()));
         self.findings.extend(beyond(service.key, frontend, serving, &behind, dropping));
         self.findings.extend(dropped_by_mark(service.key, frontend, serving, &context.firewall));
-        let all = virtual_servers(service.options, frontend, serving);
         let served = Served {
             owner,
             source: serving.source,

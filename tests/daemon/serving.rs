@@ -236,6 +236,25 @@ fn a_pod_that_is_not_ready_keeps_its_connections_for_as_long_as_they_last() {
 }
 
 #[test]
+fn a_pod_that_is_meant_for_another_node_now_keeps_its_connections_for_as_long_as_they_last() {
+    let mut world = World::serving();
+    let at = backend("10.2.4.10", 80);
+    world.connections(nginx(), at, 3);
+    let mut hinted = snapshot();
+    for (pod, node) in pods(&mut hinted, "nginx").iter_mut().zip(["node-b", "node-a"]) {
+        pod.for_nodes = vec![node.into()];
+    }
+    world.event(hinted);
+    world.tick(300);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 0), pair("10.2.6.10:80", 1)]);
+    world.connections(nginx(), at, 0);
+    world.tick(1);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
+    let status = world.status();
+    assert_eq!((status.as_planned, status.faults), (true, 0));
+}
+
+#[test]
 fn a_pod_that_is_not_ready_yet_is_nowhere() {
     let mut world = World::serving();
     let mut more = snapshot();
