@@ -15,7 +15,7 @@ use rustix::net::sockopt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -26,6 +26,8 @@ use crate::snapshot::Snapshot;
 
 /// How long one asker may take.
 const ASKER_LIMIT: Duration = Duration::from_secs(5);
+/// Askers that are answered at a time, on all ports together. One more on each port waits with a descriptor, others without.
+const ASKERS_MAX: usize = 256;
 /// What is read of a request at most; nothing of it matters.
 const REQUEST_MAX: u64 = 8192;
 /// Before a port that somebody else has is tried again.
@@ -67,6 +69,7 @@ pub fn spawn(local: watch::Receiver<Option<Local>>) {
 }
 
 async fn run(mut local: watch::Receiver<Option<Local>>) {
+    let room = Arc::new(Semaphore::new(ASKERS_MAX));
     let mut listeners = JoinSet::new();
     let mut running: BTreeMap<(u16, ObjectKey), AbortHandle> = BTreeMap::new();
     loop {
@@ -83,7 +86,7 @@ async fn run(mut local: watch::Receiver<Option<Local>>) {
         for (port, service) in wanted {
             running
                 .entry((port, service.clone()))
-                .or_insert_with(|| listeners.spawn(listen(port, service, local.clone())));
+                .or_insert_with(|| listeners.spawn(listen(port, service, local.clone(), Arc::clone(&room))));
         }
         tokio::select! {
             changed = local.changed() => if changed.is_err() { return },
@@ -94,7 +97,7 @@ async fn run(mut local: watch::Receiver<Option<Local>>) {
 }
 
 /// Answers on one port for ever. A port that another program has is left to it and tried again.
-async fn listen(port: u16, service: ObjectKey, local: watch::Receiver<Option<Local>>) {
+async fn listen(port: u16, service: ObjectKey, local: watch::Receiver<Option<Local>>, room: Arc<Semaphore>) {
     let mut told = false;
     let listener = loop {
         match or_ipv4(bind(Ipv6Addr::UNSPECIFIED.into(), port), || bind(Ipv4Addr::UNSPECIFIED.into(), port)) {
@@ -115,9 +118,13 @@ async fn listen(port: u16, service: ObjectKey, local: watch::Receiver<Option<Loc
             sleep(Duration::from_millis(100)).await;
             continue;
         };
+        let place = Arc::clone(&room).acquire_owned().await;
         let count = local.borrow().as_ref().map_or(0, |local| local.endpoints(&service));
         let text = response(&service, count);
-        askers.spawn(async move { timeout(ASKER_LIMIT, answer(stream, text)).await });
+        askers.spawn(async move {
+            let _ = timeout(ASKER_LIMIT, answer(stream, text)).await;
+            drop(place);
+        });
         while askers.try_join_next().is_some() {}
     }
 }
@@ -233,6 +240,40 @@ mod tests {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.ok()?;
         Some(text)
+    }
+
+    #[tokio::test]
+    async fn who_asks_has_a_place_until_it_is_answered() {
+        let free = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let (_local, answers) = watch::channel(Some(cluster(port, [true; 3])));
+        let room = Arc::new(Semaphore::new(2));
+        let listening =
+            tokio::spawn(listen(port, ObjectKey::new("default", "web"), answers, Arc::clone(&room)));
+        let until = async |places: usize| {
+            timeout(Duration::from_secs(60), async {
+                while room.available_permits() != places {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .expect("the places are taken and given back");
+        };
+        let connect = async || loop {
+            if let Ok(stream) = TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await {
+                return stream;
+            }
+            tokio::task::yield_now().await;
+        };
+        let silent = connect().await;
+        until(1).await;
+        let second = connect().await;
+        until(0).await;
+        drop((silent, second));
+        until(2).await;
+        assert!(ask(port).await.is_some_and(|text| text.starts_with("HTTP/1.1 200")));
+        listening.abort();
     }
 
     #[tokio::test]

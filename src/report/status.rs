@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::beats;
@@ -26,6 +28,8 @@ pub const HASH_TABLE: usize = 4093 * 8;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long one reader of the socket may take.
 const READER_LIMIT: Duration = Duration::from_secs(5);
+/// Readers at a time: each has a descriptor and a document. More wait to be taken in.
+const READERS_MAX: usize = 16;
 
 /// The state of one node's kvip.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,11 +189,16 @@ pub async fn serve(path: &Path, status: impl Fn() -> Status) -> anyhow::Result<(
     let listener = UnixListener::bind(path).with_context(|| format!("make the socket {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
         .with_context(|| format!("open the socket {} to all users", path.display()))?;
+    let room = Arc::new(Semaphore::new(READERS_MAX));
     let promise = beats::Promise::new("status", beats::PROMPT);
     loop {
         promise.beat();
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            let place = Arc::clone(&room).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            next = next => next,
             () = sleep(beats::EVERY) => continue,
         };
         let Ok((stream, _)) = accepted else {
@@ -198,7 +207,10 @@ pub async fn serve(path: &Path, status: impl Fn() -> Status) -> anyhow::Result<(
             continue;
         };
         let document = serde_json::to_vec(&status()).context("write the status as JSON")?;
-        tokio::spawn(tokio::time::timeout(READER_LIMIT, answer(stream, document)));
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(READER_LIMIT, answer(stream, document)).await;
+            drop(place);
+        });
     }
 }
 
@@ -222,4 +234,44 @@ pub async fn ask(path: &Path) -> anyhow::Result<Status> {
     let status: Status = serde_json::from_slice(&document).context("understand the daemon's answer")?;
     anyhow::ensure!(status.schema == SCHEMA, "the daemon speaks {}, this kvip {SCHEMA}", status.schema);
     Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Paused, so that nobody's time is up before all have run as far as they can.
+    #[tokio::test(start_paused = true)]
+    async fn so_many_read_at_a_time_and_the_next_has_its_turn() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("status");
+        let made = Arc::new(AtomicUsize::new(0));
+        let (socket, count) = (path.clone(), Arc::clone(&made));
+        // More than a socket takes unread.
+        let status = Status { schema: SCHEMA.into(), summary: "x".repeat(1 << 20), ..Status::default() };
+        let document = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            status.clone()
+        };
+        let serving = tokio::spawn(async move { serve(&socket, document).await });
+        while UnixStream::connect(&path).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        let mut readers = Vec::new();
+        for _ in 0..READERS_MAX + 4 {
+            readers.push(UnixStream::connect(&path).await.unwrap());
+        }
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        let begun = made.load(Ordering::Relaxed);
+        assert!(begun <= READERS_MAX + 1, "one who was gone before it read, and {READERS_MAX}: {begun}");
+        readers.clear();
+        tokio::time::resume();
+        let status = ask(&path).await.unwrap();
+        assert_eq!(status.summary.len(), 1 << 20);
+        serving.abort();
+    }
 }
