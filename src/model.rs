@@ -138,6 +138,13 @@ pub struct Frontend {
     pub port: u16,
 }
 
+impl Frontend {
+    /// What stands before all frontends of `vip` and behind those of every lower VIP.
+    pub fn before(vip: IpAddr) -> Self {
+        Self { vip, protocol: Protocol::Tcp, port: 0 }
+    }
+}
+
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.protocol, std::net::SocketAddr::new(self.vip, self.port))

@@ -136,6 +136,8 @@ struct Said {
 /// What is assigned, and what of it is refused.
 struct View<'a> {
     inputs: Inputs<'a>,
+    /// What anybody is served at.
+    taken: BTreeSet<Frontend>,
     /// What findings refuse to Services, by the Services' names.
     refused: BTreeMap<&'a str, BTreeSet<&'a str>>,
 }
@@ -146,7 +148,8 @@ impl<'a> View<'a> {
         for finding in inputs.assignment.findings.iter().filter(|finding| finding.refuses) {
             refused.entry(&finding.subject).or_default().insert(&finding.text);
         }
-        Self { inputs, refused }
+        let taken = inputs.assignment.tasks.values().flat_map(|task| task.frontends()).collect();
+        Self { inputs, taken, refused }
     }
 }
 
@@ -154,7 +157,7 @@ impl<'a> View<'a> {
 fn said(view: &View, key: &ObjectKey, service: &Service, shows: bool) -> Option<Said> {
     let inputs = &view.inputs;
     let frontends = own_frontends(inputs.assignment, key);
-    let mut addresses = addresses(inputs.assignment, service, &frontends);
+    let mut addresses = addresses(view, service, &frontends);
     addresses.extend(kept(inputs.assignment, key, service));
     let served = !frontends.is_empty();
     let asks = asks(inputs, key, service);
@@ -230,17 +233,12 @@ fn own_frontends(assignment: &Assignment, key: &ObjectKey) -> BTreeMap<Frontend,
 }
 
 /// The addresses of `frontends`, each with all ports of the Service and which of them are not served there.
-fn addresses(
-    assignment: &Assignment,
-    service: &Service,
-    frontends: &BTreeMap<Frontend, Mode>,
-) -> Vec<Address> {
+fn addresses(view: &View, service: &Service, frontends: &BTreeMap<Frontend, Mode>) -> Vec<Address> {
     let vips: BTreeSet<IpAddr> = frontends.keys().map(|frontend| frontend.vip).collect();
     let port = |vip: IpAddr, port: &ServicePort| {
         let frontend = Frontend { vip, protocol: port.protocol, port: port.port };
         let error = (!frontends.contains_key(&frontend)).then(|| {
-            let taken = assignment.tasks.values().any(|task| task.frontends().any(|other| other == frontend));
-            if taken { PORT_TAKEN.to_owned() } else { PORT_NOT_SERVED.to_owned() }
+            if view.taken.contains(&frontend) { PORT_TAKEN.to_owned() } else { PORT_NOT_SERVED.to_owned() }
         });
         Port { protocol: port.protocol, port: port.port, error }
     };

@@ -232,7 +232,11 @@ impl Feeds {
         let (status, readers) = watch::channel(Arc::new(View::default()));
         let socket = paths.run.join(SOCKET);
         tokio::spawn(async move {
-            let document = || readers.borrow().document(Instant::now().into_std());
+            // Making the document takes a while, and who borrows keeps turns from telling more.
+            let document = || {
+                let view = Arc::clone(&readers.borrow());
+                view.document(Instant::now().into_std())
+            };
             if let Err(error) = status::serve(&socket, document).await {
                 error!("kvip status cannot be answered: {error:#}");
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::pass::Outcome;
 use crate::derive::{DEFAULT_GROUP, Desired, GroupView};
 use crate::health::check::Down;
-use crate::model::{Finding, Vrid};
+use crate::model::{self, Finding, Vrid};
 use crate::report::status::{Cluster, FailingCheck, Frontend, Group, Repairs, SCHEMA, Status, Vip};
 use crate::report::words::{age, count};
 use crate::snapshot::Snapshot;
@@ -201,7 +201,8 @@ fn hash_tables(desired: &Desired) -> usize {
 
 fn vips(desired: &Desired, here: &BTreeSet<IpAddr>, since: &Since, now: Instant) -> Vec<Vip> {
     let frontends = |vip: IpAddr| {
-        let of_vip = desired.frontends.iter().filter(move |(frontend, _)| frontend.vip == vip);
+        let from = model::Frontend::before(vip);
+        let of_vip = desired.frontends.range(from..).take_while(move |(frontend, _)| frontend.vip == vip);
         of_vip.map(|(frontend, served)| Frontend {
             service: served.owner.to_string(),
             protocol: frontend.protocol,
