@@ -421,13 +421,11 @@ impl Deriver {
         others.flat_map(|name| reach::addresses(name, inputs)).collect()
     }
 
-    /// The nodes to watch for signs of life: all that run backends, but this one.
+    /// The nodes to watch for signs of life: all that run backends, but this one. One whose Node is deleted before its pods
+    /// has no addresses.
     fn probed(&self, inputs: &Inputs) -> BTreeMap<String, Vec<IpAddr>> {
         let others = self.nodes.iter().filter(|name| Some(*name) != self.assignment.node.as_ref());
-        others
-            .filter_map(|name| {
-                inputs.snapshot.nodes.get(name).map(|node| (name.clone(), node.addresses.clone()))
-            })
-            .collect()
+        let addresses = |name: &String| inputs.snapshot.nodes.get(name).map(|node| node.addresses.clone());
+        others.map(|name| (name.clone(), addresses(name).unwrap_or_default())).collect()
     }
 }

@@ -106,7 +106,7 @@ pub struct Desired {
     pub peers: Arc<BTreeSet<IpAddr>>,
     /// Pods of other nodes that packets are handed on to as they came, as far as their nodes' ways are to be looked at.
     pub ways: Counted<(String, IpAddr)>,
-    /// Nodes whose life decides over backends, with their addresses: all that run backends, but this one.
+    /// Nodes whose life decides over backends, with their addresses as far as known: all that run backends, but this one.
     pub probed: Arc<BTreeMap<String, Vec<IpAddr>>>,
     /// Endpoints to check, each by how many owners.
     pub checked: Counted<Target>,

@@ -77,20 +77,20 @@ impl Health {
         Self { own: own.into(), nodes: BTreeMap::new(), schedule: BTreeSet::new() }
     }
 
-    /// Replaces the nodes to probe. What is known of a node stays while it keeps one of its addresses; a node
-    /// without addresses cannot be probed, so it is never dead.
+    /// Replaces the nodes to probe. What is known of a node stays while it keeps one of its addresses, or while nobody knows
+    /// any; a node that never had addresses cannot be probed, so it is never dead.
     pub fn set_targets(&mut self, targets: &Targets, now: Instant) {
         let mut before = std::mem::take(&mut self.nodes);
         for (node, addresses) in targets.iter().filter(|(node, _)| **node != self.own) {
             let wanted: BTreeSet<IpAddr> = addresses.iter().copied().collect();
             let addresses: Vec<IpAddr> = wanted.into_iter().take(ADDRESSES_MAX).collect();
-            if addresses.is_empty() {
-                continue;
-            }
-            let known = before.remove(node).filter(|r| r.addresses.iter().any(|ip| addresses.contains(ip)));
-            let record = match known {
-                Some(record) => Record { addresses, ..record },
-                None => Record::new(addresses, now + phase(&self.own, node)),
+            let record = match before.remove(node) {
+                Some(record) if addresses.is_empty() => record,
+                None if addresses.is_empty() => continue,
+                Some(record) if record.addresses.iter().any(|ip| addresses.contains(ip)) => {
+                    Record { addresses, ..record }
+                }
+                _ => Record::new(addresses, now + phase(&self.own, node)),
             };
             self.nodes.insert(node.clone(), record);
         }

@@ -24,6 +24,7 @@
 //!   | 4 | 2 | yes |
 //!   | 5 | 3 | none |
 //!
+//! - A node whose object is deleted while there are backends on it is probed on as before: that it is dead may be why.
 //! - What fails on this node (no free port, no free descriptor, not permitted) says nothing about the other.
 
 pub mod check;
@@ -38,7 +39,7 @@ use std::net::IpAddr;
 pub use machine::{Health, Outcome, Probe};
 pub use probe::spawn;
 
-/// The nodes to probe, by name, with their addresses of type `InternalIP`.
+/// The nodes to probe, by name, with their addresses of type `InternalIP`; none where a node's object is gone.
 pub type Targets = BTreeMap<String, Vec<IpAddr>>;
 
 /// What the probes say.

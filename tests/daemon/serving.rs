@@ -340,6 +340,20 @@ fn the_pods_of_a_dead_node_are_left_out_and_come_back() {
     assert!(!world.keepalived_was_told());
 }
 
+/// Whoever removes a machine that died deletes its Node, and the cluster its pods a while later.
+#[test]
+fn the_pods_of_a_dead_node_stay_out_when_its_node_object_is_deleted() {
+    let mut world = World::serving();
+    world.dead(&["node-b"]);
+    world.turn();
+    let mut gone = snapshot();
+    gone.nodes.remove("node-b");
+    world.event(gone);
+    world.turn();
+    assert_eq!(world.targets(), ["node-b", "node-c"], "it is still asked");
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 1)]);
+}
+
 #[test]
 fn strays_go_after_15_s_when_owned_and_marked() {
     let mut world = World::serving();

@@ -142,6 +142,21 @@ fn knowledge_stays_with_an_address() {
 }
 
 #[test]
+fn a_node_whose_object_is_deleted_is_as_dead_as_before() {
+    let now = Instant::now();
+    let mut health = with(2);
+    note_all(&mut health, &["ammm", "a"]);
+    let mut nodes = targets(2);
+    nodes.insert(name(0), Vec::new());
+    health.set_targets(&nodes, now);
+    assert_eq!(health.dead().nodes, BTreeSet::from([name(0)]));
+    let probed = health.due(now + PERIOD, 9).into_iter().find(|probe| probe.node == name(0));
+    assert_eq!(probed.map(|probe| probe.addresses), Some(targets(2)[&name(0)].clone()), "at those it had");
+    assert!(health.note(&name(0), Outcome::Alive), "it may live after all");
+    assert_eq!(health.dead(), Dead::default());
+}
+
+#[test]
 fn each_node_is_probed_once_a_period_and_the_longest_waiting_first() {
     let start = Instant::now();
     let mut health = Health::new("own");
