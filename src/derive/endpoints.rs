@@ -52,11 +52,16 @@ pub struct Behind {
     pub ways: BTreeMap<String, IpAddr>,
 }
 
+/// Names of ports, each with its protocol.
+pub type Names<'a> = BTreeSet<(&'a str, Protocol)>;
+
 /// What is looked for behind a frontend.
 #[derive(Debug, Clone, Copy)]
 pub struct Sought<'a> {
     /// The Service's port.
     pub port: &'a ServicePort,
+    /// What all ports of the Service are called.
+    pub names: &'a Names<'a>,
     /// The VIP's.
     pub family: Family,
     /// A virtual server of it goes by the order of its real servers, where one has a place on all nodes or on none.
@@ -64,6 +69,15 @@ pub struct Sought<'a> {
 }
 
 impl Sought<'_> {
+    fn is_it(&self, port: &ServicePort) -> bool {
+        port.name == self.port.name && port.protocol == self.port.protocol
+    }
+
+    /// Whether the Service has no port of this name: not any more, or not yet.
+    fn may_have_been_it(&self, port: &ServicePort) -> bool {
+        port.protocol == self.port.protocol && !self.names.contains(&(port.name.as_str(), port.protocol))
+    }
+
     /// What becomes of a real server that is to serve no more, but is as good as before for the connections that it has.
     fn relieved(&self) -> WantedServer {
         if self.ordered { WantedServer::Draining } else { WantedServer::Lingering }
@@ -155,6 +169,9 @@ impl Handing<'_> {
 /// Ports match by name and protocol, as the EndpointSlice API defines it. Endpoints of dead nodes get no connections. Without
 /// a ready endpoint, those serve that are serving while terminating (KEP-1669, as kube-proxy does). Of ready endpoints
 /// with hints for this node or its zone only those serve (KEP-2433 and KEP-3015, as kube-proxy does).
+///
+/// When names of ports change, the Service has them a moment before its slices. What these say until then is no reason to
+/// serve, as it may be of another port, and none to cut connections.
 pub fn behind(
     around: &Surroundings,
     slices: &[&Arc<EndpointSlice>],
@@ -162,12 +179,11 @@ pub fn behind(
     scope: Scope<'_>,
     zone_weights: &BTreeMap<String, u16>,
 ) -> Behind {
-    let Sought { port, family, .. } = sought;
     let mut found = Behind::default();
     let mut candidates = Vec::new();
     let mut idle = Vec::new();
-    for (endpoint, number) in endpoints_of(slices, port, family) {
-        found.total += 1;
+    for (endpoint, number, named) in endpoints_of(slices, sought) {
+        found.total += usize::from(named);
         let backend = Backend { address: endpoint.address, port: scope.port().unwrap_or(number) };
         let node = endpoint.node.as_deref().unwrap_or_default();
         let access = found.access(around, endpoint, scope);
@@ -178,30 +194,31 @@ pub fn behind(
             found.nodes.insert(node.to_owned());
         }
         let dead = around.dead.contains(node);
-        if dead {
+        if dead && named {
             found.dead.insert(node.to_owned());
             found.silent.insert(backend);
         }
         match access {
-            Access::At(place) if !dead => candidates.push((endpoint, backend, place)),
+            Access::At(place) if !dead => candidates.push((endpoint, backend, place, named)),
             // Clients of UDP and SCTP may keep one source port for ever: theirs would never leave.
-            _ if dead && port.protocol != Protocol::Tcp => {}
-            _ => idle.push((endpoint, backend)),
+            _ if dead && sought.port.protocol != Protocol::Tcp => {}
+            _ => idle.push((endpoint, backend, named)),
         }
     }
-    let any = slices.iter().any(|slice| slice.family == family && !slice.endpoints.is_empty());
+    let any = slices.iter().any(|slice| slice.family == sought.family && !slice.endpoints.is_empty());
     found.lacks_port = found.total == 0 && any;
+    let counting = candidates.iter().filter(|(.., named)| *named).map(|(endpoint, ..)| *endpoint);
+    let any_ready = counting.clone().any(|endpoint| endpoint.ready);
     let hints = match scope {
-        Scope::ThisNode | Scope::Carriers(_) => {
-            Hints::of(around, candidates.iter().map(|(endpoint, ..)| *endpoint))
-        }
+        Scope::ThisNode | Scope::Carriers(_) => Hints::of(around, counting),
         Scope::Everywhere(_) => Hints::None,
     };
     let zoned = |endpoint: &Endpoint| endpoint.zone.as_ref().and_then(|zone| zone_weights.get(zone)).copied();
     let weight = |endpoint: &Endpoint| endpoint.weight.or_else(|| zoned(endpoint)).unwrap_or(1);
-    let any_ready = candidates.iter().any(|(endpoint, ..)| endpoint.ready);
-    for (endpoint, backend, place) in candidates {
+    let granted = |wanted: WantedServer, named| if named { wanted } else { wanted.min(sought.relieved()) };
+    for (endpoint, backend, place, named) in candidates {
         if let Some(wanted) = wanted(endpoint, any_ready, &hints, sought, scope) {
+            let wanted = granted(wanted, named);
             let weight = weight(endpoint);
             found.weightless += usize::from(weight == 0 && wanted == WantedServer::Active);
             let (wanted, weight) = weighed(wanted, weight, scope);
@@ -209,10 +226,10 @@ pub fn behind(
         }
     }
     if matches!(scope, Scope::Everywhere(_)) {
-        for (endpoint, backend) in
-            idle.into_iter().filter(|(endpoint, _)| endpoint.ready || endpoint.terminating)
+        for (endpoint, backend, named) in
+            idle.into_iter().filter(|(endpoint, ..)| endpoint.ready || endpoint.terminating)
         {
-            let (wanted, weight) = weighed(WantedServer::Idle, weight(endpoint), scope);
+            let (wanted, weight) = weighed(granted(WantedServer::Idle, named), weight(endpoint), scope);
             let place = if around.is_here(endpoint) { Place::Here } else { Place::Elsewhere };
             found.put(backend, Server { wanted, weight: weight.into(), place });
         }
@@ -280,15 +297,19 @@ fn weighed(wanted: WantedServer, weight: u16, scope: Scope<'_>) -> (WantedServer
     }
 }
 
-/// Endpoints with the number that the matching port has in their slice.
+/// Endpoints with the number that the matching port has in their slice, and whether it goes by the very name. One that may
+/// have been it matches where none does.
 fn endpoints_of<'a>(
     slices: &'a [&'a Arc<EndpointSlice>],
-    port: &'a ServicePort,
-    family: Family,
-) -> impl Iterator<Item = (&'a Endpoint, u16)> {
-    slices.iter().filter(move |slice| slice.family == family).flat_map(move |slice| {
-        let matching = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
-        matching.flat_map(|p| slice.endpoints.iter().map(|endpoint| (endpoint, p.port)))
+    sought: Sought<'a>,
+) -> impl Iterator<Item = (&'a Endpoint, u16, bool)> {
+    slices.iter().filter(move |slice| slice.family == sought.family).flat_map(move |slice| {
+        let named = slice.ports.iter().any(|port| sought.is_it(port));
+        let matches = move |port: &ServicePort| {
+            if named { sought.is_it(port) } else { sought.may_have_been_it(port) }
+        };
+        let matching = slice.ports.iter().filter(move |port| matches(port));
+        matching.flat_map(move |port| slice.endpoints.iter().map(move |one| (one, port.port, named)))
     })
 }
 
@@ -353,53 +374,5 @@ fn wanted(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What three ready pods, hinted for `zones` and `nodes`, are to a node `node-a` of zone `z1`.
-    fn hinted(zones: [&[&str]; 3], nodes: [&[&str]; 3], ordered: bool) -> Vec<WantedServer> {
-        let around =
-            Surroundings { node: Some("node-a".into()), zone: Some("z1".into()), ..Surroundings::default() };
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let endpoints = zones.iter().zip(nodes).zip(1_u8..).map(|((zones, nodes), last)| Endpoint {
-            for_zones: words(zones),
-            for_nodes: words(nodes),
-            ..Endpoint::ready([10, 2, 4, last].into(), "node-b")
-        });
-        let port = ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 };
-        let slice = Arc::new(EndpointSlice {
-            service: crate::model::ObjectKey::new("default", "web"),
-            family: Family::V4,
-            ports: vec![port.clone()],
-            endpoints: endpoints.collect(),
-        });
-        let sought = Sought { port: &port, family: Family::V4, ordered };
-        let got = behind(&around, &[&slice], sought, Scope::ThisNode, &BTreeMap::new()).servers;
-        got.into_values().map(|server| server.wanted).collect()
-    }
-
-    /// Which of three ready pods serve.
-    #[track_caller]
-    fn check_hints(zones: [&[&str]; 3], nodes: [&[&str]; 3], active: &[u8]) {
-        let got = (1_u8..).zip(hinted(zones, nodes, false));
-        let got = got.filter(|(_, wanted)| *wanted == WantedServer::Active).map(|(last, _)| last);
-        assert_eq!(got.collect::<Vec<_>>(), active);
-    }
-
-    #[test]
-    fn hints_count_when_all_endpoints_have_them_and_one_is_for_here() {
-        let none: [&[&str]; 3] = [&[], &[], &[]];
-        check_hints(none, none, &[1, 2, 3]);
-        check_hints([&["z1"], &["z2"], &["z1", "z2"]], none, &[1, 3]);
-        check_hints([&["z1"], &["z2"], &[]], none, &[1, 2, 3]);
-        check_hints([&["z2"], &["z2"], &["z3"]], none, &[1, 2, 3]);
-        check_hints([&["z1"], &["z1"], &["z2"]], [&["node-b"], &["node-a"], &["node-c"]], &[2]);
-        check_hints([&["z1"], &["z1"], &["z2"]], [&["node-b"], &["node-b"], &["node-c"]], &[1, 2]);
-    }
-
-    #[test]
-    fn hints_take_connections_from_nobody_but_where_the_order_counts() {
-        let wanted = |ordered| hinted([&["z1"], &["z2"], &["z1"]], [&[], &[], &[]], ordered)[1];
-        assert_eq!([wanted(false), wanted(true)], [WantedServer::Lingering, WantedServer::Draining]);
-    }
-}
+#[path = "endpoints_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::asks::Source;
 use super::assign::{Serving, Task};
 use super::checks::{self, Checking, Judged};
-use super::endpoints::{self, Behind, Carrying, Handing, Scope, Sought, Surroundings};
+use super::endpoints::{self, Behind, Carrying, Handing, Names, Scope, Sought, Surroundings};
 use super::options::Options;
 use super::virtual_servers::virtual_servers;
 use super::{Balanced, Forwarding, Owner, Place, Proxying, Served, Server, WantedServer, kube_proxy, mode};
@@ -78,7 +78,9 @@ pub fn serve(
     let mut part = Part::default();
     match (task, owner) {
         (Task::Service { options, selector, frontends, .. }, Owner::Service(key)) => {
-            let service = Facts { key, options, selector: selector.as_ref() };
+            let ports = frontends.values().map(|serving| &serving.port);
+            let names = &ports.map(|port| (port.name.as_str(), port.protocol)).collect();
+            let service = Facts { key, options, selector: selector.as_ref(), names };
             let here = |frontend, serving| !context.yields(frontend) || kube_proxy::goes_on(serving);
             for (frontend, serving) in frontends.iter().filter(|(frontend, serving)| here(frontend, serving))
             {
@@ -100,6 +102,8 @@ struct Facts<'a> {
     key: &'a ObjectKey,
     options: &'a Options,
     selector: Option<&'a BTreeMap<String, String>>,
+    /// What its ports are called.
+    names: &'a Names<'a>,
 }
 
 impl<'a> Facts<'a> {
@@ -135,6 +139,7 @@ impl Part {
         let all = virtual_servers(service.options, frontend, serving);
         let sought = Sought {
             port: &serving.port,
+            names: service.names,
             family: Family::of(frontend.vip),
             ordered: all.iter().any(|balanced| balanced.service.goes_by_order()),
         };

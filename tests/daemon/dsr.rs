@@ -283,6 +283,29 @@ fn an_ending_pod_drains_by_time_alone() {
     assert_eq!(world.status().faults, 0);
 }
 
+/// All nodes have the same table all the while, and who has connections keeps them.
+#[test]
+fn a_port_that_gets_a_name_moves_no_real_server() {
+    let mut world = serving();
+    let before = server(&world, nginx().into());
+    world.acts();
+    let mut named = dsr_snapshot();
+    let service = named.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(service).ports[0].name = "http".into();
+    world.event(named.clone());
+    world.tick(5);
+    assert_eq!(weights(&server(&world, nginx().into())).into_values().collect::<Vec<_>>(), [0, 0]);
+    let slice = named.slices.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(slice).ports[0].name = "http".into();
+    world.event(named);
+    world.tick(1);
+    let after = server(&world, nginx().into());
+    assert_eq!((weights(&after), &after.added), (weights(&before), &before.added));
+    let moved = |act: &&String| act.starts_with("remove real server") && act.contains("10.87.2.50");
+    assert_eq!(world.acts().iter().filter(moved).count(), 0);
+    assert_eq!(world.status().faults, 0);
+}
+
 /// Others have it still, for as long as it drains.
 #[test]
 fn a_node_that_begins_anew_adds_an_ending_pod() {

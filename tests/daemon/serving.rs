@@ -1,8 +1,9 @@
 //! From snapshots to the kernel: the order of things, churn, leaving, draining, audits and strays.
 
 use kvip::ipvs::{Key, VirtualServer};
-use kvip::model::{Frontend, Protocol};
+use kvip::model::{Frontend, ObjectKey, Protocol};
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
 
 use crate::world::{World, backend, dns, end, endpoint, ip, marked, nginx, pods, settings, snapshot};
 
@@ -338,6 +339,28 @@ fn the_pods_of_a_dead_node_are_left_out_and_come_back() {
     world.turn();
     assert_eq!(world.servers(nginx()).unwrap().len(), 2);
     assert!(!world.keepalived_was_told());
+}
+
+/// As the API demands when a Service gets a second port. The slices follow a moment later.
+#[test]
+fn a_port_that_gets_a_name_cuts_no_connections() {
+    let mut world = World::serving();
+    world.connections(nginx(), backend("10.2.4.10", 80), 3);
+    world.acts();
+    let mut named = snapshot();
+    let service = named.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(service).ports[0].name = "http".into();
+    world.event(named.clone());
+    world.tick(2);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 0)], "the one with connections");
+    assert_eq!(world.targets(), ["node-b", "node-c"]);
+    let slice = named.slices.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(slice).ports[0].name = "http".into();
+    world.event(named);
+    world.after(1);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 1), pair("10.2.6.10:80", 1)]);
+    let status = world.status();
+    assert_eq!((status.as_planned, status.faults), (true, 0));
 }
 
 /// Whoever removes a machine that died deletes its Node, and the cluster its pods a while later.
