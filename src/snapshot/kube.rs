@@ -152,17 +152,16 @@ async fn run(
     shared.send_replace(Some(session.link.clone()));
     let client = || session.link.client.clone();
     let api = |map: &ObjectKey| Api::namespaced(client(), &map.namespace);
-    let all = Scope::default;
-    let claims = || Scope::labelled(object::selector());
+    let claims = || Scope::Labelled(object::selector());
     let (vips, own) = (&settings.config_map, &settings.settings_map);
     let watches = [
-        session.follow::<Services>(Api::all(client()), all(), &uid).boxed(),
-        session.follow::<EndpointSlices>(Api::all(client()), all(), &uid).boxed(),
-        session.follow::<Nodes>(Api::all(client()), all(), &uid).boxed(),
-        session.follow::<VipMap>(api(vips), Scope::named(&vips.name), &uid).boxed(),
-        session.follow::<Namespaces>(Api::all(client()), all(), &uid).boxed(),
-        session.follow::<Settings>(api(own), Scope::named(&own.name), &uid).boxed(),
-        session.follow::<ServiceCidrs>(Api::all(client()), all(), &uid).boxed(),
+        session.follow::<Services>(Api::all(client()), Scope::All, &uid).boxed(),
+        session.follow::<EndpointSlices>(Api::all(client()), Scope::All, &uid).boxed(),
+        session.follow::<Nodes>(Api::all(client()), Scope::All, &uid).boxed(),
+        session.follow::<VipMap>(api(vips), Scope::Named(vips.clone()), &uid).boxed(),
+        session.follow::<Namespaces>(Api::all(client()), Scope::All, &uid).boxed(),
+        session.follow::<Settings>(api(own), Scope::Named(own.clone()), &uid).boxed(),
+        session.follow::<ServiceCidrs>(Api::all(client()), Scope::All, &uid).boxed(),
         session.follow::<IpAddresses>(Api::all(client()), claims(), &uid).boxed(),
         session.follow::<Leases>(Api::namespaced(client(), object::NAMESPACE), claims(), &uid).boxed(),
     ];

@@ -34,11 +34,16 @@ fn timing() -> Timing {
 }
 
 fn follow(server: &Server, timing: Timing) -> Fixture {
+    follow_map(server, timing, ObjectKey::new("default", "vip-configmap"))
+}
+
+/// As [`follow`], with that ConfigMap of VIPs.
+fn follow_map(server: &Server, timing: Timing, config_map: ObjectKey) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let kubeconfig = dir.path().join("kubeconfig");
     point(&kubeconfig, server.address);
-    let settings =
-        Cluster { kubeconfig: kubeconfig.clone(), ..crate::config::Settings::standard(Vec::new()).cluster };
+    let standard = crate::config::Settings::standard(Vec::new()).cluster;
+    let settings = Cluster { kubeconfig: kubeconfig.clone(), config_map, ..standard };
     Fixture { _dir: dir, kubeconfig, handles: spawn_with(settings, timing) }
 }
 
@@ -139,6 +144,16 @@ async fn nothing_is_published_while_a_part_is_forbidden_and_the_text_names_it() 
     server.change(|w| w.fault = None);
     fixture.services(&["web"]).await;
     fixture.problem("").await;
+}
+
+#[tokio::test]
+async fn a_config_map_that_the_rights_do_not_name_is_named_by_the_mend() {
+    let server =
+        Server::start(World { refused: vec![("/api/v1/namespaces/shop/configmaps", 403)], ..world() }).await;
+    let mut fixture = follow_map(&server, timing(), ObjectKey::new("shop", "vips"));
+    let contact = fixture.problem("does not let kvip list configmaps (403): scripted").await;
+    let mend = contact.problem.unwrap().mend().unwrap();
+    assert!(mend.contains("/usr/share/kvip/make-kubeconfig --config-map shop/vips"), "{mend}");
 }
 
 #[tokio::test]
@@ -400,6 +415,8 @@ async fn kinds_that_an_older_identity_may_not_read_are_findings_with_rule_and_me
          missing; pools and tenants that go by labels of namespaces match none"
     );
     assert!(finding.mend.as_ref().unwrap().contains("kubectl apply -f /usr/share/kvip/kvip.yaml"));
+    let settings = update.snapshot.skipped["ConfigMap"][0].mend.clone().unwrap();
+    assert!(settings.contains("make-kubeconfig --config-map kvip-system/kvip"), "{settings}");
     let contact = fixture.problem("").await;
     assert!(contact.last_ok.is_some(), "an answer is contact");
     server.change(|w| w.refused.clear());

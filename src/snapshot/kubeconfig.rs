@@ -60,7 +60,7 @@ impl Link {
 
     /// What ails a request that tried to `verb` the `resource`, both as in RBAC, told with its mend.
     pub fn problem(&self, verb: &'static str, resource: &str, error: &kube::Error) -> Problem {
-        Request { server: &self.server, path: &self.path, verb, resource }.problem(error)
+        Request { server: &self.server, path: &self.path, verb, resource, one: None }.problem(error)
     }
 }
 

@@ -12,10 +12,13 @@ use kube::config::{KubeconfigError, LoadDataError};
 
 use super::files::yaml_reason;
 use super::kubeconfig::was_ended;
-use crate::model::Finding;
+use crate::model::{Finding, ObjectKey};
 
 /// The manifest that gives kvip its permissions, as packaged.
 pub const RBAC_MANIFEST: &str = "/usr/share/kvip/kvip.yaml";
+
+/// The script that applies it, and lets kvip read a ConfigMap of another name besides.
+const MAKE_KUBECONFIG: &str = "/usr/share/kvip/make-kubeconfig";
 
 /// What keeps kvip from the API server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +80,8 @@ pub enum Problem {
         verb: &'static str,
         /// On what, as in RBAC.
         resource: String,
+        /// The one object that is asked for; `None` when it is all of a kind. Only ConfigMaps are asked for one by one.
+        one: Option<Box<ObjectKey>>,
         /// The server's own words, which name the user.
         reason: String,
     },
@@ -145,7 +150,12 @@ impl Problem {
                 let path = path.display();
                 format!("check certificate-authority-data and server in {path}, and this host's clock")
             }
-            Self::Forbidden { .. } => format!("with an admin's kubeconfig: kubectl apply -f {RBAC_MANIFEST}"),
+            Self::Forbidden { one: Some(map), .. } => {
+                format!("with an admin's kubeconfig: {MAKE_KUBECONFIG} --config-map {map} >/dev/null")
+            }
+            Self::Forbidden { one: None, .. } => {
+                format!("with an admin's kubeconfig: kubectl apply -f {RBAC_MANIFEST}")
+            }
             Self::Unreachable { path, .. } => {
                 format!("kubectl --kubeconfig {} get --raw /readyz", path.display())
             }
@@ -165,6 +175,8 @@ pub(super) struct Request<'a> {
     pub(super) verb: &'static str,
     /// The resource as in RBAC.
     pub(super) resource: &'a str,
+    /// The one object of it, where it is one.
+    pub(super) one: Option<&'a ObjectKey>,
 }
 
 impl Request<'_> {
@@ -197,6 +209,7 @@ impl Request<'_> {
                 server: self.server.into(),
                 verb: self.verb,
                 resource: self.resource.into(),
+                one: self.one.cloned().map(Box::new),
                 reason: said.into(),
             },
             _ => self.server_error(format!("{said} ({code})")),
@@ -310,7 +323,7 @@ mod tests {
 
     fn request() -> Request<'static> {
         let path = Path::new("/etc/kvip/kubeconfig");
-        Request { server: "https://10.87.2.1:6443", path, verb: "list", resource: "nodes" }
+        Request { server: "https://10.87.2.1:6443", path, verb: "list", resource: "nodes", one: None }
     }
 
     fn check(problem: &Problem, want: &str, mend: &str) {

@@ -132,7 +132,7 @@ impl Session<'_> {
     /// Follows `api`, reduced to `scope`, until the session ends.
     pub(super) async fn follow<W: Watched>(&self, api: Api<Read<W::Object>>, scope: Scope, uid: &str) -> End {
         let mut watch =
-            Watch::<W> { session: self, api, scope, uid, version: None, doubt: false, outage: false };
+            Watch::<W> { session: self, api, scope: &scope, uid, version: None, doubt: false, outage: false };
         let mut backoff = Backoff::new(self.timing);
         loop {
             let began = Instant::now();
@@ -165,7 +165,7 @@ impl Session<'_> {
     }
 
     fn request<'a>(&'a self, verb: &'static str, resource: &'a str) -> Request<'a> {
-        Request { server: &self.link.server, path: &self.link.path, verb, resource }
+        Request { server: &self.link.server, path: &self.link.path, verb, resource, one: None }
     }
 
     async fn answer<T>(
@@ -241,7 +241,7 @@ enum Step {
 struct Watch<'a, W: Watched> {
     session: &'a Session<'a>,
     api: Api<Read<W::Object>>,
-    scope: Scope,
+    scope: &'a Scope,
     uid: &'a str,
     /// The version to go on from; `None` when it is to be listed.
     version: Option<String>,
@@ -321,8 +321,8 @@ impl<'a, W: Watched> Watch<'a, W> {
     async fn page(&self, limit: u32, next: Option<String>) -> Result<ObjectList<Read<W::Object>>, Fault> {
         // No resourceVersion: the newest state, never that of a cache behind what was already seen.
         let parameters = ListParams {
-            field_selector: self.scope.fields.clone(),
-            label_selector: self.scope.labels.clone(),
+            field_selector: self.scope.fields(),
+            label_selector: self.scope.labels(),
             limit: Some(limit),
             continue_token: next,
             ..ListParams::default()
@@ -334,8 +334,8 @@ impl<'a, W: Watched> Watch<'a, W> {
     async fn watch(&mut self, version: String) -> Result<Step, Fault> {
         let request = self.request("watch");
         let parameters = WatchParams {
-            field_selector: self.scope.fields.clone(),
-            label_selector: self.scope.labels.clone(),
+            field_selector: self.scope.fields(),
+            label_selector: self.scope.labels(),
             ..WatchParams::default()
         };
         let events = self.session.answer(request, self.api.watch(&parameters, &version)).await?;
@@ -370,7 +370,7 @@ impl<'a, W: Watched> Watch<'a, W> {
     }
 
     fn request(&self, verb: &'static str) -> Request<'a> {
-        self.session.request(verb, W::RESOURCE)
+        Request { one: self.scope.one(), ..self.session.request(verb, W::RESOURCE) }
     }
 }
 

@@ -17,22 +17,34 @@ use super::read::Read;
 use super::store::Part;
 use crate::model::ObjectKey;
 
-/// Which objects of a kind are watched; by default all.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Scope {
-    pub(super) fields: Option<String>,
-    pub(super) labels: Option<String>,
+/// Which objects of a kind are watched.
+#[derive(Debug, Clone)]
+pub(super) enum Scope {
+    All,
+    /// The one object of that name.
+    Named(ObjectKey),
+    /// Those that the label selector selects.
+    Labelled(String),
 }
 
 impl Scope {
-    /// The one object called `name`.
-    pub(super) fn named(name: &str) -> Self {
-        Self { fields: Some(format!("metadata.name={name}")), labels: None }
+    pub(super) fn fields(&self) -> Option<String> {
+        self.one().map(|key| format!("metadata.name={}", key.name))
     }
 
-    /// Those that the label selector `labels` selects.
-    pub(super) fn labelled(labels: String) -> Self {
-        Self { fields: None, labels: Some(labels) }
+    pub(super) fn labels(&self) -> Option<String> {
+        match self {
+            Self::Labelled(labels) => Some(labels.clone()),
+            Self::All | Self::Named(_) => None,
+        }
+    }
+
+    /// The object, where it is one.
+    pub(super) fn one(&self) -> Option<&ObjectKey> {
+        match self {
+            Self::Named(key) => Some(key),
+            Self::All | Self::Labelled(_) => None,
+        }
     }
 }
 

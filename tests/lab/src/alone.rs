@@ -57,11 +57,20 @@ impl ApiServer {
         command::run(command(&control::kubectl_argv(&self.layout, arguments)), input.as_bytes(), LIMIT)
     }
 
-    /// The kubeconfig of a role, by the package's own script. Its token comes from the API server itself, as there is no
+    /// The kubeconfig of a role, by the package's own script, which may read default/other too. Its token comes from the API server itself, as there is no
     /// controller that fills Secrets.
     pub fn enroll(&self, role: &str) -> anyhow::Result<String> {
         let mut script = command(&[self.layout.repo.join("packaging/rbac/make-kubeconfig")]);
-        script.args(["--role", role, "--server", API_URL, "--duration", "1h"]);
+        script.args([
+            "--role",
+            role,
+            "--server",
+            API_URL,
+            "--duration",
+            "1h",
+            "--config-map",
+            "default/other",
+        ]);
         let kubectl = self.layout.control_plane_cache();
         script.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", kubectl.display()));
         script.env("KUBECONFIG", control::admin_kubeconfig(&self.layout));

@@ -111,6 +111,8 @@ fn identities(server: &ApiServer) -> Result<()> {
         ("member", &["get", "secrets", "-n", "kvip-system"], "", "forbidden"),
         ("member", &["get", "pods"], "", "forbidden"),
         ("member", &["get", "services"], "", ""),
+        ("member", &["get", "configmap", "other"], "", "not found"),
+        ("member", &["get", "configmap", "another"], "", "forbidden"),
         ("allocator", &service[..], "", "forbidden"),
         ("allocator", &map[..], "", "forbidden"),
         ("allocator", &["get", "secrets", "-n", "kvip-system"], "", "forbidden"),
