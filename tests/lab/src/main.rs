@@ -186,7 +186,6 @@ fn image(layout: &Layout) -> anyhow::Result<i32> {
     let image = Image::ensure(layout)?;
     let accelerator = Accelerator::find(layout, &image);
     let snapshot = image.snapshot(layout, accelerator)?;
-    control::build(layout)?;
     let name = accelerator.name();
     say(&format!("image {}, snapshot ({name}) {}", image.base().display(), snapshot.state.display()));
     Ok(0)
@@ -196,15 +195,12 @@ fn up(layout: &Layout, detach: bool, no_control_plane: bool) -> anyhow::Result<i
     let options = ServeOptions { watch_stdin: !detach, no_control_plane };
     let (lab, mut child) = Running::start(layout, options)?;
     tell(&format!("lab: up, process {}. Try", lab.supervisor()));
-    for line in ["lab ssh node-a", "lab client curl http://10.87.2.50", "lab node kill node-a", "lab status"]
-    {
-        tell(&format!("  {line}"));
-    }
-    if !no_control_plane {
-        tell("  lab kubectl get nodes");
+    let control_plane = (!no_control_plane).then_some("kubectl get nodes");
+    let tries = ["ssh node-a", "client curl http://10.87.2.50", "node kill node-a", "status"];
+    for words in tries.into_iter().chain(control_plane).chain(detach.then_some("down")) {
+        tell(&format!("  {}lab {words}", sudo()));
     }
     if detach {
-        tell("  lab down");
         return Ok(0);
     }
     tell("It ends when this command does (Ctrl-C).");
@@ -235,7 +231,7 @@ fn play(layout: &Layout, packages: &Path) -> anyhow::Result<i32> {
         "node kill node-a",
         "node restore node-a",
     ] {
-        println!("  {program} {words}");
+        println!("  {}{program} {words}", sudo());
     }
     println!("`make lab-down` ends it.");
     Ok(0)
@@ -334,6 +330,12 @@ fn inside<S: AsRef<str>>(layout: &Layout, argv: &[S]) -> anyhow::Result<i32> {
 /// Prints a line for a person, who may have stopped reading.
 fn tell(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// What people have to type before the name of this program, when they started it so.
+fn sudo() -> &'static str {
+    let by_sudo = rustix::process::geteuid().is_root() && std::env::var_os("SUDO_USER").is_some();
+    if by_sudo { "sudo " } else { "" }
 }
 
 /// Whether this process is in a lab's namespaces: only there is the supervisor's own /run.
