@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -105,15 +106,12 @@ impl Image {
         let work = fresh(&dir.with_extension("part"))?;
         let disk = work.join("disk.qcow2");
         self.thin_disk(&disk)?;
-        let (console, socket) = (work.join("console"), work.join("qmp"));
-        let qemu = machine::qemu(self, accelerator, &disk, "lab.snapshot");
-        // Ends with this process, whatever ends that.
-        let mut child = command(&["setpriv", "--pdeathsig", "KILL"]);
-        child.arg(qemu.get_program()).args(qemu.get_args());
-        child.args(["-serial", &format!("file:{}", console.display())]);
-        child.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
-        let mut child = child.spawn().context("cannot start QEMU")?;
-        let made = wait_until_warm(&console).and_then(|()| save_state(&socket, &work.join("state")));
+        let mut qemu = machine::qemu(self, accelerator, &disk, "lab.snapshot");
+        // A socket's path has 107 octets at most (unix(7)), and the checkout's may be longer.
+        qemu.args(["-serial", "file:console", "-qmp", "unix:qmp,server=on,wait=off"]);
+        let mut child = start(&qemu, &work)?;
+        let socket = PathBuf::from(format!("/proc/{}/cwd/qmp", child.id()));
+        let made = wait_until_warm(&work, &mut child).and_then(|()| save_state(&socket, &work.join("state")));
         // After a failure it may still run; after success it has quit.
         if made.is_err() {
             child.kill()?;
@@ -177,11 +175,27 @@ fn build(layout: &Layout, suite: &str, dir: &Path, log: &Path) -> anyhow::Result
     Ok(())
 }
 
-fn wait_until_warm(console: &Path) -> anyhow::Result<()> {
-    let said = || fs::read_to_string(console).unwrap_or_default();
+/// Starts QEMU in that folder, where its words go to the file `qemu`.
+fn start(qemu: &Command, work: &Path) -> anyhow::Result<Child> {
+    // Ends with this process, whatever ends that.
+    let mut child = command(&["setpriv", "--pdeathsig", "KILL"]);
+    child.arg(qemu.get_program()).args(qemu.get_args()).current_dir(work);
+    child.stderr(File::create(work.join("qemu"))?).spawn().context("cannot start QEMU")
+}
+
+/// Until the console says how the boot went, or QEMU is gone.
+fn wait_until_warm(work: &Path, qemu: &mut Child) -> anyhow::Result<()> {
+    let said = || fs::read_to_string(work.join("console")).unwrap_or_default();
+    let mut ended = None;
     let verdict = wait_for("the machine to boot", BOOT_LIMIT, || {
-        said().lines().find(|line| line.starts_with("LAB-")).map(str::to_owned)
+        ended = qemu.try_wait().ok().flatten();
+        let verdict = said().lines().find(|line| line.starts_with("LAB-")).map(str::to_owned);
+        verdict.or_else(|| ended.map(|status| format!("QEMU ended ({status})")))
     });
+    if ended.is_some() {
+        let words = fs::read_to_string(work.join("qemu")).unwrap_or_default();
+        bail!("{}; it says:\n{words}its console says:\n{}", verdict?, said());
+    }
     match verdict.as_deref().map(str::trim) {
         Ok("LAB-READY") => Ok(()),
         Ok(other) => bail!("the machine did not come up clean: {other}"),
@@ -261,4 +275,30 @@ fn lock(cache: &Path) -> anyhow::Result<File> {
     let file = File::create(cache.join("lock"))?;
     file.lock()?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        fresh(&std::env::temp_dir().join(format!("kvip-lab-{name}-{}", std::process::id())))
+            .expect("a folder can be made")
+    }
+
+    #[test]
+    fn a_machine_that_ends_is_not_waited_for_and_its_words_are_told() {
+        let work = scratch("ended");
+        let start = Instant::now();
+        let machine = "echo 'console here' >console; echo 'no such machine' >&2; exit 3";
+        let mut child = super::start(&command(&["sh", "-c", machine]), &work).expect("sh runs");
+        let error = wait_until_warm(&work, &mut child).expect_err("it never says LAB-READY").to_string();
+        assert!(start.elapsed() < Duration::from_secs(20), "{error}");
+        for part in ["exit status: 3", "no such machine", "console here"] {
+            assert!(error.contains(part), "{error}");
+        }
+        fs::remove_dir_all(work).expect("it is ours");
+    }
 }
