@@ -5,6 +5,7 @@
 use std::env;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -16,7 +17,7 @@ use crate::progress::step;
 use crate::ssh::RUN_DIR;
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// Set inside of the namespaces.
+/// Set inside of the namespaces, to the program of the control plane.
 const INSIDE: &str = "KVIP_LAB_INSIDE";
 
 /// A running API server.
@@ -31,12 +32,11 @@ impl ApiServer {
     pub fn in_namespaces_of(test: &str) -> anyhow::Result<Option<Self>> {
         let mut layout = Layout::from_environment();
         layout.state.set_file_name("state-api");
-        if env::var_os(INSIDE).is_none() {
-            control::build(&layout)?;
-            run_inside(test)?;
+        let Some(kube) = env::var_os(INSIDE) else {
+            run_inside(test, &control::build(&layout)?)?;
             return Ok(None);
-        }
-        raise(&layout)?;
+        };
+        raise(&layout, Path::new(&kube))?;
         Ok(Some(Self { layout }))
     }
 
@@ -71,27 +71,27 @@ impl ApiServer {
             "--config-map",
             "default/other",
         ]);
-        let kubectl = self.layout.control_plane_cache();
+        let kubectl = self.layout.programs();
         script.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", kubectl.display()));
         script.env("KUBECONFIG", control::admin_kubeconfig(&self.layout));
         Ok(command::must(script, b"", LIMIT)?.stdout)
     }
 }
 
-fn run_inside(test: &str) -> anyhow::Result<()> {
+fn run_inside(test: &str, kube: &Path) -> anyhow::Result<()> {
     let mut unshare = command(&["unshare"]);
     if !rustix::process::geteuid().is_root() {
         unshare.args(["--user", "--map-root-user"]);
     }
     unshare.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
-    unshare.arg(env::current_exe()?).args(["--exact", test, "--nocapture"]).env(INSIDE, "1");
+    unshare.arg(env::current_exe()?).args(["--exact", test, "--nocapture"]).env(INSIDE, kube);
     match command::interactive(unshare)? {
         0 => Ok(()),
         status => bail!("{test} failed in its namespaces with status {status}"),
     }
 }
 
-fn raise(layout: &Layout) -> anyhow::Result<()> {
+fn raise(layout: &Layout, kube: &Path) -> anyhow::Result<()> {
     command::must(command(&["mount", "-t", "tmpfs", "tmpfs", "/run"]), b"", LIMIT)?;
     fs::create_dir_all(RUN_DIR)?;
     if layout.state.exists() {
@@ -99,6 +99,7 @@ fn raise(layout: &Layout) -> anyhow::Result<()> {
             .with_context(|| format!("cannot remove {}", layout.state.display()))?;
     }
     fs::create_dir_all(layout.log_dir())?;
+    control::install(layout, kube)?;
     if let Some(other) = env::var_os("KVIP_LAB_API_SERVER") {
         fs::create_dir_all(layout.control_plane_state())?;
         symlink(fs::canonicalize(other)?, control::other_api_server(layout))?;

@@ -5,8 +5,9 @@
 //! state and the pid files beside the ssh sockets. Never touches a node.
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -76,12 +77,27 @@ impl Role {
     }
 }
 
-/// Builds the program, if the cache has none.
-pub fn build(layout: &Layout) -> anyhow::Result<()> {
+/// Builds the program, if the cache has none, and says which it is.
+pub fn build(layout: &Layout) -> anyhow::Result<PathBuf> {
     let script = layout.control_plane_sources().join("build");
     let status =
         command::interactive(command(&[script.as_os_str(), layout.control_plane_cache().as_os_str()]))?;
-    if status == 0 { Ok(()) } else { bail!("{} failed with status {status}", script.display()) }
+    if status != 0 {
+        bail!("{} failed with status {status}", script.display());
+    }
+    let kube = layout.control_plane_cache().join("kube");
+    fs::canonicalize(&kube).with_context(|| format!("cannot find {}", kube.display()))
+}
+
+/// Makes `built` the program of this lab to its end: the cache may move on meanwhile.
+pub fn install(layout: &Layout, built: &Path) -> anyhow::Result<()> {
+    let folder = layout.programs();
+    fs::create_dir_all(&folder)?;
+    for name in ["kube", "kubectl"] {
+        symlink(built, folder.join(name))
+            .with_context(|| format!("cannot make {name} in {}", folder.display()))?;
+    }
+    Ok(())
 }
 
 /// Starts everything, and waits until all nodes are registered.
@@ -169,7 +185,7 @@ pub fn thaw(role: Role) -> anyhow::Result<()> {
 
 /// kubectl as the admin, ready for its arguments.
 pub fn kubectl_argv(layout: &Layout, arguments: &[&str]) -> Vec<String> {
-    let kube = layout.control_plane_cache().join("kube").to_string_lossy().into_owned();
+    let kube = layout.programs().join("kube").to_string_lossy().into_owned();
     let kubeconfig = format!("--kubeconfig={}", admin_kubeconfig(layout).display());
     let words = [kube, "kubectl".into(), kubeconfig].into_iter();
     words.chain(arguments.iter().map(|word| (*word).to_owned())).collect()
@@ -228,7 +244,7 @@ pub fn pki(layout: &Layout) -> anyhow::Result<Pki> {
 fn program(layout: &Layout, role: Role) -> anyhow::Result<Command> {
     let own = std::env::current_exe()?;
     let other = Some(other_api_server(layout)).filter(|other| role == Role::ApiServer && other.exists());
-    let kube = other.unwrap_or_else(|| layout.control_plane_cache().join("kube"));
+    let kube = other.unwrap_or_else(|| layout.programs().join("kube"));
     let mut process = Command::new(if matches!(role, Role::Kubelet(_)) { own } else { kube });
     process.args(match role {
         Role::Kubelet(node) => vec!["kubelet".to_owned(), node.to_owned()],

@@ -10,6 +10,7 @@ use std::hash::{Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -31,7 +32,12 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Image {
     dir: PathBuf,
+    #[serde(skip)]
+    _held: Held,
 }
+
+/// While there is one of a folder of the cache, whoever makes another does not forget that folder.
+type Held = Option<Arc<File>>;
 
 /// A stopped machine, just booted and without a network card.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +46,16 @@ pub struct Snapshot {
     pub state: PathBuf,
     /// Its disk at that moment: a thin layer over the image's.
     pub disk: PathBuf,
+    #[serde(skip)]
+    _held: Held,
+}
+
+impl Snapshot {
+    /// The same, and kept in the cache for as long as this value lives.
+    pub fn held(self) -> anyhow::Result<Self> {
+        let dir = self.state.parent().context("a snapshot has a folder")?;
+        Ok(Self { _held: hold(dir)?, ..self })
+    }
 }
 
 impl Image {
@@ -51,15 +67,21 @@ impl Image {
         let suite = suite();
         let sources = layout.image_sources();
         let name = format!("image-{suite}-{}", hash_of(&image_inputs(&sources)?));
-        let image = Self { dir: layout.cache.join(&name) };
-        if !image.dir.exists() {
+        let dir = layout.cache.join(&name);
+        if !dir.exists() {
             let what = format!("building the {suite} image");
             let log = layout.cache.join("image.log");
-            step_with(&what, || last_line(&log), || build(layout, &suite, &image.dir, &log))?;
+            step_with(&what, || last_line(&log), || build(layout, &suite, &dir, &log))?;
             forget_others(&layout.cache, &format!("image-{suite}-"), &name)?;
         }
+        let image = Self { _held: hold(&dir)?, dir };
         drop(lock);
         Ok(image)
+    }
+
+    /// The same, and kept in the cache for as long as this value lives.
+    pub fn held(self) -> anyhow::Result<Self> {
+        Ok(Self { _held: hold(&self.dir)?, ..self })
     }
 
     /// The snapshot of this image for this host's QEMU, made now if the cache has none.
@@ -73,8 +95,10 @@ impl Image {
             step(&what, || self.take_snapshot(accelerator, &dir))?;
             forget_others(&self.dir, "snapshot-", &name)?;
         }
+        let snapshot =
+            Snapshot { state: dir.join("state"), disk: dir.join("disk.qcow2"), _held: hold(&dir)? };
         drop(lock);
-        Ok(Snapshot { state: dir.join("state"), disk: dir.join("disk.qcow2") })
+        Ok(snapshot)
     }
 
     /// The unpacked kernel.
@@ -259,15 +283,22 @@ fn fresh(dir: &Path) -> anyhow::Result<PathBuf> {
     Ok(dir.to_path_buf())
 }
 
+/// Those that a running lab was raised from stay.
 fn forget_others(dir: &Path, prefix: &str, keep: &str) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(prefix) && name != keep {
+        if name.starts_with(prefix) && name != keep && File::open(entry.path())?.try_lock().is_ok() {
             fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
+}
+
+fn hold(dir: &Path) -> anyhow::Result<Held> {
+    let folder = File::open(dir).with_context(|| format!("cannot open {}", dir.display()))?;
+    folder.lock_shared()?;
+    Ok(Some(Arc::new(folder)))
 }
 
 /// Makes a second builder wait for the first.
@@ -300,5 +331,26 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         fs::remove_dir_all(work).expect("it is ours");
+    }
+
+    #[test]
+    fn what_is_held_is_not_forgotten() {
+        let cache = scratch("held");
+        for name in ["image-a", "image-b", "image-c", "other"] {
+            fs::create_dir(cache.join(name)).expect("it is new");
+        }
+        let held = hold(&cache.join("image-a")).expect("a folder can be locked");
+        let left = || {
+            let entries = fs::read_dir(&cache).expect("it is ours");
+            let mut names: Vec<_> = entries.map(|entry| entry.expect("it is ours").file_name()).collect();
+            names.sort();
+            names
+        };
+        forget_others(&cache, "image-", "image-c").expect("they can be removed");
+        assert_eq!(left(), ["image-a", "image-c", "other"]);
+        drop(held);
+        forget_others(&cache, "image-", "image-c").expect("they can be removed");
+        assert_eq!(left(), ["image-c", "other"]);
+        fs::remove_dir_all(cache).expect("it is ours");
     }
 }

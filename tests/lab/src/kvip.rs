@@ -83,8 +83,7 @@ impl Lab {
     /// As [`Lab::enroll`], for a role: `allocator` or `member`.
     pub fn enroll_as(&self, role: &str) -> anyhow::Result<String> {
         let script = self.layout().repo.join("packaging/rbac/make-kubeconfig");
-        let path =
-            format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", self.layout().control_plane_cache().display());
+        let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", self.layout().programs().display());
         let kubeconfig = format!("KUBECONFIG={}", control::admin_kubeconfig(self.layout()).display());
         let script = script.to_string_lossy();
         let output = self.host(&["env", &path, &kubeconfig, &script, "--role", role, "--server", API_URL])?;

@@ -147,6 +147,11 @@ impl Layout {
         self.cache.join("controlplane")
     }
 
+    /// The programs that the running control plane was started from, and kubectl.
+    pub fn programs(&self) -> PathBuf {
+        self.control_plane_state().join("bin")
+    }
+
     /// Data, certificates and logs of the running control plane.
     pub fn control_plane_state(&self) -> PathBuf {
         self.state.join("controlplane")

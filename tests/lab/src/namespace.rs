@@ -60,12 +60,12 @@ impl Running {
         if let Some(other) = Self::find(layout) {
             bail!("a lab is up here already (process {}): lab down", other.supervisor);
         }
-        if !options.no_control_plane {
-            control::build(layout)?;
-        }
+        let kube = (!options.no_control_plane).then(|| control::build(layout)).transpose()?;
+        // Image and snapshot are held until the supervisor, which is up then, holds them itself.
         let machines = Machines::prepare(layout)?;
         clear(layout)?;
         machines.save()?;
+        kube.map_or(Ok(()), |kube| control::install(layout, &kube))?;
         let log = layout.log_dir().join("lab.log");
         let mut child = spawn(layout, options, &log)?;
         let started = Self::record(layout, &mut child).and_then(|lab| {

@@ -61,7 +61,7 @@ pub fn serve(layout: &Layout, options: ServeOptions) -> anyhow::Result<()> {
     must(command(&["mount", "-t", "tmpfs", "tmpfs", "/run"]), b"", Duration::from_secs(10))?;
     fs::create_dir_all(ssh::RUN_DIR)?;
     network::raise().context("cannot make the network")?;
-    let machines = Machines::load(layout)?;
+    let machines = Machines::load(layout)?.held()?;
     ssh::write_config(layout, machines.image())?;
     step("restoring three nodes", || machines.restore_all())?;
     if !options.no_control_plane {

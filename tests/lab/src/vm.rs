@@ -80,6 +80,11 @@ impl Machines {
         Ok(Self { layout: layout.clone(), ..serde_json::from_slice(&text)? })
     }
 
+    /// The same, whose image and snapshot are kept in the cache for as long as this value lives.
+    pub fn held(self) -> anyhow::Result<Self> {
+        Ok(Self { image: self.image.held()?, snapshot: self.snapshot.held()?, ..self })
+    }
+
     /// The image that they start from.
     pub fn image(&self) -> &Image {
         &self.image
