@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 use crate::command::{command, wait_for};
 use crate::control;
 use crate::layout::Layout;
+use crate::progress::patiently;
 use crate::serve::{ServeOptions, UP};
 use crate::vm::Machines;
 
@@ -57,6 +58,7 @@ impl Running {
     /// Starts a lab and waits until it is up; its log is copied to stderr meanwhile. With `watch_stdin` it
     /// ends when the returned child's stdin is closed, so with this process.
     pub fn start(layout: &Layout, options: ServeOptions) -> anyhow::Result<(Self, Child)> {
+        let starting = lock(layout)?;
         if let Some(other) = Self::find(layout) {
             bail!("a lab is up here already (process {}): lab down", other.supervisor);
         }
@@ -69,6 +71,7 @@ impl Running {
         let log = layout.log_dir().join("lab.log");
         let mut child = spawn(layout, options, &log)?;
         let started = Self::record(layout, &mut child).and_then(|lab| {
+            drop(starting);
             follow(&log, &mut child)?;
             Ok(lab)
         });
@@ -153,6 +156,18 @@ fn spawn(layout: &Layout, options: ServeOptions, log: &PathBuf) -> anyhow::Resul
     // A terminal's interrupt is for whoever started the lab, who then ends it in order.
     unshare.process_group(0);
     unshare.spawn().context("cannot start unshare")
+}
+
+/// Makes whoever starts a lab in this state folder wait for another who does, until that lab can be found.
+fn lock(layout: &Layout) -> anyhow::Result<File> {
+    let mut path = layout.state.clone().into_os_string();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let folder = path.parent().context("the state folder has one above it")?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    patiently("another lab that is starting here", || file.lock())?;
+    Ok(file)
 }
 
 /// Removes what a dead lab left, and makes the folders of a new one.

@@ -4,7 +4,7 @@
 //! the client measures; nothing is left behind. One lab for all, as its parts build on each other.
 
 use std::fs;
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -48,13 +48,28 @@ fn the_lab_works() -> Result<()> {
     drop(lab);
     nothing_is_left(&layout)?;
 
-    let lab = Lab::start(Options { control_plane: false })?;
+    let lab = one_of_two_that_start_at_once()?;
     ensure!(process_of(&lab)? != supervisor, "the second lab is a new one");
     // Its supervisor dies without a chance to clean up.
     let kill = ["-KILL".to_owned(), process_of(&lab)?.to_string()];
     ensure!(std::process::Command::new("kill").args(kill).status()?.success());
     lab_wait("the lab's end", || Running::find(&layout).is_none())?;
     nothing_is_left(&layout)
+}
+
+/// The other is refused, and takes nothing away from the one.
+fn one_of_two_that_start_at_once() -> Result<Lab> {
+    let (mut up, refused): (Vec<_>, Vec<_>) = thread::scope(|scope| {
+        let starts = [(); 2].map(|()| scope.spawn(|| Lab::start(Options { control_plane: false })));
+        starts
+            .map(|start| start.join().expect("starting does not panic"))
+            .into_iter()
+            .partition(Result::is_ok)
+    });
+    ensure!(refused.len() == 1, "{} of two labs came up", up.len());
+    let lab = up.remove(0)?;
+    machines_come_up_clean(&lab)?;
+    Ok(lab)
 }
 
 fn machines_come_up_clean(lab: &Lab) -> Result<()> {
