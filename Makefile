@@ -42,7 +42,7 @@ lab: demo-parts ## raises the lab with kvip and the tutorial and leaves it up to
 lab-down: ## ends the lab
 	@$(AS_ROOT) $(DEMO)/lab down
 
-lab-old-api: ## allocation against an API server without IPAddresses, Kubernetes 1.30 (10 minutes from nothing; not in `test`)
+lab-old-api: packages control-plane ## allocation against an API server without IPAddresses, Kubernetes 1.30 (10 minutes from nothing; not in `test`)
 	@tests/lab/controlplane/old/build $(CACHE)/controlplane
 	@KVIP_LAB_API_SERVER=$$(tests/lab/controlplane/old/build $(CACHE)/controlplane | tail -n 1) \
 		$(CARGO_TEST) --package kvip-lab --features more --test ipam -- --nocapture
