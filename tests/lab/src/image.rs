@@ -258,7 +258,8 @@ fn image_inputs(sources: &Path) -> anyhow::Result<Vec<(PathBuf, u32, Vec<u8>)>> 
             if entry.file_type()?.is_dir() {
                 folders.push(entry.path());
             } else if entry.file_name() != "host-packages" {
-                let mode = entry.metadata()?.permissions().mode() & 0o111;
+                // Whether others may run it is up to the umask of who checked it out.
+                let mode = entry.metadata()?.permissions().mode() & 0o100;
                 let path = entry.path().strip_prefix(sources)?.to_path_buf();
                 inputs.push((path, mode, fs::read(entry.path())?));
             }
@@ -331,6 +332,20 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         fs::remove_dir_all(work).expect("it is ours");
+    }
+
+    #[test]
+    fn an_image_is_the_same_for_every_umask() {
+        let sources = scratch("umask");
+        let script = sources.join("script");
+        fs::write(&script, "true\n").expect("it is ours");
+        let inputs = |mode| {
+            fs::set_permissions(&script, fs::Permissions::from_mode(mode)).expect("it is ours");
+            image_inputs(&sources).expect("they can be read")
+        };
+        assert_eq!(inputs(0o700), inputs(0o755));
+        assert_ne!(inputs(0o600), inputs(0o755));
+        fs::remove_dir_all(sources).expect("it is ours");
     }
 
     #[test]
