@@ -42,6 +42,7 @@ fn a_life_on_a_host() -> Result<()> {
     an_upgrade_loses_nothing(&lab)?;
     ready_does_not_wait_for_keepalived(&lab)?;
     cleanup_is_refused_while_kvip_runs(&lab)?;
+    a_removal_that_fails_leaves_kvip_running(&lab)?;
     removing_leaves_the_data_path_and_purging_leaves_nothing(&lab)
 }
 
@@ -197,6 +198,16 @@ fn cleanup_is_refused_while_kvip_runs(lab: &Lab) -> Result<()> {
     let after = node.must_within(MINUTES, facts)?;
     ensure!(before == after, "before kvip cleanup:\n{before}\nafter:\n{after}");
     Ok(())
+}
+
+fn a_removal_that_fails_leaves_kvip_running(lab: &Lab) -> Result<()> {
+    let node = lab.node(lab.wait_for_holder()?);
+    let prerm = "/var/lib/dpkg/info/kvip.prerm";
+    let refused = node.run_within(MINUTES, &format!("echo 'exit 1' >>{prerm}; dpkg -r kvip"), b"")?;
+    ensure!(!refused.ok(), "dpkg removes a package whose prerm fails: {refused}");
+    is_active(lab, node.spec().name, "a removal that failed")?;
+    node.must(&format!("sed -i '$ d' {prerm}; test ! -e /run/kvip/stopped-by-removal"))?;
+    wait_until_settled(lab)
 }
 
 fn removing_leaves_the_data_path_and_purging_leaves_nothing(lab: &Lab) -> Result<()> {
