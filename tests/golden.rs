@@ -144,7 +144,7 @@ fn keepalived_nft_and_haproxy_accept_all_of_them() {
 }
 
 fn nft_accepts(case: &str, ruleset: &[u8]) {
-    let mut nft = Command::new("nft");
+    let mut nft = Command::new(kvip::nft::client::PROGRAM);
     nft.args(["--check", "--file", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = nft.spawn().unwrap();
     child.stdin.take().unwrap().write_all(ruleset).unwrap();

@@ -20,6 +20,10 @@ use super::firewall::Firewall;
 use super::render::{DELETE, TABLE, fingerprint, render};
 use super::seal::{Listing, Seal};
 
+/// Where Debian and Red Hat install it, and what leads to it where /usr/sbin is a link to /usr/bin; an admin's PATH need
+/// not lead there.
+pub const PROGRAM: &str = "/usr/sbin/nft";
+
 /// nft needs 0.1 s for 10,000 frontends; a kernel that is busy with another transaction makes it try again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,7 +33,7 @@ pub const ALTERED: &str = "altered";
 /// Why nft did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no nft in PATH.
+    /// There is no such program.
     #[error("nft is not installed: apt install nftables")]
     Missing,
     /// EPERM: without CAP_NET_ADMIN.
@@ -131,7 +135,7 @@ fn run(act: &'static str, arguments: &[&str], input: &str) -> Result<String, Err
 }
 
 fn start(act: &'static str, arguments: &[&str]) -> Result<Child, Error> {
-    Command::new("nft")
+    Command::new(PROGRAM)
         .args(arguments)
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())

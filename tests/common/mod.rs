@@ -20,6 +20,8 @@ pub fn in_namespace(name: &str) -> bool {
         .arg(env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
+        // That of an admin after `su`: nothing may have to be found in /usr/sbin by its name.
+        .env("PATH", "/usr/bin:/bin")
         .status()
         .unwrap();
     assert!(status.success(), "{name} failed in its namespace");

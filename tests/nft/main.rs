@@ -146,7 +146,7 @@ fn golden_texts() {
 }
 
 fn nft(arguments: &[&str], input: &str) -> (bool, String) {
-    let mut child = Command::new("nft")
+    let mut child = Command::new(client::PROGRAM)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

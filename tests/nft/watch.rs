@@ -22,7 +22,7 @@ async fn told(touched: &mut Receiver<Touched>) -> Touched {
 
 /// Runs `nft` with `arguments`, and what the watch says within a while.
 async fn check(touched: &mut Receiver<Touched>, arguments: &str, expected: bool) {
-    let status = Command::new("nft").args(arguments.split(' ')).status().expect("nft runs");
+    let status = Command::new(client::PROGRAM).args(arguments.split(' ')).status().expect("nft runs");
     assert!(status.success(), "nft {arguments}");
     if expected {
         assert_eq!(told(touched).await.by.as_deref(), Some("nft"), "{arguments}");
