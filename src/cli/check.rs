@@ -26,6 +26,9 @@ type Program = (&'static str, &'static str);
 
 const PROGRAMS: [Program; 2] = [("keepalived", "keepalived"), ("nft", "nftables")];
 
+/// Where systemd is asked to start and reload keepalived.
+const BUS: &str = "/run/dbus/system_bus_socket";
+
 /// What was found on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct HostView {
@@ -36,6 +39,8 @@ struct HostView {
     /// Those of [`PROGRAMS`] that are not installed.
     missing: Vec<Program>,
     ip_vs: bool,
+    /// Whether there is a system bus.
+    bus: bool,
 }
 
 /// Checks the settings and looks at the host.
@@ -65,6 +70,7 @@ async fn look(settings: &Settings) -> HostView {
         no_links: links(settings).filter(|(_, name)| !is_there(name)).collect(),
         missing: PROGRAMS.into_iter().filter(|(name, _)| !has_program(name)).collect(),
         ip_vs: Path::new("/proc/net/ip_vs").exists(),
+        bus: Path::new(BUS).exists(),
     }
 }
 
@@ -114,6 +120,11 @@ fn findings(view: HostView) -> Vec<Finding> {
     }
     if !view.ip_vs {
         findings.push(Finding::new("ip_vs", "the kernel module is not loaded").mend("modprobe ip_vs"));
+    }
+    if !view.bus {
+        let text = format!("{BUS} is not there, by which kvip asks systemd to start keepalived");
+        let mend = "apt install dbus, or dnf install dbus; then systemctl start dbus.socket";
+        findings.push(Finding::new("dbus", text).mend(mend));
     }
     findings
 }
@@ -232,7 +243,8 @@ mod tests {
         load_with_origins(&sources)
     }
 
-    const GOOD: HostView = HostView { source: None, no_links: Vec::new(), missing: Vec::new(), ip_vs: true };
+    const GOOD: HostView =
+        HostView { source: None, no_links: Vec::new(), missing: Vec::new(), ip_vs: true, bus: true };
 
     #[test]
     fn right_settings_are_shown_with_their_origins() {
@@ -360,6 +372,7 @@ to mend on this host
             no_links: links(settings).collect(),
             missing: vec![PROGRAMS[1]],
             ip_vs: false,
+            bus: false,
         };
         let text = as_text(&result, &findings(view), Style::PLAIN);
         let expected = "
@@ -372,6 +385,8 @@ to mend on this host
            apt install nftables, or dnf install nftables
   ip_vs    the kernel module is not loaded
            modprobe ip_vs
+  dbus     /run/dbus/system_bus_socket is not there, by which kvip asks systemd to start keepalived
+           apt install dbus, or dnf install dbus; then systemctl start dbus.socket
 ";
         assert!(text.ends_with(expected), "{text}");
     }
