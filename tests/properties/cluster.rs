@@ -294,6 +294,31 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    /// A cluster with one Service, in mode dsr. Its pods have so few addresses that two such clusters share some.
+    pub fn in_dsr()(
+        pods in prop::collection::btree_map((0_usize..3, 1_u8..4), (prop::bool::weighted(0.8), prop::option::of(1_u16..4)), 0..9),
+    ) -> Snapshot {
+        let port = |port| ServicePort { name: String::new(), protocol: Protocol::Tcp, port };
+        let annotations = [("kvip.io/mode", "dsr"), (VIPS, "10.87.2.50")];
+        let annotations = annotations.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let service = Service { ports: vec![port(80)], annotations, ..Service::default() };
+        let endpoint = |((node, pod), (ready, weight)): ((usize, u8), (bool, Option<u16>))| {
+            let address = Ipv4Addr::new(10, 2, u8::try_from(node).unwrap(), pod).into();
+            Endpoint { ready, terminating: !ready, weight, ..Endpoint::ready(address, NODES[node]) }
+        };
+        let endpoints = pods.into_iter().map(endpoint).collect();
+        let slice = EndpointSlice { service: key(0), family: Family::V4, ports: vec![port(8080)], endpoints };
+        Snapshot {
+            cluster: Some("uid".into()),
+            services: [(key(0), Arc::new(service))].into_iter().collect(),
+            slices: [(key(0), Arc::new(slice))].into_iter().collect(),
+            nodes: nodes().into_iter().map(|(name, node)| (name, Arc::new(node))).collect(),
+            ..Snapshot::default()
+        }
+    }
+}
+
 /// One change of a cluster: the object that `which` names becomes as it is in `from`, or goes.
 pub fn edit(snapshot: &mut Snapshot, which: u8, from: &Snapshot) {
     let index = usize::from(which / 6);
