@@ -84,7 +84,13 @@ async fn nobody_waits_for_what_no_waiting_mends() {
         Problem::PluginFailed { path: path(), reason: reason() },
         Problem::Tls { server: server(), path: path(), reason: reason() },
         Problem::Unauthorized { server: server(), path: path() },
-        Problem::Forbidden { server: server(), verb: "list", resource: "nodes".into(), reason: reason() },
+        Problem::Forbidden {
+            server: server(),
+            verb: "list",
+            resource: "nodes".into(),
+            reason: reason(),
+            one: None,
+        },
         Problem::Folder { path: path(), reason: reason() },
     ];
     for problem in last {
