@@ -1,5 +1,5 @@
-//! What of this host is kvip's: VIPs that it rendered once, virtual servers by mark that it made, and sync daemons. Kept on disk, as
-//! what an earlier run programmed is still kvip's to retire, and to go on with.
+//! What of this host is kvip's: VIPs that it rendered once, virtual servers by mark that it made, and sync daemons. Kept on
+//! disk, as what an earlier run programmed is still kvip's to retire, and to go on with.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -326,8 +326,8 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         self.outcome = Some(outcome);
     }
 
-    /// Reads once after each audit what other programs let in, where answers go past the holder. No turn waits for that, as their rules
-    /// may be many; what is new counts from the next turn on.
+    /// Reads once after each audit what other programs let in, where answers go past the holder. No turn waits for that, as
+    /// their rules may be many; what is new counts from the next turn on.
     fn read_firewall(&mut self) {
         let one_way = self.outcome.as_ref().is_some_and(|outcome| outcome.desired.assignment.one_way);
         if one_way && !self.firewall_read {

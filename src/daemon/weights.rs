@@ -70,8 +70,8 @@ impl Weights {
     /// The weights to write; before anything is [`programmed`](Self::programmed), the highest that may stay: a live holder
     /// keeps its weight over an upgrade, and a fresh node its -254.
     ///
-    /// A host that does not get what is wanted, or whose keepalived does not, is as stale as one without the API. One that can serve
-    /// a part alone is so at once.
+    /// A host that does not get what is wanted, or whose keepalived does not, is as stale as one without the API. One that
+    /// can serve a part alone is so at once.
     pub fn weights(
         &mut self,
         core: &Core,

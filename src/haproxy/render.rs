@@ -16,8 +16,9 @@ const MARKER: &str = "# written by kvip: changes are lost; see kvip(8)";
 /// `expose-fd listeners` hands listening sockets over at a reload, so that none is closed. Processes that a reload relieves
 /// live until their connections end, however many reloads there are; the time limit is for clients that never end.
 ///
-/// Without a `log` it says what matters on standard error, which is the journal. Idle connections end after an hour, dead ones when TCP has noticed, half-closed ones
-/// after as long as IPVS gives them. A connection that a server does not accept is tried at another.
+/// Without a `log` it says what matters on standard error, which is the journal. Idle connections end after an hour, dead
+/// ones when TCP has noticed, half-closed ones after as long as IPVS gives them. A connection that a server does not accept
+/// is tried at another.
 const GLOBAL: &str = "
     hard-stop-after 24h
     mworker-max-reloads 1000000

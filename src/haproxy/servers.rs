@@ -1,7 +1,8 @@
 //! What must change about the servers of a running HAProxy, and where it listens, as commands for its socket.
 //!
-//! Pure. Connections to servers that go, or get no new ones, live on, also where it does not listen any more, unless the server does
-//! not answer. HAProxy before 2.6 knows no servers that come and go; whoever gives the commands looks at what became of them.
+//! Pure. Connections to servers that go, or get no new ones, live on, also where it does not listen any more, unless the
+//! server does not answer. HAProxy before 2.6 knows no servers that come and go; whoever gives the commands looks at what
+//! became of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

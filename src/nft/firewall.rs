@@ -5,7 +5,8 @@
 //! conntrack finds the client's out of place (nf_conntrack_proto_tcp.c), and `ct state invalid drop` on the way in drops
 //! them before IPVS looks (LOCAL_IN at 99, ip_vs_core.c). So does what drops the rest, be it the chain's policy, where
 //! only new and established ones are let in. On the way out it is the same once more: what IPVS hands on as it came passes
-//! LOCAL_OUT (ip_vs_xmit.c), still for the VIP and as invalid; but what it wraps for mode tunnel, as a new packet. FORWARD has no such trouble: it never passes there.
+//! LOCAL_OUT (ip_vs_xmit.c), still for the VIP and as invalid; but what it wraps for mode tunnel, as a new packet. FORWARD
+//! has no such trouble: it never passes there.
 //!
 //! A rule that looks for the way back to a packet's source by the packet's mark as well (`fib saddr . mark`) finds none once
 //! kvip has marked it: by the mark every address is this host's own, and such a way counts as none (nft_fib_ipv4.c,

@@ -110,7 +110,8 @@ impl One<'_> {
 
     /// Real servers stand in the order of their addresses, whatever came when, and each has had its weight last: what mh
     /// makes of them depends on both (ip_vs_mh.c: a weight of 0 keeps the places that the last other weight had), and
-    /// every node must come to the same. The weight of an idle one that is another now is set, and taken away again. One that drains is as long there on all, so it goes by time alone.
+    /// every node must come to the same. The weight of an idle one that is another now is set, and taken away again. One
+    /// that drains is as long there on all, so it goes by time alone.
     ///
     /// One that comes between others has those behind it removed and added again, one at a time, as the kernel puts a new
     /// one at the head of its list and moves none. Nearly all their connections find them again (ip_vs_trash_get_dest,

@@ -2,7 +2,8 @@
 //!
 //! Looks at the files' metadata each second, and reads what changed once it has stopped changing, so that an editor at
 //! work is not read half way. A file with what cannot be read keeps what it said before, with a finding; what is left out
-//! by itself, as an entry that is no text, does not count as that. Owns its task; it writes nothing. Nothing tells a cluster from another here but a Namespace kube-system with a UID.
+//! by itself, as an entry that is no text, does not count as that. Owns its task; it writes nothing. Nothing tells a cluster
+//! from another here but a Namespace kube-system with a UID.
 
 use std::collections::BTreeMap;
 use std::fs;

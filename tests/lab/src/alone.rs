@@ -57,8 +57,8 @@ impl ApiServer {
         command::run(command(&control::kubectl_argv(&self.layout, arguments)), input.as_bytes(), LIMIT)
     }
 
-    /// The kubeconfig of a role, by the package's own script, which may read default/other too. Its token comes from the API server itself, as there is no
-    /// controller that fills Secrets.
+    /// The kubeconfig of a role, by the package's own script, which may read default/other too. Its token comes from the API
+    /// server itself, as there is no controller that fills Secrets.
     pub fn enroll(&self, role: &str) -> anyhow::Result<String> {
         let mut script = command(&[self.layout.repo.join("packaging/rbac/make-kubeconfig")]);
         script.args([
