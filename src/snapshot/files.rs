@@ -4,7 +4,6 @@
 //! cannot read is a finding with file and line, and the rest loads; kinds that kvip has no use for are passed over. What an
 //! API server would refuse or mirror, and what comes to nothing here, is noted too, and costs itself alone.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -14,13 +13,13 @@ use k8s_openapi::Resource;
 use k8s_openapi::api::core::v1 as core;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use super::Snapshot;
 use super::claims;
 use super::convert::{self, Change};
 use super::store::apply;
 use super::typed::{self, NO_TEXT};
+use super::yaml;
 use crate::config::Cluster;
 use crate::model::{Finding, ObjectKey};
 
@@ -154,27 +153,6 @@ fn is_manifest(path: &Path) -> bool {
     extension.is_some_and(|e| ["yaml", "yml", "json"].contains(&e))
 }
 
-/// A document of a file and the line, from 1, at which it starts.
-struct Document<'a> {
-    line: usize,
-    text: &'a str,
-}
-
-/// Cuts `text` at its `---` lines, so that a document that cannot be read does not take the next ones with it.
-fn documents(text: &str) -> Vec<Document<'_>> {
-    let mut documents = Vec::new();
-    let (mut start, mut first, mut offset) = (0, 1, 0);
-    for (number, line) in text.split_inclusive('\n').enumerate() {
-        if line.trim_end() == "---" || line.starts_with("--- ") {
-            documents.push(Document { line: first, text: &text[start..offset] });
-            (start, first) = (offset + line.len(), number + 2);
-        }
-        offset += line.len();
-    }
-    documents.push(Document { line: first, text: &text[start..] });
-    documents
-}
-
 struct Reading<'a> {
     settings: &'a Cluster,
     contents: Contents,
@@ -190,16 +168,12 @@ impl Reading<'_> {
     }
 
     fn file(&mut self, path: &Path, text: &str) {
-        for document in documents(text) {
-            match yaml(document.text) {
+        for document in yaml::documents(text) {
+            match document.value() {
                 Ok(Value::Null) => {}
                 Ok(value) => self.object(&place(path, document.line), value),
                 Err(error) => {
-                    let text = match error.without_snippet() {
-                        serde_saphyr::Error::Budget { .. } => TOO_MUCH.to_owned(),
-                        error => format!("not YAML or JSON: {}", yaml_reason(error)),
-                    };
-                    self.finding(place_of(path, document.line, &error), text);
+                    self.finding(place_of(path, document.line, &error), yaml::unread(&error));
                     // As far as can be told of what cannot be read.
                     self.contents.has_map |= ["ConfigMap", &self.settings.config_map.name]
                         .iter()
@@ -385,18 +359,6 @@ impl Reading<'_> {
     }
 }
 
-/// What is said of a document that is not read as it would take too much memory.
-const TOO_MUCH: &str = "too large or too deeply nested to be read: write it as several documents";
-
-/// The value of a document. How much it may hold goes by its length, so that the dump of a large cluster can be read; depth
-/// and aliases, which make much of a short one, keep their limits.
-fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
-    let mut budget = serde_saphyr::Budget::default();
-    budget.max_nodes = budget.max_nodes.max(text.len());
-    budget.max_events = budget.max_events.max(text.len().saturating_mul(2));
-    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { budget: Some(budget) })
-}
-
 /// Whether an object is of somebody else's kind, which may be called as one of Kubernetes' is: its group has a domain that
 /// is not Kubernetes' own.
 fn is_of_others(value: &Value) -> bool {
@@ -428,18 +390,6 @@ fn kind_meant(kind: &str) -> Option<&'static str> {
     let distance =
         |known: &str| strsim::damerau_levenshtein(&kind.to_ascii_lowercase(), &known.to_ascii_lowercase());
     KINDS.into_iter().find(|known| distance(known) <= (known.len() / 4).min(2))
-}
-
-/// What is wrong with YAML, without place and without advice for programmers.
-pub(super) fn yaml_reason(error: &serde_saphyr::Error) -> String {
-    let error = error.without_snippet();
-    let text = match error {
-        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
-            Cow::Owned(format!("duplicate key \"{key}\""))
-        }
-        _ => UserMessageFormatter.format_message(error),
-    };
-    text.replace(char::is_control, " ")
 }
 
 /// What a ConfigMap changes: nothing, unless it is one of the two that kvip reads.

@@ -31,6 +31,7 @@ mod typed;
 mod watch;
 mod watched;
 mod weights;
+mod yaml;
 
 pub use kubeconfig::{Link, check as check_kubeconfig};
 pub use weights::WEIGHTS_WANTED;

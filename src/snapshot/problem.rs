@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use kube::client::AuthError;
 use kube::config::{KubeconfigError, LoadDataError};
 
-use super::files::yaml_reason;
 use super::kubeconfig::was_ended;
+use super::yaml;
 use crate::model::{Finding, ObjectKey};
 
 /// The manifest that gives kvip its permissions, as packaged.
@@ -283,7 +283,7 @@ fn credential(path: &Path, error: &AuthError) -> Problem {
 
 /// What is wrong with YAML, and where.
 fn yaml(error: &serde_saphyr::Error) -> String {
-    let reason = yaml_reason(error);
+    let reason = yaml::reason(error);
     match error.location() {
         Some(at) => format!("{reason}, line {}, column {}", at.line(), at.column()),
         None => reason,
