@@ -92,7 +92,7 @@ async fn of_installation(global: &Global) -> Overview {
     };
     // What this user cannot read may well be right.
     let kubeconfig = kubeconfig.err().filter(|problem| !check::is_only_for_root(problem));
-    let unit = daemon::Unit::now().await;
+    let unit = Unit::now().await;
     let (state, next) = next_step(&settings, kubeconfig.as_ref(), &unit, global.config());
     Overview {
         schema: SCHEMA,

@@ -14,6 +14,7 @@ use super::locate::{Located, position};
 use super::not_toml;
 use super::path::KeyPath;
 use super::toml::{json, value};
+use crate::report::words::short;
 
 /// Sections that are planned and so deserve more than "unknown key".
 const LATER: [&str; 1] = ["report"];
@@ -200,7 +201,7 @@ impl Layer {
             Value::String(_, text) if self.is_loose() && !text.chars().any(char::is_control) => text.clone(),
             other => json(other).to_string(),
         };
-        if text.chars().count() > 80 { text.chars().take(79).chain(['…']).collect() } else { text }
+        short(text)
     }
 
     /// A known key as one would write it in this layer, in place of `wrong`.

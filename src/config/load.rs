@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::Problem;
@@ -12,6 +11,7 @@ use super::layer::{Layer, PREFIX};
 use super::prune::prune;
 use super::raw::Merged;
 use super::{Settings, cluster, sections};
+use crate::files::is_named_pipe;
 use crate::model::Finding;
 
 /// Where the settings are by default.
@@ -154,8 +154,7 @@ fn read(path: &Path) -> Result<Option<Layer>, Box<Problem>> {
 }
 
 fn text_of(path: &Path) -> io::Result<String> {
-    // Opening a named pipe would wait for its other end.
-    if std::fs::metadata(path)?.file_type().is_fifo() {
+    if is_named_pipe(path) {
         return Err(io::Error::other("it is a named pipe"));
     }
     std::fs::read_to_string(path)

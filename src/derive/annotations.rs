@@ -44,11 +44,10 @@ fn unknown(name: &str) -> Option<String> {
     if OF_SLICES.contains(&word) {
         return Some("has no effect: it counts on EndpointSlices alone".into());
     }
-    let lower = word.to_ascii_lowercase();
-    let nearest = if KIND_OF_CHECK.contains(&lower.as_str()) {
+    let nearest = if KIND_OF_CHECK.iter().any(|kind| kind.eq_ignore_ascii_case(word)) {
         Some("check")
     } else {
-        closest(&lower, ANNOTATIONS.iter().map(|known| (*known, *known)))
+        closest(word, ANNOTATIONS.iter().map(|known| (*known, *known)))
     };
     Some(match nearest {
         Some(known) => format!("is not known; did you mean {PREFIX}{known}?"),

@@ -96,8 +96,9 @@ impl VirtualServer {
     /// Takes the last weights over from how it was known `before`, as the kernel does not tell them; not where another hand
     /// has changed it since.
     pub fn remember(&mut self, before: &Self) {
-        let order = |server: &Self| server.added.iter().map(|(at, _)| *at).collect::<Vec<_>>();
-        if self.same_as(before) && order(self) == order(before) {
+        let order = self.added.iter().map(|(at, _)| at);
+        let before_order = before.added.iter().map(|(at, _)| at);
+        if !self.added.is_empty() && order.eq(before_order) && self.same_as(before) {
             self.added.clone_from(&before.added);
         }
     }

@@ -20,6 +20,14 @@ pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
+/// A value is repeated up to so many characters.
+const VALUE: usize = 80;
+
+/// A value's text, cut where it is too long to be repeated.
+pub fn short(text: String) -> String {
+    if text.chars().count() > VALUE { text.chars().take(VALUE - 1).chain(['…']).collect() } else { text }
+}
+
 /// What was written elsewhere may be longer than is of use to anybody.
 const LONGEST: usize = 500;
 

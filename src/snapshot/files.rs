@@ -271,9 +271,9 @@ impl Reading<'_> {
     ) {
         let key = key_in(&value);
         let service = service_of(kind, &key, &value);
-        let map = (kind == "ConfigMap" && key == self.settings.config_map).then_some(key);
+        let map = (kind == "ConfigMap" && key == self.settings.config_map).then(|| key.clone());
         let (findings, notes) = (self.contents.findings.len(), self.contents.notes.len());
-        self.take(at, kind, value, changes);
+        self.take(at, kind, &key, map.is_some(), value, changes);
         for finding in &mut self.contents.findings[findings..] {
             finding.about.extend(service.iter().chain(&map).cloned());
         }
@@ -286,6 +286,8 @@ impl Reading<'_> {
         &mut self,
         at: &str,
         kind: &str,
+        key: &ObjectKey,
+        is_map: bool,
         mut value: Value,
         changes: impl FnOnce(&K) -> Vec<Change>,
     ) {
@@ -297,8 +299,6 @@ impl Reading<'_> {
             }
             _ => return self.finding(at, format!("{kind} without metadata.name")),
         };
-        let key = key_in(&value);
-        let is_map = kind == "ConfigMap" && key == self.settings.config_map;
         self.contents.has_map |= is_map;
         if let Some(other) = value["apiVersion"].as_str().filter(|said| *said != K::API_VERSION) {
             let text = format!("{kind} {name}: apiVersion = \"{other}\": write {}", K::API_VERSION);
@@ -310,7 +310,7 @@ impl Reading<'_> {
         }
         match typed::read(&value) {
             Ok((object, unknown)) => {
-                self.written(at, kind, &key);
+                self.written(at, kind, key);
                 self.contents.changes.extend(changes(&object));
                 for text in unknown {
                     self.note(at, format!("{kind} {name}: {text}"));

@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::net::IpAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -19,6 +19,7 @@ use tokio::net::lookup_host;
 use tracing::debug;
 
 use super::problem::{self, Problem, Request};
+use crate::files::is_named_pipe;
 
 /// How long a connection may take to be made, TLS included: a frozen server accepts and then says nothing.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -134,8 +135,7 @@ fn refuse_what_is_no_file(path: &Path) -> Result<(), Problem> {
 fn refuse_named_pipes(kubeconfig: &Kubeconfig) -> Result<(), Problem> {
     let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
     let tokens = users.filter_map(|user| user.token_file.as_ref()).map(PathBuf::from);
-    let is_pipe = |file: &PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.file_type().is_fifo());
-    match named_files(kubeconfig).into_iter().chain(tokens).find(is_pipe) {
+    match named_files(kubeconfig).into_iter().chain(tokens).find(|file| is_named_pipe(file)) {
         Some(file) => Err(Problem::Unreadable { file, reason: "it is a named pipe".to_owned() }),
         None => Ok(()),
     }

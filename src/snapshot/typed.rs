@@ -8,15 +8,13 @@ use serde_json::Value;
 use serde_path_to_error::{Segment, Track};
 
 use crate::config::closest;
+use crate::report::words::short;
 
 /// What is wrong with a number where text is wanted, and the way out.
 pub(super) const NO_TEXT: &str = "is no text: put it in quotes";
 
 /// What is wanted where a map or a structure is.
 const MAP: &str = "names and values, as NAME: VALUE";
-
-/// The longest value that is repeated, in characters.
-const LONGEST: usize = 80;
 
 /// The object that `value` is, and what is to be said of each of its fields that objects of its kind do not have.
 ///
@@ -85,7 +83,7 @@ fn unreadable(value: &Value, path: &serde_path_to_error::Path, error: &serde_jso
     let said = found.as_str().unwrap_or_default();
     let why = match wanted {
         "a string" if found.is_number() || found.is_boolean() => {
-            return format!("{path} = {} {NO_TEXT}", shown(found));
+            return format!("{path} = {} {NO_TEXT}", short(found.to_string()));
         }
         "a string" => "text",
         "a boolean" if ["true", "false"].contains(&said) => "true or false, without quotes",
@@ -99,18 +97,8 @@ fn unreadable(value: &Value, path: &serde_path_to_error::Path, error: &serde_jso
         structure if structure.starts_with(char::is_uppercase) => MAP,
         _ => return format!("{path}: {error}"),
     };
-    let found = if is_scalar { format!(" = {}", shown(found)) } else { String::new() };
+    let found = if is_scalar { format!(" = {}", short(found.to_string())) } else { String::new() };
     format!("{path}{found}: {why}")
-}
-
-/// A value on one line and not too long.
-fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() > LONGEST {
-        text.chars().take(LONGEST - 1).chain(['…']).collect()
-    } else {
-        text
-    }
 }
 
 /// The fields that what is at `steps` in a `K` may have; none where it is no structure.

@@ -50,7 +50,7 @@ fn number(priority: &str) -> Option<i32> {
     let mut words = priority.split(' ');
     let base = match words.next()? {
         "raw" => -300,
-        "mangle" => -150,
+        "mangle" => MARKING,
         "dstnat" => -100,
         "filter" => 0,
         "security" => 50,
