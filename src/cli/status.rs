@@ -167,8 +167,8 @@ mod tests {
         assert_eq!(holders, [Some("node-a"), Some("node-b"), None]);
     }
 
-    #[test]
-    fn a_status_reads_as_a_table() {
+    /// A holder's, with a finding.
+    fn example() -> Status {
         let vip = |address: &str, here, frontends: Vec<status::Frontend>| Vip {
             vip: address.parse().unwrap(),
             group: "vips".into(),
@@ -186,7 +186,7 @@ mod tests {
             ready: 4,
             total: 5,
         };
-        let status = Status {
+        Status {
             node: "node-a".into(),
             keepalived: "active".into(),
             as_planned: true,
@@ -200,7 +200,12 @@ mod tests {
             ],
             findings: vec![Finding::new("default/shop", "no ready endpoints").mend("kubectl get pods")],
             ..Status::default()
-        };
+        }
+    }
+
+    #[test]
+    fn a_status_reads_as_a_table() {
+        let status = example();
         let holders = [("10.87.2.52".parse().unwrap(), "node-b".to_owned())].into();
         let want = "\
 node-a · in sync 2s ago · keepalived active · 1 virtual server, 4 real servers, as planned

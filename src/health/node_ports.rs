@@ -242,11 +242,15 @@ mod tests {
         Some(text)
     }
 
+    /// A port at which nobody listens.
+    async fn free_port() -> u16 {
+        let free = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        free.local_addr().unwrap().port()
+    }
+
     #[tokio::test]
     async fn who_asks_has_a_place_until_it_is_answered() {
-        let free = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = free_port().await;
         let (_local, answers) = watch::channel(Some(cluster(port, [true; 3])));
         let room = Arc::new(Semaphore::new(2));
         let listening =
@@ -278,9 +282,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_answer_follows_the_endpoints_and_ends_with_the_service() {
-        let free = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = free_port().await;
         let (local, answers) = watch::channel(Some(cluster(port, [true; 3])));
         spawn(answers);
         let until = async |good: fn(&Option<String>) -> bool| {

@@ -244,10 +244,8 @@ fn objects_of_others_kinds_are_passed_over_and_kubernetes_own_are_not() {
     check("{kind: ServiceList, items: [{metadata: {name: web}}]}", &[], &["default/web"]);
 }
 
-/// As `kubectl get -o yaml` prints them.
-#[test]
-fn of_what_a_cluster_prints_nothing_is_said() {
-    let yaml = "\
+/// What `kubectl get -o yaml` prints.
+const PRINTED: &str = "\
 apiVersion: v1
 items:
 - apiVersion: v1
@@ -323,7 +321,10 @@ kind: List
 metadata:
   resourceVersion: \"\"
 ";
-    let (snapshot, findings) = loaded(&[("x.yaml", yaml)]);
+
+#[test]
+fn of_what_a_cluster_prints_nothing_is_said() {
+    let (snapshot, findings) = loaded(&[("x.yaml", PRINTED)]);
     assert_eq!(findings, [""; 0]);
     assert_eq!((snapshot.services.len(), snapshot.slices.len(), snapshot.nodes.len()), (1, 1, 1));
 }

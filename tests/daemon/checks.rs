@@ -9,7 +9,7 @@ use kvip::health::check::Down;
 use kvip::model::ObjectKey;
 use kvip::snapshot::Snapshot;
 
-use crate::world::{World, dns, end, nginx, pods, settings, snapshot};
+use crate::world::{World, annotate, dns, end, nginx, pods, settings, snapshot};
 
 const FIRST: &str = "10.2.4.10:80";
 const SECOND: &str = "10.2.6.10:80";
@@ -17,9 +17,7 @@ const SECOND: &str = "10.2.6.10:80";
 /// The cluster, whose nginx has these annotations.
 fn annotated(annotations: &[(&str, &str)]) -> Snapshot {
     let mut snapshot = snapshot();
-    let nginx = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
-    Arc::make_mut(nginx).annotations =
-        annotations.iter().map(|(key, text)| (format!("kvip.io/{key}"), (*text).to_owned())).collect();
+    annotate(&mut snapshot, annotations);
     snapshot
 }
 

@@ -15,7 +15,7 @@ use kvip::snapshot::Snapshot;
 
 mod order;
 
-use crate::world::{World, backend, dns, end, endpoint, ip, marked, nginx, pods, settings, snapshot};
+use crate::world::{World, backend, dns, end, endpoint, ip, marked, named, nginx, pods, settings, snapshot};
 
 /// The tutorial's nginx, in mode dsr.
 pub fn dsr_snapshot() -> Snapshot {

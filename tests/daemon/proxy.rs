@@ -1,12 +1,9 @@
 //! Mode proxy: HAProxy listens before anybody is sent to it.
 
-use std::sync::Arc;
-
 use kvip::haproxy::State;
-use kvip::model::ObjectKey;
 use kvip::snapshot::Snapshot;
 
-use crate::world::{World, ip, nginx, pods, settings, snapshot};
+use crate::world::{World, annotate, ip, nginx, pods, settings, snapshot};
 
 /// nginx served by HAProxy.
 fn proxied() -> Snapshot {
@@ -77,9 +74,7 @@ const SECOND: &str = "10.2.6.10:80";
 /// nginx served by HAProxy, with these annotations.
 fn checked(annotations: &[(&str, &str)]) -> World {
     let mut snapshot = proxied();
-    let nginx = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
-    Arc::make_mut(nginx).annotations =
-        annotations.iter().map(|(key, text)| (format!("kvip.io/{key}"), (*text).to_owned())).collect();
+    annotate(&mut snapshot, annotations);
     let mut world = World::new(settings());
     world.list(snapshot);
     world.turn();

@@ -1,11 +1,10 @@
 //! From snapshots to the kernel: the order of things, churn, leaving, draining, audits and strays.
 
 use kvip::ipvs::{Key, VirtualServer};
-use kvip::model::{Frontend, ObjectKey, Protocol};
+use kvip::model::{Frontend, Protocol};
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::Arc;
 
-use crate::world::{World, backend, dns, end, endpoint, ip, marked, nginx, pods, settings, snapshot};
+use crate::world::{World, backend, dns, end, endpoint, ip, marked, named, nginx, pods, settings, snapshot};
 
 fn pair(at: &str, weight: u32) -> (String, u32) {
     (at.to_owned(), weight)
@@ -347,16 +346,12 @@ fn a_port_that_gets_a_name_cuts_no_connections() {
     let mut world = World::serving();
     world.connections(nginx(), backend("10.2.4.10", 80), 3);
     world.acts();
-    let mut named = snapshot();
-    let service = named.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
-    Arc::make_mut(service).ports[0].name = "http".into();
-    world.event(named.clone());
+    let [service, both] = named(snapshot());
+    world.event(service);
     world.tick(2);
     assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 0)], "the one with connections");
     assert_eq!(world.targets(), ["node-b", "node-c"]);
-    let slice = named.slices.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
-    Arc::make_mut(slice).ports[0].name = "http".into();
-    world.event(named);
+    world.event(both);
     world.after(1);
     assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 1), pair("10.2.6.10:80", 1)]);
     let status = world.status();

@@ -58,6 +58,22 @@ pub fn pods<'a>(snapshot: &'a mut Snapshot, name: &str) -> &'a mut Vec<Endpoint>
     &mut Arc::make_mut(snapshot.slices.get_mut(&ObjectKey::new("default", name)).unwrap()).endpoints
 }
 
+/// Gives nginx these annotations and no others.
+pub fn annotate(snapshot: &mut Snapshot, annotations: &[(&str, &str)]) {
+    let nginx = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(nginx).annotations =
+        annotations.iter().map(|(key, text)| (format!("kvip.io/{key}"), (*text).to_owned())).collect();
+}
+
+/// The cluster when nginx has given its port a name, and when its slice has it too.
+pub fn named(mut snapshot: Snapshot) -> [Snapshot; 2] {
+    let nginx = ObjectKey::new("default", "nginx");
+    Arc::make_mut(snapshot.services.get_mut(&nginx).unwrap()).ports[0].name = "http".into();
+    let service = snapshot.clone();
+    Arc::make_mut(snapshot.slices.get_mut(&nginx).unwrap()).ports[0].name = "http".into();
+    [service, snapshot]
+}
+
 pub fn end(endpoint: &mut Endpoint) {
     (endpoint.ready, endpoint.serving, endpoint.terminating) = (false, true, true);
 }

@@ -145,15 +145,11 @@ fn a_port_that_gets_a_name_moves_no_real_server() {
     let mut world = serving();
     let before = server(&world, nginx().into());
     world.acts();
-    let mut named = dsr_snapshot();
-    let service = named.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
-    Arc::make_mut(service).ports[0].name = "http".into();
-    world.event(named.clone());
+    let [service, both] = named(dsr_snapshot());
+    world.event(service);
     world.tick(5);
     assert_eq!(weights(&server(&world, nginx().into())).into_values().collect::<Vec<_>>(), [0, 0]);
-    let slice = named.slices.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
-    Arc::make_mut(slice).ports[0].name = "http".into();
-    world.event(named);
+    world.event(both);
     world.tick(1);
     let after = server(&world, nginx().into());
     assert_eq!((weights(&after), &after.added), (weights(&before), &before.added));
