@@ -13,6 +13,7 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams, ObjectList, WatchEvent, WatchParams};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
 
 use super::convert::Change;
 use super::kubeconfig::Link;
@@ -343,6 +344,7 @@ impl<'a, W: Watched> Watch<'a, W> {
         self.session.tell(Event::Confirmed(W::PART)).await;
         loop {
             let Ok(event) = timeout(self.session.timing.silence, events.try_next()).await else {
+                debug!(resource = W::RESOURCE, "the watch has been silent for too long: it begins anew");
                 self.doubt = true;
                 return Ok(Step::Ended);
             };
