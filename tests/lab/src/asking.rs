@@ -72,6 +72,11 @@ impl Asking {
             .spec("ports", serde_json::json!([port("tcp", "TCP"), port("udp", "UDP")]))
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.json["metadata"]["name"].as_str().expect("set by `new`")
+    }
+
     /// Of type LoadBalancer and kvip's class.
     #[must_use]
     pub fn load_balancer(self) -> Self {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
-    Asking, ECHO, ECHO_PORTS, POOLS, check_answered_inside, condition, explain, ingress, must, object,
-    settings, wait_for_addresses, wait_for_answer, wait_until_gone_but,
+    Asking, ECHO, ECHO_PORTS, POOLS, check_answered_inside, condition, explain, in_url, ingress, must,
+    object, settings, wait_for_addresses, wait_for_answer, wait_for_reason, wait_until_gone_but,
 };
 use kvip_lab::kube_proxy::Mode;
 use kvip_lab::kvip::Settings;
@@ -28,9 +28,12 @@ const REPAIRED: Duration = Duration::from_secs(10);
 const CONNECTIONS: u16 = 4;
 const EVERY: Duration = Duration::from_millis(300);
 const WATCHED: Duration = Duration::from_secs(10);
+/// The cluster takes 40 s to notice a node's death.
+const NOTICED: Duration = Duration::from_secs(180);
 /// A VIP that a Service asks for by annotation, one of spec.externalIPs, and one that somebody else announces.
 const ANNOTATED: &str = "10.87.2.57";
 const EXTERNAL: &str = "10.87.2.58";
+const EXTERNAL6: &str = "fd00:87:2::58";
 const FOREIGN: &str = "10.87.2.59";
 
 /// The lab with kvip and kube-proxy, and a Service for each way of asking: the address that a pool gave.
@@ -147,22 +150,42 @@ fn shield(lab: &Lab, setting: &str, vip: &str, shielded: bool) -> Result<()> {
 fn check_shield(lab: &Lab, vip: &str) -> Result<()> {
     shield(lab, "off", vip, false)?;
     let taken = lab.wait_for(&format!("kube-proxy to take connections to {vip}"), SOON, || {
-        (asked_and_seen(lab, vip).ok()? == (7, 0)).then_some(())
+        (asked_and_seen(lab, &in_url(vip)).ok()? == (7, 0)).then_some(())
     });
     taken.with_context(|| explain(lab, ""))?;
     shield(lab, "auto", vip, true)?;
+    check_balanced(lab, &in_url(vip))
+}
+
+/// Policy Local where kube-proxy drops what comes for nodes without a pod: refused, whose VIP it is nobody holds, until the
+/// Service is as the mend says.
+fn check_local_is_refused(lab: &Lab, service: &Asking, vip: &str, why: &str) -> Result<()> {
+    let name = service.name();
+    service.clone().spec("externalTrafficPolicy", "Local").apply(lab)?;
+    wait_for_reason(lab, "default", name, why)?;
+    for node in &NODES {
+        let found = finding(lab, node.name, why).context("the finding")?;
+        let mend = format!("kubectl -n default patch service {name} ");
+        must(lab, found.contains(&mend), &format!("no mend in {found}"))?;
+        let held = lab.node(node.name).must("ip -br addr show eth0")?.contains(vip);
+        must(lab, !held, &format!("{} holds {vip} although it is refused", node.name))?;
+    }
+    let cluster = json!({"spec": {"externalTrafficPolicy": "Cluster"}}).to_string();
+    lab.kubectl(&["patch", "service", name, "-p", &cluster])?;
     check_balanced(lab, vip)
 }
 
 /// A Service that another load balancer announces, without `ipMode: Proxy`, and that kvip serves too.
 fn check_foreign(lab: &Lab) -> Result<()> {
     let class = "example.com/other";
-    Asking::new("foreign").load_balancer().spec("loadBalancerClass", class).apply(lab)?;
+    let foreign = Asking::new("foreign").load_balancer().spec("loadBalancerClass", class);
+    foreign.apply(lab)?;
     let status =
         json!({"status": {"loadBalancer": {"ingress": [{"ip": FOREIGN, "ipMode": "VIP"}]}}}).to_string();
     lab.kubectl(&["patch", "service", "foreign", "--subresource=status", "--type=merge", "-p", &status])?;
     ask_for(lab, FOREIGN, Some("default/foreign"))?;
     check_shield(lab, FOREIGN)?;
+    check_local_is_refused(lab, &foreign, FOREIGN, "its status lacks ipMode Proxy")?;
     ask_for(lab, FOREIGN, None)?;
     lab.kubectl(&["delete", "service", "foreign"])?;
     given_back(lab, FOREIGN)
@@ -173,28 +196,30 @@ fn check_foreign(lab: &Lab) -> Result<()> {
 fn check_external(lab: &Lab) -> Result<()> {
     let gone = || {
         lab.kubectl(&["delete", "service", "external"])?;
-        given_back(lab, EXTERNAL)
+        [EXTERNAL, EXTERNAL6].iter().try_for_each(|vip| given_back(lab, vip))
     };
-    Asking::new("external").spec("externalIPs", json!([EXTERNAL])).apply(lab)?;
-    check_shield(lab, EXTERNAL)?;
+    let external = Asking::new("external")
+        .spec("ipFamilyPolicy", "RequireDualStack")
+        .spec("externalIPs", json!([EXTERNAL, EXTERNAL6]));
+    external.apply(lab)?;
+    [EXTERNAL, EXTERNAL6].iter().try_for_each(|vip| check_shield(lab, vip))?;
+    let drops = "kube-proxy drops packets to externalIPs of policy Local on nodes without a pod of it";
+    check_local_is_refused(lab, &external, EXTERNAL, drops)?;
     gone()?;
     lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
-    let external = Asking::echo("external").spec("externalIPs", json!([EXTERNAL]));
+    let external = Asking::echo("external").spec("externalIPs", json!([EXTERNAL, EXTERNAL6]));
     external.annotation("kvip.io/mode", "dsr").apply(lab)?;
-    all_are_answered(lab, EXTERNAL.parse()?, true)?;
+    [EXTERNAL, EXTERNAL6].iter().try_for_each(|vip| all_are_answered(lab, vip.parse()?, true))?;
     gone()
 }
 
 /// In mode announce kvip holds the VIP and kube-proxy balances: of virtual servers there are at most its own.
 fn check_announced(lab: &Lab, by_ipvs: bool) -> Result<()> {
-    lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
-    Asking::echo("announced").load_balancer().annotation("kvip.io/mode", "announce").apply(lab)?;
-    let given = wait_for_addresses(lab, "announced", 2)?;
+    let given = announced(lab)?;
     let said = ingress(lab, "announced")?;
     let by_others = said.iter().all(|entry| entry["ipMode"] == "VIP");
     must(lab, by_others, &format!("in mode announce the status says {said:?}"))?;
     for vip in &given {
-        all_are_answered(lab, vip.parse()?, false)?;
         for node in lab.nodes() {
             let expected = node.ipvs()?.contains(vip) == by_ipvs;
             must(lab, expected, &format!("{vip} in the IPVS of {}: {}", node.spec().name, !by_ipvs))?;
@@ -203,6 +228,15 @@ fn check_announced(lab: &Lab, by_ipvs: bool) -> Result<()> {
     check_open_connections(lab, given[0].parse()?)?;
     lab.kubectl(&["delete", "service", "announced"])?;
     given.iter().try_for_each(|vip| given_back(lab, vip))
+}
+
+/// A Service of mode announce: the VIPs that it was given, at which all are answered.
+fn announced(lab: &Lab) -> Result<Vec<String>> {
+    lab.kubectl_with(&["apply", "-f", "-"], &echo_pods(ECHO_PORTS))?;
+    Asking::echo("announced").load_balancer().annotation("kvip.io/mode", "announce").apply(lab)?;
+    let given = wait_for_addresses(lab, "announced", 2)?;
+    given.iter().try_for_each(|vip| all_are_answered(lab, vip.parse()?, false))?;
+    Ok(given)
 }
 
 /// What docs/services.md says of open connections in mode announce: when the holder is drained those over TCP end, as another
@@ -214,14 +248,50 @@ fn check_open_connections(lab: &Lab, vip: IpAddr) -> Result<()> {
     let taken = lab.wait_for("another holder", SOON, || lab.holder().filter(|node| *node != holder));
     let until = Instant::now() + WATCHED;
     lab.wait_for("what becomes of connections", WATCHED * 2, || (Instant::now() >= until).then_some(()))?;
-    let reports = held.into_iter().map(|(transport, probe)| Ok((transport, probe.stop()?)));
-    let reports = reports.collect::<Result<Vec<_>>>()?;
     must(lab, drained.ok(), &drained.to_string())?;
     taken.with_context(|| explain(lab, "announced"))?;
     lab.node(holder).must_within(SOON, "kvip undrain")?;
-    for (transport, report) in reports {
-        for view in report.connections().values() {
-            println!("{transport:?} to {vip} while {holder} is drained: {view}");
+    check_became(lab, held, &format!("while {holder} is drained"))
+}
+
+/// The same when the holder dies. What another node's kube-proxy hands on over UDP may come to a pod of the dead node until the
+/// cluster has noticed.
+fn check_open_connections_of_a_dead_holder(lab: &Lab, mode: &Mode) -> Result<()> {
+    let given = announced(lab)?;
+    let holder = lab.wait_for_holder()?;
+    let held = hold(lab, given[0].parse()?)?;
+    lab.node(holder).must("sync")?;
+    lab.node(holder).kill()?;
+    let taken = lab.wait_for("another holder", SOON, || lab.holder().filter(|node| *node != holder));
+    taken.with_context(|| explain(lab, "announced"))?;
+    let noticed = lab.wait_for("the cluster to notice, and an answer on each flow over UDP", NOTICED, || {
+        let udp = held.iter().filter(|(transport, _)| *transport == Transport::Udp);
+        let open = |probe: &Probe| {
+            Report::new(probe.so_far())
+                .connections()
+                .values()
+                .all(|view| view.end().is_none() && !view.nodes().is_empty())
+        };
+        let ready = object(lab, &format!("node {holder}")).ok()?["status"]["conditions"].to_string();
+        (ready.contains("NodeStatusUnknown") && udp.into_iter().all(|(_, probe)| open(probe))).then_some(())
+    });
+    noticed.with_context(|| explain(lab, "announced"))?;
+    check_became(lab, held, &format!("after the death of {holder}"))?;
+    lab.node(holder).boot()?;
+    lab.start_kube_proxy(mode)?;
+    let back = lab.wait_for(&format!("{holder} to be back"), AUDIT, || {
+        (lab.node(holder).kvip_status().ok()?["as_planned"] == true).then_some(())
+    });
+    back.with_context(|| explain(lab, "announced"))?;
+    lab.kubectl(&["delete", "service", "announced"])?;
+    given.iter().try_for_each(|vip| given_back(lab, vip))
+}
+
+/// All connections over TCP have ended, and those over UDP go on.
+fn check_became(lab: &Lab, held: Vec<(Transport, Probe)>, when: &str) -> Result<()> {
+    for (transport, probe) in held {
+        for view in probe.stop()?.connections().values() {
+            println!("{transport:?} {when}: {view}");
             let ends = transport == Transport::Tcp;
             must(lab, view.end().is_some() == ends, &format!("{transport:?} must end: {ends}, and {view}"))?;
         }
@@ -314,7 +384,8 @@ fn iptables() -> Result<()> {
     check_foreign(&lab)?;
     check_external(&lab)?;
     check_dsr(&lab)?;
-    check_announced(&lab, false)
+    check_announced(&lab, false)?;
+    check_open_connections_of_a_dead_holder(&lab, &Mode::Iptables)
 }
 
 /// At each of its starts kube-proxy flushes all of IPVS, and when it cleans up.

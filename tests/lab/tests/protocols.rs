@@ -5,18 +5,24 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::asking::{in_url, object};
+use kvip_lab::asking::{Asking, in_url, object};
 use kvip_lab::kvip::Settings;
-use kvip_lab::lab::Lab;
+use kvip_lab::lab::{Lab, Node};
 use kvip_lab::layout::{self, CLIENT_V4, CLIENT_V6, NODES};
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
 use kvip_lab::scenario::{self, SOON, Turn, ask_for, bare, diagnosis, echo_pods, explained, set_up};
+use serde_json::{Value, json};
 
 const VIP: &str = "10.87.2.51";
 const VIP6: &str = "fd00:87:2::51";
+/// Those of a Service that is served in mode dsr.
+const DIRECT: &str = "10.87.2.52";
+const DIRECT6: &str = "fd00:87:2::52";
+/// That of a Service each of whose datagrams is balanced by itself.
+const ONE_BY_ONE: &str = "10.87.2.53";
 const DNS: u16 = 53;
 const DIAMETER: u16 = 3868;
 
@@ -54,18 +60,24 @@ fn echoing() -> Result<Turn> {
     lab.kubectl_with(&["apply", "-f", "-"], &(echo_pods(PORTS) + SERVICE))?;
     ask_for(&lab, VIP, Some("default/echo"))?;
     ask_for(&lab, &VIP6.replace(':', "-"), Some("default/echo"))?;
-    let all = lab.wait_for("three pods to answer at both VIPs", Duration::from_secs(120), || {
-        [VIP, VIP6]
-            .iter()
-            .all(|vip| answering_pods(&lab, vip).is_ok_and(|pods| pods.len() == 3))
-            .then_some(())
-    });
-    explained(&lab, all)?;
+    [VIP, VIP6].iter().try_for_each(|vip| three_pods_answer(&lab, vip))?;
     Ok(lab)
 }
 
+fn three_pods_answer(lab: &Lab, vip: &str) -> Result<()> {
+    let all = lab.wait_for(&format!("three pods to answer at {vip}"), Duration::from_secs(120), || {
+        (answering_pods(lab, vip).ok()?.len() == 3).then_some(())
+    });
+    explained(lab, all)
+}
+
+/// The port of [`SERVICE`] that is for UDP.
+fn dns() -> Value {
+    json!([{"name": "dns", "port": DNS, "targetPort": 5353, "protocol": "UDP"}])
+}
+
 fn answering_pods(lab: &Lab, vip: &str) -> Result<BTreeSet<String>> {
-    let report = lab.ask(Asker::Client, &udp(vip), 6)?;
+    let report = lab.ask(Asker::Client, &udp(vip).connections(12), 1)?;
     Ok(report.pods().into_keys().collect())
 }
 
@@ -127,7 +139,11 @@ fn pods_on_the_holder_see_the_client_and_others_see_the_holder() -> Result<()> {
 #[test]
 fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
     let lab = echoing()?;
-    for (vip, port) in [(VIP, 40_053), (VIP6, 40_054)] {
+    let direct = Asking::echo("direct").annotation("kvip.io/mode", "dsr").spec("ports", dns());
+    direct.annotation("kvip.io/vips", &[DIRECT, DIRECT6].join(",")).apply(&lab)?;
+    [DIRECT, DIRECT6].iter().try_for_each(|vip| three_pods_answer(&lab, vip))?;
+    for (vip, port) in [(VIP, 40_053), (VIP6, 40_054), (DIRECT, 40_055), (DIRECT6, 40_056)] {
+        three_pods_answer(&lab, vip)?;
         let probe = lab.asking(Asker::Client, &udp(vip).from_port(port))?;
         let first = lab.wait_for("answers from one pod", SOON, || {
             let pods = Report::new(probe.so_far()).pods();
@@ -154,6 +170,44 @@ fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
         ensure!(gap < Duration::from_secs(3), "no answer for {gap:?}: {report}\n{}", diagnosis(&lab));
     }
     Ok(())
+}
+
+/// How many datagrams each echo pod was sent since its counter was made.
+const COUNTER: &str = "nft 'table inet counted { chain input { type filter hook input priority 0; udp dport 5353 counter; }; }'";
+
+/// Nobody's answers are translated then, so the pods' own kernels say what came to them from one port of the client.
+#[test]
+fn datagrams_are_balanced_one_by_one_where_a_service_says_so() -> Result<()> {
+    const SENT: u64 = 12;
+    let lab = echoing()?;
+    let pods: Vec<(Node<'_>, String)> =
+        lab.nodes().map(|node| Ok((node, node.pod("echo-")?))).collect::<Result<_>>()?;
+    let inside = |node: &Node<'_>, pod: &str, what: &str| node.must(&format!("ip netns exec {pod} {what}"));
+    let service = Asking::echo("counted").annotation("kvip.io/vips", ONE_BY_ONE).spec("ports", dns());
+    let service = service.annotation("kvip.io/scheduler", "rr");
+    for (port, one_packet) in [(40_057, "false"), (40_058, "true")] {
+        service.clone().annotation("kvip.io/one-packet", one_packet).apply(&lab)?;
+        let line = format!("-A -u {ONE_BY_ONE}:{DNS} -s rr{}", if one_packet == "true" { " -o" } else { "" });
+        let set = lab.wait_for(&line, SOON, || {
+            let is_there = |node: Node<'_>| node.ipvs().is_ok_and(|table| table.lines().any(|l| l == line));
+            lab.nodes().all(is_there).then_some(())
+        });
+        explained(&lab, set)?;
+        pods.iter().try_for_each(|(node, pod)| inside(node, pod, COUNTER).map(drop))?;
+        let report = lab.ask(Asker::Client, &udp(ONE_BY_ONE).from_port(port), SENT)?;
+        let mut counts = Vec::new();
+        for (node, pod) in &pods {
+            let text = inside(node, pod, "nft list table inet counted")?;
+            let count = text.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+            counts.push(count.context("a counter")?.parse::<u64>()?);
+            inside(node, pod, "nft delete table inet counted")?;
+        }
+        println!("one-packet {one_packet}: the pods were sent {counts:?} of {SENT}; {report}");
+        let asked = counts.iter().filter(|count| **count > 0).count();
+        ensure!(asked == if one_packet == "true" { 3 } else { 1 }, "{counts:?}\n{}", diagnosis(&lab));
+        ensure!(counts.iter().sum::<u64>() == SENT, "{counts:?} of {SENT}\n{}", diagnosis(&lab));
+    }
+    lab.kubectl(&["delete", "service", "counted"]).map(drop)
 }
 
 /// An association cannot move, so the client's next one from the same port does, while the pod still ends.

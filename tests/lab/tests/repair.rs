@@ -90,6 +90,12 @@ fn kernel_settings_are_verified() -> Result<()> {
     let name = lab.other_than(lab.wait_for_holder()?);
     lab.node(name).must("sysctl -w net.ipv4.vs.conntrack=0")?;
     said(&lab, name, "sysctl -w net.ipv4.vs.conntrack=1", true)?;
+    // At the start too, and not a minute later.
+    lab.node(name).must_within(SOON, "systemctl restart kvip")?;
+    let started = lab.wait_for("the finding of a start", SOON / 2, || {
+        finding(&lab, name, "sysctl -w net.ipv4.vs.conntrack=1").map(drop)
+    });
+    explained(&lab, started)?;
     lab.node(name).must("sysctl -w net.ipv4.vs.conntrack=1")?;
     said(&lab, name, "net.ipv4.vs.conntrack", false)
 }
@@ -105,12 +111,14 @@ fn timeouts_and_the_sync_daemon() -> Result<()> {
         }
         Ok(())
     };
-    let extra = "[balancing]\ntcp_timeout = \"20m\"\nudp_timeout = \"90s\"\nsync = true\n".to_owned();
+    let extra =
+        "[balancing]\ntcp_timeout = \"20m\"\ntcp_fin_timeout = \"45s\"\nudp_timeout = \"90s\"\nsync = true\n"
+            .to_owned();
     configure(&Settings { extra, ..Settings::default() })?;
     let holder = wait_for_roles(&lab, "")?;
     for node in lab.nodes() {
         let text = node.must("ipvsadm -L --timeout")?;
-        ensure!(text.contains("1200 120 90"), "{}: {text}", node.spec().name);
+        ensure!(text.contains("1200 45 90"), "{}: {text}", node.spec().name);
     }
     lab.node(holder).must_within(SOON, "kvip drain --wait")?;
     wait_for_roles(&lab, holder)?;

@@ -31,6 +31,8 @@ mod endings;
 mod fields;
 #[path = "services/grammar.rs"]
 mod grammar;
+#[path = "services/kinds.rs"]
+mod kinds;
 #[path = "services/manifests.rs"]
 mod manifests;
 #[path = "services/nodes.rs"]

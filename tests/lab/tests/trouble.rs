@@ -259,6 +259,55 @@ fn a_configuration_that_keepalived_refuses() -> Result<()> {
     wait_until_settled(&lab)
 }
 
+/// keepalived's own test lets the file through, and keepalived dies of it: in the reload, and at each start after that.
+const FALLS_AT_START: &str = "#!/bin/sh\n\
+                              case \"$*\" in *-t*) ;; *) if grep -q 10.87.2.63/32 /etc/keepalived/keepalived.conf; then exit 1; fi;; esac\n\
+                              exec /root/keepalived \"$@\"\n";
+const FALLS_IN_RELOAD: &str = "[Service]\nExecReload=\nExecReload=/bin/sh -c \
+                               'if grep -q 10.87.2.63/32 /etc/keepalived/keepalived.conf; then kill -SEGV $MAINPID; else kill -HUP $MAINPID; fi'\n";
+
+/// The file before is brought back and keepalived with it, and what it fell over is not tried again and again.
+#[test]
+fn a_configuration_that_keepalived_dies_of() -> Result<()> {
+    let lab = serving()?;
+    let node = lab.node(backup(&lab)?);
+    let before = node.must("cat /etc/keepalived/keepalived.conf")?;
+    node.must("mv /usr/sbin/keepalived /root/keepalived; mkdir -p /etc/systemd/system/keepalived.service.d")?;
+    node.write("/usr/sbin/keepalived", FALLS_AT_START.as_bytes())?;
+    node.write("/etc/systemd/system/keepalived.service.d/falls.conf", FALLS_IN_RELOAD.as_bytes())?;
+    node.must_within(MINUTES, "chmod 0755 /usr/sbin/keepalived; systemctl daemon-reload")?;
+    let pid = || node.must("systemctl show -P MainPID keepalived");
+    let fallen = pid()?;
+    ask_for(&lab, "10.87.2.63", Some(""))?;
+    told(&lab, node.spec().name, &["keepalived did not survive a reload with its new configuration"])?;
+    let back = lab.wait_for("keepalived to run with the file before", MINUTES, || {
+        let file = node.must("cat /etc/keepalived/keepalived.conf").ok()?;
+        let active = node.run("systemctl is-active keepalived").ok()?.ok();
+        (file == before && active && pid().ok()? != fallen).then_some(())
+    });
+    explained(&lab, back)?;
+    let steady = pid()?;
+    let journal = node.journal();
+    ensure!(journal.contains("the one before is brought back"), "the journal does not say so:\n{journal}");
+    // All others have the VIP, so nobody lacks it but this node.
+    let held = lab.wait_for("the holder to carry the new VIP", SOON, || {
+        lab.node(lab.holder()?).must("ip -br addr show eth0").ok()?.contains("10.87.2.63/").then_some(())
+    });
+    explained(&lab, held)?;
+    ensure!(lab.curl(VIP).is_some(), "a backup's trouble took the VIP away");
+    ask_for(&lab, "10.87.2.63", None)?;
+    let unsaid = lab.wait_for("nothing more to be said", MINUTES, || {
+        finding(&lab, node.spec().name, "did not survive").is_none().then_some(())
+    });
+    explained(&lab, unsaid)?;
+    ensure!(pid()? == steady, "keepalived was made to read what it dies of once more");
+    mended(
+        &lab,
+        node.spec().name,
+        "mv /root/keepalived /usr/sbin/keepalived; rm /etc/systemd/system/keepalived.service.d/falls.conf; systemctl daemon-reload",
+    )
+}
+
 /// A server that takes connections and says nothing any more: what is idle for longer than bookmarks are apart is dead. Nobody's
 /// request is lost meanwhile.
 #[test]

@@ -171,8 +171,19 @@ fn a_route_through_another_router_is_found() -> Result<()> {
     let other = lab.other_than(holder);
     let pods = kvip_lab::layout::node(other).context("a node")?;
     let (node, network) = (lab.node(holder), pods.pod4);
+    // The router knows the way, so what mode dsr cannot hand on is served by NAT.
+    let route = |verb| {
+        let output = lab.host(&["ip", "route", verb, network, "via", pods.v4])?;
+        ensure!(output.ok(), "{output}");
+        Ok(())
+    };
+    route("add")?;
     node.must(&format!("ip route replace {network} via 10.87.2.1"))?;
     said(&lab, holder, "leads through 10.87.2.1", true)?;
+    answered_by(&lab, DSR, 3)?;
+    let by_nat = seen(&lab, DSR.v4)?;
+    ensure!(by_nat.len() == 2, "pods behind a router see the holder: {by_nat:?}\n{}", diagnosis(&lab));
+    route("del")?;
     node.must(&format!("ip route replace {network} via {}", pods.v4))?;
     said(&lab, holder, "leads through 10.87.2.1", false)
 }
