@@ -31,7 +31,7 @@ lab-more: lab-parts ## more of the lab's tests: racing allocators, bad input, dr
 	@$(CARGO_TEST) --package kvip-lab --features more --test cluster --test ipam --test machines \
 		--test operations --test options --test protocols --test trouble -- --test-threads=1
 
-lab-long: lab-parts ## the longest: Service fields, forwarding modes, HAProxy, repairs, kube-proxy (two hours)
+lab-long: lab-parts ## the longest: Service fields, forwarding modes, HAProxy, repairs, an API out of reach, kube-proxy (two hours)
 	@tests/lab/controlplane/build $(CACHE)/controlplane --with-kube-proxy
 	@$(CARGO_TEST) --package kvip-lab --features long \
 		--test services --test modes --test proxy --test repair --test patience --test kube_proxy -- --test-threads=1 --nocapture
