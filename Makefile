@@ -34,7 +34,7 @@ lab-more: lab-parts ## more of the lab's tests: racing allocators, bad input, dr
 lab-long: lab-parts ## the longest: Service fields, forwarding modes, HAProxy, repairs, an API out of reach, kube-proxy (two hours)
 	@tests/lab/controlplane/build $(CACHE)/controlplane --with-kube-proxy
 	@$(CARGO_TEST) --package kvip-lab --features long \
-		--test services --test modes --test proxy --test repair --test patience --test kube_proxy -- --test-threads=1 --nocapture
+		--test services --test modes --test proxy --test repair --test faults --test patience --test kube_proxy -- --test-threads=1 --nocapture
 
 lab: demo-parts ## raises the lab with kvip and the tutorial and leaves it up to play with
 	@$(AS_ROOT) $(DEMO)/lab play $(DEMO)

@@ -225,9 +225,24 @@ fn check_announced(lab: &Lab, by_ipvs: bool) -> Result<()> {
             must(lab, expected, &format!("{vip} in the IPVS of {}: {}", node.spec().name, !by_ipvs))?;
         }
     }
+    given.iter().try_for_each(|vip| check_way_of_announced(lab, vip.parse()?))?;
     check_open_connections(lab, given[0].parse()?)?;
     lab.kubectl(&["delete", "service", "announced"])?;
     given.iter().try_for_each(|vip| given_back(lab, vip))
+}
+
+/// kube-proxy on the holder hands on and hides the client, so answers leave through the holder alone.
+fn check_way_of_announced(lab: &Lab, vip: IpAddr) -> Result<()> {
+    let holder = lab.wait_for_holder()?;
+    let trace = lab.trace(&format!("host {vip} and port {ECHO}"))?;
+    let question = Question::new(Transport::Tcp, SocketAddr::new(vip, ECHO)).connections(12);
+    let report = lab.ask(Asker::Client, &question, 1)?;
+    let packets = trace.stop()?;
+    let senders = packets.sent_from(vip).sent();
+    println!("announced {vip}: {report}; pods saw {:?}, answers sent by {senders:?}", report.sources());
+    let hidden = [CLIENT_V4, CLIENT_V6].iter().all(|client| !report.sources().contains_key(*client));
+    must(lab, report.answered() == 12 && hidden, &format!("{vip}: {report} saw {:?}", report.sources()))?;
+    must(lab, senders.keys().eq([&holder]), &format!("{vip}: answers are sent by {senders:?}, not {holder}"))
 }
 
 /// A Service of mode announce: the VIPs that it was given, at which all are answered.

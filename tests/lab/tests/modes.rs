@@ -20,6 +20,8 @@ use kvip_lab::scenario::{SOON, Turn, bare, echo_pods, explained, package};
 mod affinity;
 #[path = "modes/classic.rs"]
 mod classic;
+#[path = "modes/cleanup.rs"]
+mod cleanup;
 #[path = "modes/draining.rs"]
 mod draining;
 #[path = "modes/host_network.rs"]

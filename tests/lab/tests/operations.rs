@@ -63,7 +63,9 @@ fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
     let lab = serving()?;
     let holder = lab.wait_for_holder()?;
     let node = lab.node(holder);
+    let since = node.must("date +@%s")?;
     with_a_soft_hand_over(&lab, || node.must_within(SOON, "systemctl stop keepalived"))?;
+    handed_over(&node, since.trim())?;
     let addresses = node.must("ip -br addr")?;
     for vip in ["10.87.2.50/", "fd00:87:2::50/", "169.254.255.50/"] {
         ensure!(!addresses.contains(vip), "keepalived has stopped and {vip} is left: {addresses}");
@@ -81,6 +83,16 @@ fn keepalived_stops_softly_and_starts_closed() -> Result<()> {
     node.must_within(SOON, "systemctl start kvip")?;
     wait_until_settled(&lab)?;
     ensure!(lab.wait_for_holder()? != holder, "{holder} took the VIPs back\n{}", diagnosis(&lab));
+    Ok(())
+}
+
+/// The node was a backup, as another was better, before its keepalived ended: one that ends as a master leaves the VIPs to nobody
+/// until others have noticed.
+fn handed_over(node: &Node<'_>, since: &str) -> Result<()> {
+    let journal = node.must(&format!("journalctl -u keepalived -o cat --no-pager --since '{since}'"))?;
+    let backup = journal.find("Entering BACKUP STATE");
+    let stopped = journal.find("Stopped").or_else(|| journal.find("Stopping"));
+    ensure!(backup.is_some() && backup < stopped, "it did not hand over before it stopped:\n{journal}");
     Ok(())
 }
 

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use kvip_lab::asking::{Asking, in_url};
 use kvip_lab::lab::Lab;
 use kvip_lab::layout::{CLIENT_V4, CLIENT_V6};
-use kvip_lab::scenario::{SOON, diagnosis, serving, with_a_soft_hand_over_at, without_a_lost_request_at};
+use kvip_lab::scenario::{
+    SOON, diagnosis, finding, serving, with_a_soft_hand_over_at, without_a_lost_request_at,
+};
 
 const VIP: &str = "10.87.2.60";
 const VIP6: &str = "fd00:87:2::60";
@@ -198,4 +200,54 @@ fn ready(lab: &Lab, count: u64) -> bool {
             frontends.any(|one| one["service"] == "default/proxied" && one["ready"] == count)
         })
     })
+}
+
+/// What it refuses is not put in place, and it serves on; where it is gone, a node that has it takes over.
+#[test]
+fn a_haproxy_that_refuses_or_is_gone_is_told_and_got_round() -> Result<()> {
+    const REFUSES: &str = "#!/bin/sh\ncase \"$*\" in *-c*) echo '[ALERT]    (1) : config : no such thing in this version'; exit 1;; esac\n\
+                           exec /usr/sbin/haproxy.real \"$@\"\n";
+    const UNHEARD: &str = "mv /usr/sbin/haproxy.real /usr/sbin/haproxy";
+    let lab = serving()?;
+    service("off").apply(&lab)?;
+    answered(&lab, VIP, None)?;
+    let holder = lab.wait_for_holder()?;
+    let node = lab.node(holder);
+    let told = |words: &str, wanted: bool| {
+        let told = lab.wait_for(&format!("{holder} to say {words:?}: {wanted}"), SOON * 2, || {
+            (finding(&lab, holder, words).is_some() == wanted).then_some(())
+        });
+        told.with_context(|| diagnosis(&lab))
+    };
+    let master =
+        || node.must("systemctl show -P MainPID -P NRestarts kvip-haproxy; cat /run/kvip/haproxy.cfg");
+    let before = master()?;
+    node.must("mv /usr/sbin/haproxy /usr/sbin/haproxy.real")?;
+    node.write("/usr/sbin/haproxy", REFUSES.as_bytes())?;
+    node.must("chmod 0755 /usr/sbin/haproxy")?;
+    let another =
+        Asking::new("another").annotation("kvip.io/vips", "10.87.2.61").annotation("kvip.io/mode", "proxy");
+    another.annotation("kvip.io/proxy-protocol", "off").apply(&lab)?;
+    told("no such thing in this version", true)?;
+    ensure!(master()? == before, "what HAProxy refuses is in place\n{}", diagnosis(&lab));
+    ensure!(lab.curl(VIP).is_some(), "HAProxy serves no more\n{}", diagnosis(&lab));
+    node.must(UNHEARD)?;
+    told("no such thing in this version", false)?;
+    lab.kubectl(&["delete", "service", "another"])?;
+
+    let holder_before = lab.wait_for_holder()?;
+    let node = lab.node(holder_before);
+    node.must_within(SOON, "mv /usr/sbin/haproxy /usr/sbin/haproxy.real; systemctl stop kvip-haproxy")?;
+    let successor = lab.wait_for("a node that has HAProxy", SOON * 2, || {
+        lab.holder().filter(|now| *now != holder_before && lab.curl(VIP).is_some())
+    });
+    successor.with_context(|| diagnosis(&lab))?;
+    let found = finding(&lab, holder_before, "apt install haproxy");
+    ensure!(found.is_some(), "{holder_before} does not say what it lacks\n{}", diagnosis(&lab));
+    node.must(UNHEARD)?;
+    let mended = lab.wait_for("HAProxy to run again", SOON * 2, || {
+        let runs = node.run("systemctl is-active kvip-haproxy").ok()?.ok();
+        (runs && finding(&lab, holder_before, "apt install haproxy").is_none()).then_some(())
+    });
+    mended.with_context(|| diagnosis(&lab))
 }

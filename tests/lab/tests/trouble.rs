@@ -262,7 +262,7 @@ fn a_configuration_that_keepalived_refuses() -> Result<()> {
 /// keepalived's own test lets the file through, and keepalived dies of it: in the reload, and at each start after that.
 const FALLS_AT_START: &str = "#!/bin/sh\n\
                               case \"$*\" in *-t*) ;; *) if grep -q 10.87.2.63/32 /etc/keepalived/keepalived.conf; then exit 1; fi;; esac\n\
-                              exec /root/keepalived \"$@\"\n";
+                              exec /usr/sbin/keepalived.real \"$@\"\n";
 const FALLS_IN_RELOAD: &str = "[Service]\nExecReload=\nExecReload=/bin/sh -c \
                                'if grep -q 10.87.2.63/32 /etc/keepalived/keepalived.conf; then kill -SEGV $MAINPID; else kill -HUP $MAINPID; fi'\n";
 
@@ -272,7 +272,7 @@ fn a_configuration_that_keepalived_dies_of() -> Result<()> {
     let lab = serving()?;
     let node = lab.node(backup(&lab)?);
     let before = node.must("cat /etc/keepalived/keepalived.conf")?;
-    node.must("mv /usr/sbin/keepalived /root/keepalived; mkdir -p /etc/systemd/system/keepalived.service.d")?;
+    node.must("mv /usr/sbin/keepalived /usr/sbin/keepalived.real; mkdir -p /etc/systemd/system/keepalived.service.d")?;
     node.write("/usr/sbin/keepalived", FALLS_AT_START.as_bytes())?;
     node.write("/etc/systemd/system/keepalived.service.d/falls.conf", FALLS_IN_RELOAD.as_bytes())?;
     node.must_within(MINUTES, "chmod 0755 /usr/sbin/keepalived; systemctl daemon-reload")?;
@@ -304,7 +304,7 @@ fn a_configuration_that_keepalived_dies_of() -> Result<()> {
     mended(
         &lab,
         node.spec().name,
-        "mv /root/keepalived /usr/sbin/keepalived; rm /etc/systemd/system/keepalived.service.d/falls.conf; systemctl daemon-reload",
+        "mv /usr/sbin/keepalived.real /usr/sbin/keepalived; rm /etc/systemd/system/keepalived.service.d/falls.conf; systemctl daemon-reload",
     )
 }
 

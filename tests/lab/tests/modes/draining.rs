@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::lab::Node;
+use kvip_lab::asking::{in_url, object};
+use kvip_lab::lab::{Lab, Node};
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
@@ -16,7 +17,7 @@ use super::{DSR, answered_by, modes, question};
 #[test]
 fn a_pod_that_ends_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
     let lab = modes()?;
-    for (vip, family) in DSR.vips().into_iter().zip(["10.2", "[fd00:2"]) {
+    for vip in DSR.vips() {
         let held = question(Transport::Tcp, vip).connections(12).every(Duration::from_millis(300));
         let probe = lab.asking(Asker::Client, &held)?;
         let open = lab.wait_for("all connections to be open", SOON, || {
@@ -27,13 +28,13 @@ fn a_pod_that_ends_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
         let pod = Report::new(probe.so_far()).pods().into_keys().next().context("a pod answered")?;
         lab.kubectl(&["annotate", "pod", &pod, "lab.kvip/pre-stop-seconds=45"])?;
         lab.kubectl(&["delete", "pod", &pod, "--wait=false", "--grace-period=60"])?;
-        // One server of weight 0 on each node, of those that all nodes have in the same order.
+        // Of weight 0 on each node, among those that all nodes have in the same order.
+        let server = format!(" -r {} ", backend(&lab, &pod, vip.contains(':'))?);
         let drains = |node: Node<'_>| {
             let table = node.ipvs().ok()?;
-            let marked = |line: &&str| line.starts_with("-a -f ") && line.contains(&format!("-r {family}"));
-            let weights: Vec<&str> =
-                table.lines().filter(marked).filter(|line| line.contains(" -w 0")).collect();
-            (!weights.is_empty()).then_some(())
+            let mut marked =
+                table.lines().filter(|line| line.starts_with("-a -f ") && line.contains(&server));
+            marked.any(|line| line.ends_with(" -w 0")).then_some(())
         };
         let drained = lab.wait_for("all nodes to drain it", SOON, || {
             lab.nodes().all(|node| drains(node).is_some()).then_some(())
@@ -61,4 +62,13 @@ fn a_pod_that_ends_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
         answered_by(&lab, DSR, 3)?;
     }
     Ok(())
+}
+
+/// How ipvsadm lists the pod behind a firewall mark.
+fn backend(lab: &Lab, pod: &str, is_v6: bool) -> Result<String> {
+    let pod = object(lab, &format!("pod {pod}"))?;
+    let addresses = pod["status"]["podIPs"].as_array().context("addresses of a pod")?;
+    let mut of_family =
+        addresses.iter().filter_map(|one| one["ip"].as_str()).filter(|ip| ip.contains(':') == is_v6);
+    Ok(format!("{}:0", in_url(of_family.next().context("one of each family")?)))
 }

@@ -12,7 +12,7 @@ use kvip_lab::peer::ask::Question;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::{Probe, Report};
 use kvip_lab::prober::Failure;
-use kvip_lab::scenario::{SOON, Turn, diagnosis, explained};
+use kvip_lab::scenario::{SOON, Turn, diagnosis, explained, package};
 
 use super::classic::{self, DR, TUNNEL};
 use super::{DSR, MODES, Mode, NAT, answered_by, modes, successor};
@@ -87,6 +87,59 @@ fn a_drained_holder_hands_connections_over() -> Result<()> {
     check_others(&lab, &rows)
 }
 
+/// What is done to kvip on all nodes is nothing to those who are connected, in whatever mode.
+#[test]
+fn a_restarts_of_kvip_keep_all_connections() -> Result<()> {
+    let (lab, holder) = all_modes(false)?;
+    let package = package()?;
+    lab.nodes().try_for_each(|node| node.copy_in(&package, "/tmp/kvip.deb"))?;
+    let held = hold(&lab, OPEN)?;
+    for act in ["systemctl restart kvip", "systemctl kill --signal=KILL kvip", "dpkg -i /tmp/kvip.deb 2>&1"] {
+        for node in lab.nodes() {
+            node.must_within(SOON * 3, act)?;
+        }
+        let back = lab.wait_for(&format!("kvip on all nodes after {act}"), SOON, || {
+            let turns = |node: Node<'_>| node.kvip_status().is_ok_and(|status| status["as_planned"] == true);
+            lab.nodes().all(turns).then_some(())
+        });
+        explained(&lab, back)?;
+    }
+    let rows = stop(&lab, held)?;
+    println!("open connections while kvip is restarted, killed and upgraded:\n{}", table(&rows, holder));
+    ensure!(lab.holder() == Some(holder), "the VIPs have moved\n{}", diagnosis(&lab));
+    for Row { mode, question, connections } in &rows {
+        for view in connections.values() {
+            let why = || format!("{} {}: {view}\n{}", mode.name, question.arguments(), diagnosis(&lab));
+            ensure!(is_kept(view), "a connection was lost, {}", why());
+        }
+    }
+    Ok(())
+}
+
+/// A table of mh goes by its history, and the next holder's is another: it has been made of today's pods, while the others' saw
+/// pods come and go.
+#[test]
+fn a_node_with_another_history_takes_connections_over() -> Result<()> {
+    let (lab, holder) = all_modes(false)?;
+    let others: Vec<&str> = NODES.iter().map(|node| node.name).filter(|node| *node != holder).collect();
+    for count in [5, 3] {
+        lab.kubectl(&["scale", "deployment/echo", &format!("--replicas={count}")])?;
+        answered_by(&lab, DSR, count)?;
+    }
+    let next = lab.node(others[0]);
+    let marked = || Some(next.ipvs().ok()?.lines().filter(|line| line.starts_with("-a -f ")).count());
+    let before = marked();
+    next.must_within(SOON, "systemctl stop kvip; ipvsadm -C; systemctl start kvip")?;
+    let again = lab.wait_for("the next holder's table", SOON, || (marked() == before).then_some(()));
+    explained(&lab, again)?;
+    lab.node(others[1]).must_within(SOON, "kvip drain --wait 40")?;
+    let rows = drain(&lab, holder, OPEN)?;
+    lab.node(others[1]).must_within(SOON, "kvip undrain")?;
+    let taken = lab.wait_for_holder()?;
+    ensure!(taken == others[0], "{taken} holds the VIPs, not {}\n{}", others[0], diagnosis(&lab));
+    check_kept(&lab, &rows, None)
+}
+
 /// What becomes of connections while the holder is drained.
 fn drain(lab: &Lab, holder: &str, answers: usize) -> Result<Vec<Row>> {
     let held = hold(lab, answers)?;
@@ -140,6 +193,7 @@ fn c_with_the_sync_daemon_a_dead_holder_takes_only_its_own_pods_connections_alon
     wait_for_sync(&lab)?;
     let rows = kill(&lab, holder, SYNCED)?;
     check_kept(&lab, &rows, Some(holder))?;
+    check_dead_is_left_out(&lab, holder)?;
     lab.node(holder).boot()?;
     let back = lab.wait_for(&format!("{holder} to be back"), SOON * 3, || {
         (lab.node(holder).kvip_status().ok()?["as_planned"] == true).then_some(())
@@ -153,7 +207,20 @@ fn z_a_holder_that_dies_takes_only_its_own_pods_connections_along() -> Result<()
     let (lab, holder) = all_modes(false)?;
     let rows = kill(&lab, holder, OPEN)?;
     check_kept(&lab, &rows, Some(holder))?;
+    check_dead_is_left_out(&lab, holder)?;
     check_others(&lab, &rows)
+}
+
+/// New connections of mode dsr come to the pods of nodes that live, long before the cluster calls the other one dead. Its pods
+/// stay in the table that all nodes have alike, with weight 0.
+fn check_dead_is_left_out(lab: &Lab, dead: &str) -> Result<()> {
+    for question in DSR.questions() {
+        let report = lab.ask(Asker::Client, &question.connections(24).every(Duration::from_secs(1)), 1)?;
+        println!("{dead} is dead: {}: {report}", question.arguments());
+        let good = report.answered() == 24 && !report.nodes().contains_key(dead);
+        ensure!(good, "{}: {report}\n{}", question.arguments(), diagnosis(lab));
+    }
+    Ok(())
 }
 
 /// The connections of a mode over one transport to one VIP, and what became of them.

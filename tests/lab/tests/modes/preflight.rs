@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use kvip_lab::asking::Asking;
 use kvip_lab::lab::{Lab, Node};
 use kvip_lab::layout::{CLIENT_V4, CLIENT_V6, NODES};
 use kvip_lab::peer::Transport;
@@ -10,10 +11,12 @@ use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::{SOON, diagnosis, explained, finding};
 
 use super::classic::{self, DR};
-use super::{DSR, answered_by, modes, question};
+use super::{DSR, answered_by, modes, pods_behind, question};
 
 /// kvip's minute's audit, and what comes of it on a slow machine.
 const AUDIT: Duration = Duration::from_secs(120);
+/// The VIP of a Service of policy Local.
+const LOCAL: &str = "10.87.2.61";
 
 /// Said of mode dsr; Services of mode dr have findings of their own.
 const ONE_WAY: &str = "in mode dsr: this host drops packets of connections of which it sees one way";
@@ -170,6 +173,12 @@ fn a_route_through_another_router_is_found() -> Result<()> {
     let holder = lab.wait_for_holder()?;
     let other = lab.other_than(holder);
     let pods = kvip_lab::layout::node(other).context("a node")?;
+    let local = Asking::echo("local").spec("type", "NodePort").spec("externalTrafficPolicy", "Local");
+    local.annotation("kvip.io/vips", LOCAL).apply(&lab)?;
+    let all = lab.wait_for("three pods behind policy Local", SOON, || {
+        (pods_behind(&lab, LOCAL).ok()?.len() == 3).then_some(())
+    });
+    explained(&lab, all)?;
     let (node, network) = (lab.node(holder), pods.pod4);
     // The router knows the way, so what mode dsr cannot hand on is served by NAT.
     let route = |verb| {
@@ -183,9 +192,18 @@ fn a_route_through_another_router_is_found() -> Result<()> {
     answered_by(&lab, DSR, 3)?;
     let by_nat = seen(&lab, DSR.v4)?;
     ensure!(by_nat.len() == 2, "pods behind a router see the holder: {by_nat:?}\n{}", diagnosis(&lab));
+    // Policy Local keeps the client's address, so there are fewer pods rather than another source.
+    said(&lab, holder, "left out, as externalTrafficPolicy Local keeps the client's address", true)?;
+    ensure!(seen(&lab, LOCAL)? == [CLIENT_V4], "policy Local lost the client\n{}", diagnosis(&lab));
+    ensure!(
+        pods_behind(&lab, LOCAL)?.len() == 2,
+        "policy Local does not leave pods out\n{}",
+        diagnosis(&lab)
+    );
     route("del")?;
     node.must(&format!("ip route replace {network} via {}", pods.v4))?;
-    said(&lab, holder, "leads through 10.87.2.1", false)
+    said(&lab, holder, "leads through 10.87.2.1", false)?;
+    lab.kubectl(&["delete", "service", "local"]).map(drop)
 }
 
 /// Waits until the node says so, or no more.

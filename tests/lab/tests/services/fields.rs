@@ -1,6 +1,7 @@
 //! Fields of Services whose effect is in the kernel or on the wire, one after the other.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
@@ -8,7 +9,10 @@ use kvip_lab::asking::{
     wait_for_refusal, wait_until_gone,
 };
 use kvip_lab::lab::{Lab, Node};
-use kvip_lab::layout::{NODES, NodeSpec};
+use kvip_lab::layout::{CLIENT_V4, NODES, NodeSpec};
+use kvip_lab::peer::Transport;
+use kvip_lab::peer::ask::Question;
+use kvip_lab::peer::drive::Asker;
 use kvip_lab::scenario::SOON;
 
 use serde_json::Value;
@@ -154,4 +158,52 @@ fn traffic_is_kept_in_the_holders_zone_or_on_its_node() -> Result<()> {
     delete(&lab, "zoned")?;
     label_zones(&lab, "-")?;
     wait_until_gone(&lab, &vip)
+}
+
+/// All Services are served in the mode that the settings name, but for those that name another. In mode dsr all nodes must have the
+/// same table, so that hints of zones count for nothing.
+#[test]
+fn the_settings_name_the_mode_of_all_services() -> Result<()> {
+    let lab = asking()?;
+    settings(&lab, &[POOLS, "[balancing]\nmode = \"dsr\"\n"].concat())?;
+    label_zones(&lab, "=zone-of-NODE")?;
+    let near = Asking::new("near").load_balancer().spec("trafficDistribution", "PreferClose");
+    near.apply(&lab)?;
+    let other = Asking::new("other").load_balancer().annotation("kvip.io/mode", "nat");
+    other.apply(&lab)?;
+    let near = wait_for_addresses(&lab, "near", 1)?.remove(0);
+    let other = wait_for_addresses(&lab, "other", 1)?.remove(0);
+    for vip in [&near, &other] {
+        wait_for_answer(&lab, vip)?;
+    }
+    let hinted = lab.wait_for("hints of zones", SOON, || {
+        let slices = items(&lab, "endpointslices -l kubernetes.io/service-name=near").ok()?;
+        slices[0]["endpoints"][0]["hints"]["forZones"].is_array().then_some(())
+    });
+    hinted.with_context(|| explain(&lab, "near"))?;
+    let balanced = lab.wait_for("all pods on all nodes, by mode dsr and by NAT", SOON, || {
+        let good = |node: Node<'_>| -> Option<()> {
+            let table = node.ipvs().ok()?;
+            let marked =
+                table.lines().filter(|line| line.starts_with("-a -f ") && !line.ends_with(" -w 0")).count();
+            let named = |vip: &str| {
+                table.lines().filter(|line| line.starts_with(&format!("-a -t {vip}:80 "))).count()
+            };
+            // Both tables of the one in mode dsr, and whoever asks by the address itself on its own node.
+            let dsr = table.contains(&format!("-A -t {near}:80 ")) && marked >= 3;
+            (dsr && named(&other) == 3).then_some(())
+        };
+        lab.nodes().all(|node| good(node).is_some()).then_some(())
+    });
+    balanced.with_context(|| explain(&lab, "near"))?;
+    let report =
+        lab.ask(Asker::Client, &Question::new(Transport::Tcp, SocketAddr::new(near.parse()?, 80)), 24)?;
+    must(&lab, report.pods().len() > 1, &format!("a zone alone serves in mode dsr: {report}"))?;
+    must(&lab, report.sources().keys().eq([CLIENT_V4]), &format!("pods saw {:?}", report.sources()))?;
+    for name in ["near", "other"] {
+        delete(&lab, name)?;
+    }
+    label_zones(&lab, "-")?;
+    settings(&lab, POOLS)?;
+    [&near, &other].iter().try_for_each(|vip| wait_until_gone(&lab, vip))
 }

@@ -1,12 +1,18 @@
 //! What a health check asks, of servers in pods: real nginx behind TLS and HTTP/2, and datagrams.
 
+use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kvip_lab::asking::{
     Asking, ECHO, ECHO_PORTS, explain, must, wait_for_addresses, wait_for_answer, wait_until_gone,
 };
 use kvip_lab::lab::{Lab, Node};
+use kvip_lab::peer::Transport;
+use kvip_lab::peer::ask::Question;
+use kvip_lab::peer::drive::Asker;
+use kvip_lab::probe::Report;
 use kvip_lab::scenario::{SOON, echo_pods, finding};
 
 use super::{asking, delete};
@@ -15,7 +21,7 @@ const HTTP: u16 = 8081;
 const TLS: u16 = 8443;
 const GRPC: u16 = 9090;
 
-/// A second nginx in a pod. A health check of gRPC is a POST, which files refuse, so that its answer is a refusal made good; the
+/// A second nginx in a pod. A health check of gRPC is a POST to what is no file, so that its answer is a page of errors made good; the
 /// message says SERVING (1), or not (2).
 const NGINX: &str = "pid RUN.pid; error_log RUN.log; worker_processes 1;
 events { worker_connections 64; }
@@ -29,7 +35,7 @@ http {
     }
     server {
         listen GRPC http2; root RUN.grpc; default_type application/grpc; add_trailer grpc-status 0;
-        location = /grpc.health.v1.Health/Check { error_page 405 =200 /health; }
+        location = /grpc.health.v1.Health/Check { error_page 404 =200 /health; }
     }
 }
 ";
@@ -211,6 +217,47 @@ fn datagrams(lab: &Lab) -> Result<()> {
     asks.annotation("kvip.io/check-expect", "saw").apply(lab)?;
     wait_for_servers(lab, &udp, 3)?;
     delete(lab, "datagrams")?;
-    lab.kubectl(&["delete", "deployment", "echo", "--wait=false"])?;
-    wait_until_gone(lab, &vip)
+    wait_until_gone(lab, &vip)?;
+    what_is_open(lab, &node, &pod)?;
+    lab.kubectl(&["delete", "deployment", "echo", "--wait=false"]).map(drop)
+}
+
+/// A pod that takes no new connections keeps those that it has, unless the Service says that they are to end.
+fn what_is_open(lab: &Lab, node: &Node<'_>, pod: &str) -> Result<()> {
+    const CLOSED: &str = "nft 'table ip closed { chain input { type filter hook input priority 0; tcp flags & (syn | ack) == syn drop; }; }'";
+    for (unhealthy, kept) in [("drain", true), ("remove", false)] {
+        let service = Asking::echo("open").load_balancer().annotation("kvip.io/check", "tcp");
+        let service =
+            service.annotation("kvip.io/check-every", "1s").annotation("kvip.io/check-timeout", "1s");
+        service.annotation("kvip.io/check-unhealthy", unhealthy).apply(lab)?;
+        let vip = wait_for_addresses(lab, "open", 2)?.into_iter().find(|vip| !vip.contains(':'));
+        let vip = vip.context("an IPv4 address")?;
+        let server = format!("-t {vip}:{ECHO}");
+        wait_for_servers(lab, &server, 3)?;
+        let question = Question::new(Transport::Tcp, SocketAddr::new(vip.parse()?, ECHO));
+        let probe = lab.asking(Asker::Client, &question.connections(9).every(Duration::from_millis(300)))?;
+        let open = lab.wait_for("connections to all pods", SOON, || {
+            let report = Report::new(probe.so_far());
+            (report.connections().len() == 9 && report.pods().len() == 3).then_some(())
+        });
+        open.with_context(|| explain(lab, "open"))?;
+        node.must(&format!("ip netns exec {pod} {CLOSED}"))?;
+        wait_for_servers(lab, &server, 2)?;
+        let listed = node.ipvs()?.lines().filter(|line| line.starts_with(&format!("-a {server} "))).count();
+        must(lab, listed == if kept { 3 } else { 2 }, &format!("{unhealthy}: {listed} servers are listed"))?;
+        let told = finding(lab, "node-a", "does not answer its tcp check");
+        must(lab, told.is_some(), "a time-out is a finding")?;
+        let settled = Report::new(probe.so_far()).asked() + 9 * 10;
+        lab.wait_for("ten questions more on each", SOON, || (probe.so_far().len() > settled).then_some(()))?;
+        let report = probe.stop()?;
+        println!("{unhealthy}: {report}");
+        for view in report.connections().values() {
+            let ends = view.pods().contains_key(pod) && !kept;
+            must(lab, view.end().is_some() == ends, &format!("{unhealthy}: to end: {ends}, and {view}"))?;
+        }
+        node.must(&format!("ip netns exec {pod} nft delete table ip closed"))?;
+        delete(lab, "open")?;
+        wait_until_gone(lab, &vip)?;
+    }
+    Ok(())
 }
