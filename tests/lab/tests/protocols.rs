@@ -167,7 +167,8 @@ fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
         explained(&lab, lab.wait_for(&what, SOON, forgotten))?;
         eprintln!("udp {vip} from one port, its pod deleted: {report}");
         let gap = report.longest_gap().context("a report has a longest gap")?.length();
-        ensure!(gap < Duration::from_secs(3), "no answer for {gap:?}: {report}\n{}", diagnosis(&lab));
+        // A quarter of a second on a quiet machine.
+        ensure!(gap < Duration::from_secs(10), "no answer for {gap:?}: {report}\n{}", diagnosis(&lab));
     }
     Ok(())
 }
