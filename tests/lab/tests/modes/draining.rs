@@ -29,7 +29,7 @@ fn a_pod_that_ends_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
         lab.kubectl(&["annotate", "pod", &pod, "lab.kvip/pre-stop-seconds=45"])?;
         lab.kubectl(&["delete", "pod", &pod, "--wait=false", "--grace-period=60"])?;
         // Of weight 0 on each node, among those that all nodes have in the same order.
-        let server = format!(" -r {} ", backend(&lab, &pod, vip.contains(':'))?);
+        let server = format!(" -r {}:", backend(&lab, &pod, vip.contains(':'))?);
         let drains = |node: Node<'_>| {
             let table = node.ipvs().ok()?;
             let mut marked =
@@ -64,11 +64,11 @@ fn a_pod_that_ends_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
     Ok(())
 }
 
-/// How ipvsadm lists the pod behind a firewall mark.
+/// The pod's address of that family, as ipvsadm lists it.
 fn backend(lab: &Lab, pod: &str, is_v6: bool) -> Result<String> {
     let pod = object(lab, &format!("pod {pod}"))?;
     let addresses = pod["status"]["podIPs"].as_array().context("addresses of a pod")?;
     let mut of_family =
         addresses.iter().filter_map(|one| one["ip"].as_str()).filter(|ip| ip.contains(':') == is_v6);
-    Ok(format!("{}:0", in_url(of_family.next().context("one of each family")?)))
+    Ok(in_url(of_family.next().context("one of each family")?))
 }
