@@ -139,8 +139,7 @@ fn facts() -> HostFacts {
         hostname: "node-a".into(),
         links: [("eth0".to_owned(), Link { index: 2, up: true, ..Link::default() })].into(),
         addresses: [own].into(),
-        gateways: BTreeSet::new(),
-        policy_routes: BTreeSet::new(),
+        ..HostFacts::default()
     }
 }
 

@@ -8,7 +8,7 @@
 //!  Snapshot ── saved to disk, loaded at boot            snapshot
 //!      │
 //!      ▼
-//!  derive (pure) ◄── Settings, HostFacts, dead nodes    config, net, health
+//!  derive (pure) ◄── Settings, HostFacts, dead nodes    config, net, kube_proxy, health
 //!      │
 //!  Desired + Findings                                   derive (assignment, then one part a Service)
 //!      │
@@ -40,8 +40,8 @@
 //!
 //! # Reading order
 //!
-//! [`model`], [`snapshot`], `derive`, [`ipam`], `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`], [`haproxy`]
-//! and [`net`], then `daemon`, the one loop that joins them.
+//! [`model`], [`snapshot`], `derive`, [`ipam`], `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`], [`haproxy`],
+//! [`net`] and [`kube_proxy`], then `daemon`, the one loop that joins them.
 
 pub mod backoff;
 mod checker;
@@ -56,6 +56,7 @@ pub mod host;
 pub mod ipam;
 pub mod ipvs;
 pub mod keepalived;
+pub mod kube_proxy;
 pub mod marks;
 pub mod model;
 pub mod net;

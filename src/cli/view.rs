@@ -30,7 +30,7 @@ use crate::snapshot::admit::Update;
 use crate::snapshot::feed::Contact;
 use crate::snapshot::problem::Problem;
 use crate::snapshot::{self, Snapshot, feed, saved};
-use crate::{files, haproxy};
+use crate::{files, haproxy, kube_proxy};
 
 /// How long the API server may take for a complete answer.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
@@ -81,11 +81,7 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
     let host = config::require(sources)?;
     let (snapshot, unread) = snapshot::files::load(folder, &host.alone().settings.cluster)?;
     let facts_file = folder.join(FOLDER_HOST);
-    let facts = if facts_file.exists() {
-        read_facts(&facts_file)?
-    } else {
-        net::read().await.context("read this host's network")?
-    };
+    let facts = if facts_file.exists() { read_facts(&facts_file)? } else { this_host().await? };
     let heading =
         format!("from {} to host {}, as if nothing were there yet:", folder.display(), facts.hostname);
     let build = keepalived::Build { dbus: true };
@@ -112,11 +108,15 @@ fn read_facts(path: &Path) -> anyhow::Result<HostFacts> {
     facts.with_context(|| format!("understand {} as host facts", path.display()))
 }
 
+async fn this_host() -> anyhow::Result<HostFacts> {
+    Ok(kube_proxy::read(net::read().await.context("read this host's network")?).await)
+}
+
 /// Plans for this host and its cluster.
 pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     let host = config::require(sources)?;
     let paths = Paths::default();
-    let facts = net::read().await.context("read this host's network")?;
+    let facts = this_host().await?;
     let accepted = saved::load(&paths.state.join(SNAPSHOT)).ok().flatten().map(Update::saved);
     let (update, problem) = fetch(&host.alone().settings).await?;
     let snapshot = update.with_unread_of(accepted.as_ref()).snapshot;

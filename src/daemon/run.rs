@@ -25,6 +25,7 @@ use crate::haproxy;
 use crate::health::{self, Targets, check, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
+use crate::kube_proxy;
 use crate::net::{self, hops, peers};
 use crate::nft::{self, watch::Touched};
 use crate::report::beats;
@@ -175,7 +176,8 @@ struct Feeds {
 
 impl Feeds {
     async fn start(settings: Settings, paths: &Paths) -> anyhow::Result<(Self, Orders)> {
-        let facts = net::watch().await.context("read this host's network")?;
+        let network = net::watch().await.context("read this host's network")?;
+        let facts = kube_proxy::watch(network).await;
         let (wants, wanted) = watch::channel(None);
         let (proxies, to_serve) = watch::channel(None);
         let proxy_paths = haproxy::Paths::of(&paths.run);

@@ -35,6 +35,8 @@ use crate::model::Family;
 pub const KUBE_PROXY_DEVICE: &str = "kube-ipvs0";
 
 /// What kvip knows of its host.
+///
+/// All of it is rtnetlink's to tell but for what kube-proxy says, which [`crate::kube_proxy`] adds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostFacts {
@@ -52,6 +54,10 @@ pub struct HostFacts {
     /// Policy rules and routes that are kvip's.
     #[serde(skip)]
     pub policy_routes: BTreeSet<PolicyRoute>,
+    /// The networks in which kube-proxy deletes no virtual server of another program; `None` where it does not tell, or its
+    /// device is not there.
+    #[serde(default)]
+    pub kube_proxy_excludes: Option<BTreeSet<IpNet>>,
 }
 
 /// A policy rule, or a route of the table that it names. kvip's carry a routing protocol number of its own.
@@ -141,6 +147,12 @@ impl HostFacts {
     /// Whether kube-proxy runs in ipvs mode on this host, or did before.
     pub fn kube_proxy_has_ipvs_mode(&self) -> bool {
         self.links.contains_key(KUBE_PROXY_DEVICE)
+    }
+
+    /// Whether kube-proxy leaves alone what others balance at `vip`, as far as it tells.
+    pub fn kube_proxy_leaves_alone(&self, vip: IpAddr) -> Option<bool> {
+        let networks = self.kube_proxy_excludes.as_ref()?;
+        Some(networks.iter().any(|network| network.contains(&vip)))
     }
 
     /// The same without the addresses on kube-proxy's device. They are not this host's own: on every node a VIP that kube-proxy

@@ -122,6 +122,7 @@ impl Tables {
             addresses: self.addresses.iter().filter_map(address).collect(),
             gateways: self.gateways.hops.clone(),
             policy_routes: self.policy_routes.clone(),
+            kube_proxy_excludes: None,
         }
         .without_kube_proxys()
     }

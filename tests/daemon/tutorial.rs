@@ -102,6 +102,6 @@ pub fn facts() -> HostFacts {
         links: [("eth0".to_owned(), Link { index: 2, up: true, ..Link::default() })].into(),
         addresses: [own].into(),
         gateways: [ip("10.87.2.1")].into(),
-        policy_routes: [].into(),
+        ..HostFacts::default()
     }
 }

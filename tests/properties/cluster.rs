@@ -50,7 +50,7 @@ pub fn facts() -> HostFacts {
         links: [("eth0".to_owned(), link)].into(),
         addresses: [own("10.87.2.4", 24), own("fd00:87:2::4", 64)].into(),
         gateways: ["10.87.2.1".parse().unwrap()].into(),
-        policy_routes: BTreeSet::new(),
+        ..HostFacts::default()
     }
 }
 

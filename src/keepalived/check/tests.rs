@@ -26,8 +26,7 @@ fn facts() -> HostFacts {
         ]
         .into(),
         addresses: ["10.0.0.1", "10.0.0.51", "fd00::1"].map(address).into(),
-        policy_routes: std::collections::BTreeSet::new(),
-        gateways: BTreeSet::new(),
+        ..HostFacts::default()
     }
 }
 
