@@ -452,8 +452,9 @@ fn beside_kube_proxy_in_ipvs_mode_vips_leave_before_their_virtual_servers() {
     world.tick(1);
     assert_eq!(world.servers(nginx()), None);
     let found = world.findings();
-    let expected = "kube-proxy: in mode ipvs (kube-ipvs0 is there) it deletes virtual servers that are not its own, so this \
-                    node does not hold 10.87.2.50 and 1 VIP more";
+    let expected = "kube-proxy: in mode ipvs (kube-ipvs0 is there) it deletes virtual servers that are not its own, and it \
+                    does not tell at 127.0.0.1:10249 which it leaves alone, so this node does not hold 10.87.2.50 and 1 VIP \
+                    more";
     assert_eq!(found, [expected]);
 
     world.kernel().facts.send_modify(|facts| _ = facts.links.remove("kube-ipvs0"));
@@ -461,4 +462,34 @@ fn beside_kube_proxy_in_ipvs_mode_vips_leave_before_their_virtual_servers() {
     assert_eq!(world.wanted().unwrap().instances[0].vips.len(), 2);
     assert_eq!(world.servers(nginx()).unwrap().len(), 2);
     assert_eq!(world.findings(), [""; 0]);
+}
+
+#[test]
+fn what_kube_proxy_excludes_is_held_beside_its_ipvs_mode_whatever_the_admin_says() {
+    let mut world = beside_kube_proxy_ipvs();
+    world.list(snapshot());
+    world.turn();
+    let vips =
+        |world: &World| world.wanted().unwrap().instances.iter().flat_map(|one| one.vips.clone()).collect();
+    let check = |world: &mut World, excluded: &[&str], held: &[&str], finding: Option<&str>| {
+        let networks = excluded.iter().map(|text| text.parse().unwrap()).collect();
+        world.kernel().facts.send_modify(|facts| facts.kube_proxy_excludes = Some(networks));
+        world.tick(1);
+        let held: Vec<_> = held.iter().copied().map(ip).collect();
+        let now: Vec<_> = vips(world);
+        assert_eq!(now, held, "{excluded:?}");
+        assert_eq!(world.servers(nginx()).is_some(), held.contains(&nginx().vip), "{excluded:?}");
+        let why = "kube-proxy: in mode ipvs (kube-ipvs0 is there) it deletes virtual servers that are not its own, and its \
+                   ipvs.excludeCIDRs are";
+        let although = ", although balancing.beside_kube_proxy_ipvs = true";
+        let expected = finding.map(|end| format!("{why} {end}{although}"));
+        assert_eq!(world.findings(), Vec::from_iter(expected), "{excluded:?}");
+    };
+    let both = ["10.87.2.50", "10.87.2.51"];
+    check(&mut world, &["10.87.2.0/24"], &both, None);
+    let end = "10.87.2.50/32, so this node does not hold 10.87.2.51";
+    check(&mut world, &["10.87.2.50/32"], &both[..1], Some(end));
+    let end = "empty, so this node does not hold 10.87.2.50 and 1 VIP more";
+    check(&mut world, &[], &[], Some(end));
+    check(&mut world, &["10.87.2.0/24"], &both, None);
 }
