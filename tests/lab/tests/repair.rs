@@ -146,7 +146,8 @@ fn wait_for_roles(lab: &Lab, before: &str) -> Result<&'static str> {
     explained(lab, seen)
 }
 
-/// A node on which kube-proxy makes its device leaves the VIPs to the others, until the admin gives his word.
+/// A node on which kube-proxy makes its device, and tells nothing, leaves the VIPs to the others, until the admin gives his
+/// word.
 #[test]
 fn kube_proxy_in_ipvs_mode() -> Result<()> {
     let lab = serving()?;
