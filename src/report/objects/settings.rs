@@ -4,7 +4,7 @@
 //! its note is for people.
 
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Event;
@@ -33,6 +33,10 @@ const LINE: &str = "kvip.io/settings";
 /// The longest line that is taken: twice what this version writes.
 const LINE_LIMIT: usize = 2048;
 
+/// A watch that was denied is tried again within a minute (the default backoff of kube's watcher), and says nothing when it then goes
+/// on from where it was: when so long nothing was denied, it does. An API server that has just started may deny what it will allow.
+const DENIED_FOR: Duration = Duration::from_secs(90);
+
 type Watch = Pin<Box<dyn Stream<Item = watcher::Result<watcher::Event<Event>>> + Send>>;
 
 /// Starts to say and hear settings, as Events about the ConfigMap `map` in its namespace. It ends when either channel
@@ -43,17 +47,7 @@ pub fn spawn(
     map: ObjectKey,
 ) -> Listener {
     let (out, heard) = watch::channel(Heard::default());
-    let task = Task {
-        agreement: Agreement::default(),
-        link: None,
-        map,
-        watch: None,
-        listed: false,
-        pause: Pause::default(),
-        cannot_say: None,
-        cannot_hear: None,
-        out,
-    };
+    let task = Task::new(map, out);
     let mut tasks = JoinSet::new();
     tasks.spawn(task.run(link, own));
     Listener { heard, _task: tasks }
@@ -77,11 +71,26 @@ struct Task {
     /// Nothing is said before.
     pause: Pause,
     cannot_say: Option<Finding>,
-    cannot_hear: Option<Finding>,
+    /// The lack of permission, and until when it counts.
+    cannot_hear: Option<(Finding, Instant)>,
     out: watch::Sender<Heard>,
 }
 
 impl Task {
+    fn new(map: ObjectKey, out: watch::Sender<Heard>) -> Self {
+        Self {
+            agreement: Agreement::default(),
+            link: None,
+            map,
+            watch: None,
+            listed: false,
+            pause: Pause::default(),
+            cannot_say: None,
+            cannot_hear: None,
+            out,
+        }
+    }
+
     async fn run(mut self, mut link: watch::Receiver<Option<Link>>, mut own: watch::Receiver<Option<Own>>) {
         link.mark_changed();
         own.mark_changed();
@@ -166,13 +175,17 @@ impl Task {
             // Each attempt begins with `Init`, be it allowed or not.
             Ok(watcher::Event::Init) => {}
             Ok(watcher::Event::InitDone) => (self.listed, self.cannot_hear) = (true, None),
-            Err(error) => self.cannot_hear = self.link.as_ref().and_then(|link| denied(link, &error)),
+            Err(error) => {
+                let denied = self.link.as_ref().and_then(|link| denied(link, &error));
+                self.cannot_hear = denied.map(|finding| (finding, now + DENIED_FOR));
+            }
         }
     }
 
     fn tell(&self, now: Instant) {
         let mut findings = self.agreement.findings();
-        findings.extend(self.cannot_say.iter().chain(&self.cannot_hear).cloned());
+        let denied = self.cannot_hear.iter().filter(|(_, until)| now < *until).map(|(finding, _)| finding);
+        findings.extend(self.cannot_say.iter().chain(denied).cloned());
         let heard = Heard { findings, all: self.listed && self.agreement.is_answered(now) };
         self.out.send_if_modified(|was| {
             let news = *was != heard;

@@ -102,6 +102,35 @@ async fn a_lack_of_permission_is_told_once_for_saying_and_once_for_hearing() {
     server.until(|world| world.events().len() == 1).await;
 }
 
+/// As an API server denies at first when it starts: the watch goes on from where it was, and nothing says so.
+#[tokio::test]
+async fn a_watch_that_is_denied_once_is_not_denied_for_ever() {
+    let server = Server::start(World::default()).await;
+    let (out, heard) = watch::channel(Heard::default());
+    let mut task = Task::new(ObjectKey::new("kvip-system", "kvip"), out);
+    task.link = Some(server.link());
+    let start = Instant::now();
+    let mut findings_at = |second: u64, told: Option<watcher::Result<watcher::Event<Event>>>| {
+        let now = start + Duration::from_secs(second);
+        if let Some(told) = told {
+            task.hear(told, now);
+        }
+        task.tell(now);
+        heard.borrow().findings.len()
+    };
+    let denied = || {
+        let status = kube::core::Status::failure("events is forbidden", "Forbidden").with_code(403).boxed();
+        Some(Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))))
+    };
+    assert_eq!(findings_at(0, Some(Ok(watcher::Event::InitDone))), 0);
+    assert_eq!(findings_at(10, denied()), 1);
+    assert_eq!(findings_at(60, denied()), 1, "denied again");
+    assert_eq!(findings_at(149, None), 1);
+    assert_eq!(findings_at(150, None), 0, "not denied any more");
+    assert_eq!(findings_at(160, denied()), 1);
+    assert_eq!(findings_at(161, Some(Ok(watcher::Event::InitDone))), 0, "it was listed");
+}
+
 #[tokio::test]
 async fn a_missing_namespace_is_told() {
     let mut world = World::default();
