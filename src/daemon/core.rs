@@ -75,6 +75,8 @@ pub struct Core {
 struct Drain {
     /// The frontend whose it is.
     frontend: Frontend,
+    /// What is wanted of it: one that drains has its own time, however long it lingered before.
+    wanted: WantedServer,
     /// `None`: an earlier run has let go of it.
     since: Option<Instant>,
 }
@@ -348,8 +350,9 @@ impl Core {
                     if by_time || here(backend).is_some_and(|real| real.weight == 0) {
                         let key = (balanced.key, backend);
                         let let_go = was_so && here(backend).is_none();
-                        let fresh = Drain { frontend, since: (!let_go).then_some(now) };
-                        draining.insert(key, self.draining.get(&key).copied().unwrap_or(fresh));
+                        let fresh = Drain { frontend, wanted, since: (!let_go).then_some(now) };
+                        let known = self.draining.get(&key).filter(|drain| drain.wanted == wanted);
+                        draining.insert(key, known.copied().unwrap_or(fresh));
                     }
                 }
             }

@@ -254,6 +254,27 @@ fn a_pod_that_is_meant_for_another_node_now_keeps_its_connections_for_as_long_as
     assert_eq!((status.as_planned, status.faults), (true, 0));
 }
 
+/// What it was before takes nothing from its time.
+#[test]
+fn a_pod_that_was_meant_for_another_node_has_its_whole_time_when_it_ends() {
+    let mut world = World::serving();
+    world.connections(nginx(), backend("10.2.4.10", 80), 3);
+    let mut ending = snapshot();
+    for (pod, node) in pods(&mut ending, "nginx").iter_mut().zip(["node-b", "node-a"]) {
+        pod.for_nodes = vec![node.into()];
+    }
+    world.event(ending.clone());
+    world.tick(300);
+    end(&mut pods(&mut ending, "nginx")[0]);
+    world.event(ending);
+    world.turn();
+    world.tick(59);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.4.10:80", 0), pair("10.2.6.10:80", 1)]);
+    world.tick(2);
+    assert_eq!(world.servers(nginx()).unwrap(), [pair("10.2.6.10:80", 1)]);
+    assert_eq!(world.status().faults, 0);
+}
+
 #[test]
 fn a_pod_that_is_not_ready_yet_is_nowhere() {
     let mut world = World::serving();
