@@ -85,6 +85,8 @@ pub enum Task {
         options: Arc<Options>,
         /// Its label selector.
         selector: Option<BTreeMap<String, String>>,
+        /// Its ports, those too that are served nowhere.
+        ports: Vec<ServicePort>,
         /// Its frontends.
         frontends: BTreeMap<Frontend, Serving>,
     },
@@ -367,6 +369,7 @@ impl Tasks<'_> {
             uid: service.uid.clone(),
             options: Arc::clone(options),
             selector: service.selector.clone(),
+            ports: service.ports.clone(),
             frontends: BTreeMap::new(),
         };
         if let Task::Service { frontends, .. } = self.by_owner.entry(owner).or_insert_with(fresh) {

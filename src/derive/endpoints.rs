@@ -298,7 +298,7 @@ fn weighed(wanted: WantedServer, weight: u16, scope: Scope<'_>) -> (WantedServer
 }
 
 /// Endpoints with the number that the matching port has in their slice, and whether it goes by the very name. One that may
-/// have been it matches where none does.
+/// have been it matches where none does; where the order counts, which gives it a place, only if it is the only one.
 fn endpoints_of<'a>(
     slices: &'a [&'a Arc<EndpointSlice>],
     sought: Sought<'a>,
@@ -309,7 +309,10 @@ fn endpoints_of<'a>(
             if named { sought.is_it(port) } else { sought.may_have_been_it(port) }
         };
         let matching = slice.ports.iter().filter(move |port| matches(port));
-        matching.flat_map(move |port| slice.endpoints.iter().map(move |one| (one, port.port, named)))
+        let is_doubtful = !named && sought.ordered && matching.clone().count() > 1;
+        matching
+            .filter(move |_| !is_doubtful)
+            .flat_map(move |port| slice.endpoints.iter().map(move |one| (one, port.port, named)))
     })
 }
 

@@ -3,9 +3,9 @@
 use super::*;
 use WantedServer::{Active, Draining, Lingering};
 
-fn slice(port: ServicePort, endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
+fn slice(ports: Vec<ServicePort>, endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
     let service = crate::model::ObjectKey::new("default", "web");
-    Arc::new(EndpointSlice { service, family: Family::V4, ports: vec![port], endpoints })
+    Arc::new(EndpointSlice { service, family: Family::V4, ports, endpoints })
 }
 
 fn tcp(name: &str, port: u16) -> ServicePort {
@@ -22,7 +22,7 @@ fn hinted(zones: [&[&str]; 3], nodes: [&[&str]; 3], ordered: bool) -> Vec<Wanted
         for_nodes: words(nodes),
         ..Endpoint::ready([10, 2, 4, last].into(), "node-b")
     });
-    let slice = slice(tcp("", 80), endpoints.collect());
+    let slice = slice(vec![tcp("", 80)], endpoints.collect());
     let names = [("", Protocol::Tcp)].into();
     let sought = Sought { port: &tcp("", 80), names: &names, family: Family::V4, ordered };
     let found = behind(&around, &[&slice], sought, Scope::ThisNode, &BTreeMap::new());
@@ -60,7 +60,7 @@ fn hints_take_connections_from_nobody_but_where_the_order_counts() {
 fn check_name(port: ServicePort, ordered: bool, want: &[WantedServer]) {
     let is_it = port.name == "http";
     let unready = Endpoint { ready: false, ..Endpoint::ready([10, 2, 4, 2].into(), "node-b") };
-    let slice = slice(port, vec![Endpoint::ready([10, 2, 4, 1].into(), "node-b"), unready]);
+    let slice = slice(vec![port], vec![Endpoint::ready([10, 2, 4, 1].into(), "node-b"), unready]);
     let names = [("http", Protocol::Tcp), ("admin", Protocol::Tcp)].into();
     let sought = Sought { port: &tcp("http", 80), names: &names, family: Family::V4, ordered };
     let found = behind(&Surroundings::default(), &[&slice], sought, Scope::ThisNode, &BTreeMap::new());
@@ -77,4 +77,23 @@ fn a_name_that_slices_have_not_heard_of_takes_connections_from_nobody() {
     check_name(tcp("web", 8080), true, &[Draining, Lingering]);
     check_name(tcp("admin", 8080), false, &[]);
     check_name(ServicePort { protocol: Protocol::Udp, ..tcp("web", 8080) }, false, &[]);
+}
+
+/// What a ready pod of a slice with these ports is wanted for, by number, where the Service's two ports have new names.
+#[track_caller]
+fn check_two_names(ports: &[ServicePort], ordered: bool, want: &[u16]) {
+    let slice = slice(ports.to_vec(), vec![Endpoint::ready([10, 2, 4, 1].into(), "node-b")]);
+    let names = [("web", Protocol::Tcp), ("metrics", Protocol::Tcp)].into();
+    let sought = Sought { port: &tcp("web", 80), names: &names, family: Family::V4, ordered };
+    let found = behind(&Surroundings::default(), &[&slice], sought, Scope::ThisNode, &BTreeMap::new());
+    assert_eq!(found.servers.keys().map(|backend| backend.port).collect::<Vec<_>>(), want);
+}
+
+#[test]
+fn of_two_ports_that_may_have_been_it_none_gets_a_place() {
+    let before = [tcp("http", 8080), tcp("admin", 9090)];
+    check_two_names(&before, false, &[8080, 9090]);
+    check_two_names(&before, true, &[]);
+    check_two_names(&[tcp("http", 8080), tcp("metrics", 9090)], true, &[8080]);
+    check_two_names(&[tcp("web", 8080), tcp("admin", 9090)], true, &[8080]);
 }

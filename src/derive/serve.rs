@@ -77,9 +77,8 @@ pub fn serve(
 ) -> Part {
     let mut part = Part::default();
     match (task, owner) {
-        (Task::Service { options, selector, frontends, .. }, Owner::Service(key)) => {
-            let ports = frontends.values().map(|serving| &serving.port);
-            let names = &ports.map(|port| (port.name.as_str(), port.protocol)).collect();
+        (Task::Service { options, selector, ports, frontends, .. }, Owner::Service(key)) => {
+            let names = &ports.iter().map(|port| (port.name.as_str(), port.protocol)).collect();
             let service = Facts { key, options, selector: selector.as_ref(), names };
             let here = |frontend, serving| !context.yields(frontend) || kube_proxy::goes_on(serving);
             for (frontend, serving) in frontends.iter().filter(|(frontend, serving)| here(frontend, serving))

@@ -9,9 +9,9 @@ use kvip::daemon::pass::Ledger as _;
 use kvip::ipvs::model::Forward;
 use kvip::ipvs::{Key, RealServer, Service, VirtualServer};
 use kvip::marks::Marks;
-use kvip::model::{Backend, Family, Finding, ObjectKey};
+use kvip::model::{Backend, Family, Finding, ObjectKey, Protocol};
 use kvip::net::{Address, Hop, Hops, Link, MacAddress, PolicyRoute, Way, Wraps};
-use kvip::snapshot::Snapshot;
+use kvip::snapshot::{ServicePort, Snapshot};
 
 mod order;
 

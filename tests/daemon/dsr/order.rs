@@ -158,6 +158,50 @@ fn a_port_that_gets_a_name_moves_no_real_server() {
     assert_eq!(world.status().faults, 0);
 }
 
+/// The tutorial's nginx with a port `admin` besides, of which the ConfigMap leaves that one out.
+fn beside_admin() -> Snapshot {
+    let mut snapshot = dsr_snapshot();
+    let key = ObjectKey::new("default", "nginx");
+    let admin = |port| ServicePort { name: "admin".into(), protocol: Protocol::Tcp, port };
+    Arc::make_mut(snapshot.services.get_mut(&key).unwrap()).ports.push(admin(9090));
+    Arc::make_mut(snapshot.slices.get_mut(&key).unwrap()).ports.push(admin(9090));
+    snapshot.vip_map = Some([("10.87.2.50", "default/nginx:80")].as_slice().into());
+    snapshot
+}
+
+/// It is not for clients of the VIP, whatever slices lack.
+#[test]
+fn a_port_that_is_left_out_gets_no_place() {
+    let mut world = World::new(settings());
+    world.list(beside_admin());
+    world.turn();
+    let before = server(&world, nginx().into());
+    assert_eq!(before.real_servers.len(), 2);
+    world.acts();
+    let [service, _] = named(beside_admin());
+    world.event(service);
+    world.tick(1);
+    let renamed = server(&world, nginx().into());
+    assert_eq!(
+        (weights(&renamed).len(), &renamed.added),
+        (2, &before.added),
+        "while its neighbour is renamed"
+    );
+
+    let mut lacking = beside_admin();
+    let key = ObjectKey::new("default", "nginx");
+    Arc::make_mut(lacking.slices.get_mut(&key).unwrap()).ports.remove(0);
+    world.event(lacking);
+    world.tick(1);
+    assert_eq!(
+        server(&world, nginx().into()).real_servers,
+        [].into(),
+        "where pods lack the one that is served"
+    );
+    assert_eq!(world.status().faults, 0);
+    assert!(!world.acts().iter().any(|act| act.contains(":9090")));
+}
+
 /// Others have it still, for as long as it drains.
 #[test]
 fn a_node_that_begins_anew_adds_an_ending_pod() {
