@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::servers::{self, SHOW};
+use super::servers::{self, SHOW, Tidying};
 use super::service::Service;
 use super::status::{State, Status};
 use super::trouble::Trouble;
@@ -41,7 +41,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// How long HAProxy may take to serve what it was told to.
 const TAKING_OVER: Duration = Duration::from_secs(10);
 
-/// More servers than this are changed by a reload, each is a conversation of its own.
+/// More servers than this are changed by a reload, and no more are deleted at one look: each is a conversation of its own.
 const MOST_COMMANDS: usize = 100;
 
 const POLL: Duration = Duration::from_millis(50);
@@ -206,8 +206,10 @@ impl<S: Service> Driver<S> {
         if self.change_servers(want).await {
             return Ok(());
         }
-        // The new process knows nothing of the connections of this one.
-        self.tidy(want).await;
+        // The new process knows nothing of the connections of this one, which nobody can speak to any more then.
+        if let Some(have) = self.proxies().await {
+            self.tell_all(&servers::tidy(want, &have).end).await;
+        }
         let before = self.process().await;
         self.service.reload().await?;
         self.confirm(want, before).await?;
@@ -238,7 +240,13 @@ impl<S: Service> Driver<S> {
     /// Sees to servers that are none any more. What does not come to anything now is seen to at the next look.
     async fn tidy(&mut self, want: &Config) {
         let Some(have) = self.proxies().await else { return };
-        for command in servers::tidy(want, &have).iter().take(MOST_COMMANDS) {
+        let Tidying { end, delete } = servers::tidy(want, &have);
+        self.tell_all(&end).await;
+        self.tell_all(&delete[..delete.len().min(MOST_COMMANDS)]).await;
+    }
+
+    async fn tell_all(&mut self, commands: &[String]) {
+        for command in commands {
             if self.service.ask(command).await.is_ok_and(|answer| servers::is_done(&answer)) {
                 info!("haproxy: {command}");
             }

@@ -12,6 +12,10 @@ use super::{Config, Proxy};
 /// The command whose answer [`read`] reads: all proxies, as frontends (1), with their servers (4).
 pub const SHOW: &str = "show stat -1 5 -1";
 
+/// How many servers one command is for at most: HAProxy reads no line that is longer than its buffer (tune.bufsize, 16 KiB), and
+/// one over IPv6 takes 250 bytes of it.
+const MOST_ENDED: usize = 50;
+
 /// The proxies by their names.
 pub type Proxies = BTreeMap<String, Seen>;
 
@@ -125,10 +129,18 @@ fn bring(server: &str, words: &str, weight: u16, have: Option<State>) -> Option<
     }
 }
 
-/// The commands for servers that are no servers now: those that do not answer lose their connections, those without any are
-/// deleted.
-pub fn tidy(want: &Config, have: &Proxies) -> Vec<String> {
-    let mut all = Vec::new();
+/// The commands for servers that are no servers now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tidying {
+    /// Those that do not answer lose their connections: [`MOST_ENDED`] of them by each command.
+    pub end: Vec<String>,
+    /// Those without any are deleted.
+    pub delete: Vec<String>,
+}
+
+/// What is to be done about servers that are no servers now.
+pub fn tidy(want: &Config, have: &Proxies) -> Tidying {
+    let (mut end, mut delete) = (Vec::new(), Vec::new());
     for (frontend, proxy) in &want.frontends {
         let name = name(frontend);
         let Some(seen) = have.get(&name) else { continue };
@@ -136,17 +148,17 @@ pub fn tidy(want: &Config, have: &Proxies) -> Vec<String> {
         let ended: BTreeSet<_> = proxy.ended.iter().map(server_name).collect();
         for (server, state) in seen.servers.iter().filter(|(server, _)| !wanted.contains_key(*server)) {
             match state {
-                State::Maintenance(0) => all.push(format!("del server {name}/{server}")),
-                _ if ended.contains(server) => all.push(end(&format!("{name}/{server}"))),
+                State::Maintenance(0) => delete.push(format!("del server {name}/{server}")),
+                _ if ended.contains(server) => end.push(end_one(&format!("{name}/{server}"))),
                 _ => {}
             }
         }
     }
-    all
+    Tidying { end: end.chunks(MOST_ENDED).map(|some| some.join("; ")).collect(), delete }
 }
 
 /// Ends the connections that a server has, and lets none come.
-fn end(server: &str) -> String {
+fn end_one(server: &str) -> String {
     format!("set server {server} state maint; shutdown sessions server {server}")
 }
 
@@ -236,11 +248,12 @@ mod tests {
     fn servers_that_are_none_any_more_go_with_their_last_connection_or_lose_them() {
         let ends = |server: u8| format!("set server {server} state maint; shutdown sessions server {server}");
         let check = |said: &str, want: &Config, wanted: &[String]| {
-            assert_eq!(short(tidy(want, &read(said).unwrap())), wanted);
+            let Tidying { end, delete } = tidy(want, &read(said).unwrap());
+            assert_eq!(short([end, delete].concat()), wanted);
         };
         check(SAID, &config(&[(1, 1), (2, 0)], &[]), &[]);
         check(SAID, &config(&[(1, 1), (2, 0)], &[2, 3]), &[ends(3)]);
-        check(SAID, &config(&[(1, 1)], &[2, 3]), &[ends(2), ends(3)]);
+        check(SAID, &config(&[(1, 1)], &[2, 3]), &[format!("{}; {}", ends(2), ends(3))]);
         let over = SAID.replace("0,1,MAINT", "0,0,MAINT");
         check(&over, &config(&[(1, 1), (2, 0)], &[3]), &["del server 3".into()]);
         check(&over, &config(&[(1, 1), (2, 0), (3, 1)], &[]), &[]);

@@ -22,6 +22,8 @@ struct Inner {
     paths: Paths,
     unit: UnitState,
     asked: Vec<&'static str>,
+    /// The commands that each of its processes was given.
+    told: Vec<(u32, String)>,
     /// What it serves by.
     running: String,
     process: u32,
@@ -94,7 +96,10 @@ impl Service for Fake {
             _ if inner.silent => Err(io::ErrorKind::TimedOut.into()),
             "show info" => Ok(format!("Name: HAProxy\nPid: {}\n", inner.process)),
             SHOW => Ok(stat(&inner.running)),
-            _ => Ok("Unknown command".into()),
+            _ => {
+                inner.told.push((inner.process, command.to_owned()));
+                Ok("Unknown command".into())
+            }
         })
     }
 
@@ -145,6 +150,7 @@ impl Bench {
             paths: paths.clone(),
             unit,
             asked: vec![],
+            told: vec![],
             running: String::new(),
             process: 1,
             accepts: Ok(()),
@@ -240,6 +246,24 @@ async fn it_runs_on_while_no_server_is_left_and_stops_when_nothing_is_wanted() {
     bench.reach(config(&[1]), |status| status.reloads == 2).await;
     bench.reach(Config::default(), |status| status.state == State::Idle).await;
     assert_eq!(acts(&bench.fake.asked()), ["reload", "stop"]);
+}
+
+/// Those that the process of before kept would hang, as nobody can speak to it after the reload.
+#[tokio::test(start_paused = true)]
+async fn all_that_do_not_answer_lose_their_connections_before_a_reload() {
+    let all: Vec<u8> = (1..=250).collect();
+    let mut bench = Bench::new();
+    bench.reach(config(&all), active).await;
+    let process = bench.fake.with(|inner| inner.process);
+    let mut want = config(&all[..10]);
+    let dead = config(&all[10..]).frontends.into_values().flat_map(|proxy| proxy.servers.into_keys());
+    want.frontends.first_entry().unwrap().get_mut().ended = dead.collect();
+    bench.reach(want, |status| status.reloads == 1).await;
+    let told = bench.fake.with(|inner| std::mem::take(&mut inner.told));
+    assert!(told.iter().all(|(to, line)| *to == process && line.len() < 16 << 10));
+    let ended = |line: &String| line.matches("; shutdown sessions server 10.87.2.50:80/").count();
+    assert_eq!(told.iter().map(|(_, line)| ended(line)).sum::<usize>(), 240);
+    assert!(!told.iter().any(|(_, line)| line.contains("del server")), "the new process has none of them");
 }
 
 /// What is told, and what is to be typed, where `error` is what `haproxy -c` ends with.
