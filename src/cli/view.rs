@@ -237,9 +237,10 @@ fn view(
 ) -> View {
     let (desired, facts) = (desired(settings, snapshot, host), host.facts);
     let keepalived = current.map(keepalived::carried_in).unwrap_or_default();
-    let (drained, proxied) = (BTreeSet::new(), desired.haproxy.frontends.keys().copied().collect());
+    let proxied = desired.haproxy.frontends.keys().copied().collect();
     let written = nft::Ruleset::default();
     plan::leave_to_others(&mut table, &desired, &written, None);
+    let drained = plan::take_for_seen_to(&mut table, &desired);
     let have = Have {
         table: &table,
         haproxy: &proxied,

@@ -3,6 +3,8 @@
 use super::*;
 use crate::health::check;
 use crate::ipam::{Kind, User, Version};
+use crate::ipvs::Command;
+use crate::model::{Backend, Protocol};
 use crate::report::status::FailingCheck;
 
 #[test]
@@ -53,6 +55,53 @@ fn endpoints_that_fail_their_checks_are_known() {
     }
     let known: Vec<_> = down(&status, || wanted).into_iter().collect();
     assert_eq!(known, [(target(80), "timed out".into())]);
+}
+
+/// What is planned for the example of mode dsr with a dead node, on a host with `table`.
+fn planned_for_dsr(table: Table) -> Plan {
+    let folder = Path::new("tests/golden/dsr");
+    let settings = config::load(&Sources::of_file(folder.join("config.toml"))).unwrap();
+    let (snapshot, _) = snapshot::files::load(folder, &settings.cluster).unwrap();
+    let host = Known {
+        facts: &read_facts(&folder.join("host.toml")).unwrap(),
+        reach: &Reach::default(),
+        dead: &["node-b".to_owned()].into(),
+        down: &Down::new(),
+        marks: &BTreeMap::new(),
+        foreign_marks: &BTreeSet::new(),
+    };
+    let build = keepalived::Build { dbus: true };
+    view(String::new(), &settings, &snapshot, host, table, None, build).plan
+}
+
+/// The kernel tells neither which weight an idle real server had last nor which have drained.
+#[test]
+fn a_node_at_rest_has_nothing_to_change() {
+    let first = planned_for_dsr(Table::new());
+    let mut table = Table::new();
+    first.prepare.iter().for_each(|command| command.apply(&mut table));
+    let (idle, ending) = (backend("10.2.6.9"), backend("10.2.4.11"));
+    let mut drained = 0;
+    for server in table.values_mut() {
+        server.added.iter_mut().for_each(|(at, last)| *last = server.real_servers[at].weight);
+        drained += usize::from(server.real_servers.contains_key(&ending));
+    }
+    let vip = Frontend { vip: "10.87.2.50".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+    assert_eq!((table[&vip.into()].last_weight(&idle), drained), (0, 1));
+    let nothing = |table: &Table| {
+        let Plan { prepare, retire, .. } = planned_for_dsr(table.clone());
+        assert_eq!((prepare, retire), (vec![], vec![]));
+    };
+    nothing(&table);
+    Command::DelDest(vip.into(), ending).apply(&mut table);
+    nothing(&table);
+    // What is missing or other than wanted is still told.
+    Command::DelDest(vip.into(), idle).apply(&mut table);
+    assert_eq!(planned_for_dsr(table).prepare.len(), 2);
+}
+
+fn backend(address: &str) -> Backend {
+    Backend { address: address.parse().unwrap(), port: 8080 }
 }
 
 /// What becomes of waiting for a cluster of which `problem` is told after a second, and how long that takes.

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::derive::Desired;
+use crate::derive::{Desired, WantedServer};
 use crate::ipvs::{Command, Key, Table};
 use crate::keepalived::Carried;
 use crate::model::{Backend, Frontend};
@@ -95,6 +95,27 @@ pub fn leave_to_others(table: &mut Table, desired: &Desired, written: &Ruleset, 
             || before.is_some_and(|before| before.contains_key(key))
     };
     table.retain(|key, _| key.frontend().is_none_or(|it| !only_held(&it.vip) || is_ours(key, it)));
+}
+
+/// Takes `table`, as it was read, for one that a daemon has seen to: real servers without weight have had the one that is wanted,
+/// which the kernel does not tell. Those that have drained are returned: where they go by time alone, all that are gone.
+pub fn take_for_seen_to(table: &mut Table, desired: &Desired) -> BTreeSet<(Key, Backend)> {
+    let mut drained = BTreeSet::new();
+    for served in desired.frontends.values() {
+        for balanced in &served.virtual_servers {
+            let Some(now) = table.get_mut(&balanced.key) else { continue };
+            for (backend, wanted, real) in served.real_servers(balanced) {
+                let last = now.added.iter_mut().find(|(at, _)| *at == backend).map(|(_, last)| last);
+                if let Some(last) = last.filter(|last| **last == 0) {
+                    *last = real.weight;
+                }
+                if wanted == WantedServer::Draining && !now.real_servers.contains_key(&backend) {
+                    drained.insert((balanced.key, backend));
+                }
+            }
+        }
+    }
+    drained
 }
 
 /// Keeps the rules of a frontend that goes when its VIP has gone. Whom it was closed to it stays closed to: to all, where it is
