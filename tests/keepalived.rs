@@ -118,6 +118,22 @@ fn a_fragment_leaves_other_instances_as_they_are() {
 }
 
 #[test]
+fn it_is_known_of_what_keepalived_would_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("keepalived.conf");
+    let check = |text: &str, survived: bool| {
+        fs::write(&file, text).expect("write");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let error = runtime.block_on(keepalived_accepts(&file)).expect_err("refused");
+        assert_eq!(error.is_survived(), survived, "{error}");
+    };
+    check("vrrp_instance a {\n    interface nope0\n    virtual_router_id 7\n}\n", false);
+    check("vrrp_instance a {\n    virtual_router_id 7\n}\n", false);
+    check("vrrp_instance a {\n    virtual_router_id\n}\n", false);
+    check("unheard_of 1\n", true);
+}
+
+#[test]
 fn three_hundred_vips_are_accepted() {
     let vips = (0..300u32).map(|n| IpAddr::from((0x0a57_0300 + n).to_be_bytes())).collect();
     let full = config(vec![Instance { vips, ..instance(Family::V4, []) }]);

@@ -20,7 +20,6 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use self::act::{Before, Distrusted};
-use super::binary::BinaryError;
 use super::place::{Disk, Place};
 use super::service::Service;
 use super::status::{State, Status};
@@ -184,6 +183,9 @@ impl<S: Service> Driver<S> {
             Step::Wait(obstacle) => Err(Trouble::from_obstacle(obstacle, &self.paths)),
             Step::Act(act) => {
                 let place = view.disk.place(&self.paths);
+                if act == Act::Reload && place == Some(Place::Fragment { included: true }) {
+                    self.spare().await?;
+                }
                 let text = place.and_then(|place| view.disk.ours(place)).unwrap_or_default();
                 // A write that was interrupted has not shown yet that keepalived survives it.
                 let loaded = view.disk.loaded.clone().filter(|loaded| loaded != text);
@@ -255,17 +257,25 @@ impl<S: Service> Driver<S> {
         }
     }
 
-    /// Publishes the fragment unless keepalived refuses the two files together for its sake. What it says of the other's
-    /// file anyway, a warning perhaps, is for the other to mend.
+    /// Publishes the fragment unless keepalived refuses the two files together for its sake, or would end on them whoever wrote
+    /// the line. What it says of the other's file anyway and survives, a warning perhaps, is for the other to mend.
     async fn publish_included(&mut self, draft: &Path, path: &Path, before: &Before) -> Result<(), Trouble> {
-        let said = |answer: Result<(), BinaryError>| answer.err().map(|error| error.to_string());
-        let as_it_was = said(self.service.accepts(&self.paths.keepalived_conf).await);
+        let as_it_was = self.service.accepts(&self.paths.keepalived_conf).await;
         files::publish(draft, path)?;
-        match self.service.accepts(&self.paths.keepalived_conf).await {
-            Err(error) if as_it_was != Some(error.to_string()) => {
+        match (as_it_was, self.service.accepts(&self.paths.keepalived_conf).await) {
+            (_, Ok(())) => Ok(()),
+            (Err(old), Err(new)) if new.is_survived() && old.to_string() == new.to_string() => Ok(()),
+            (_, Err(error)) => {
                 before.restore(&self.paths)?;
                 Err(error.into())
             }
+        }
+    }
+
+    /// Sees to it that a running keepalived is not made to read another's file, or kvip's beside it, that it would end on.
+    async fn spare(&mut self) -> Result<(), Trouble> {
+        match self.service.accepts(&self.paths.keepalived_conf).await {
+            Err(error) if !error.is_survived() => Err(error.into()),
             _ => Ok(()),
         }
     }

@@ -34,6 +34,8 @@ struct Inner {
     refuses: Option<&'static str>,
     /// It refuses `keepalived.conf` beside a fragment with this text.
     clashes: Option<&'static str>,
+    /// Its check of any file but kvip's draft never ends.
+    ponders: bool,
     bus: Result<(), UnitError>,
     /// What somebody else does to it right after each reload.
     meanwhile: Option<fn(&mut Inner)>,
@@ -46,7 +48,8 @@ impl Fake {
         let paths = paths.clone();
         let (asked, read) = (vec![], vec![]);
         let (falls_over, refuses, clashes, meanwhile) = (None, None, None, None);
-        let inner = Inner { paths, unit, asked, read, falls_over, refuses, clashes, bus: Ok(()), meanwhile };
+        let (ponders, bus) = (false, Ok(()));
+        let inner = Inner { paths, unit, asked, read, falls_over, refuses, clashes, ponders, bus, meanwhile };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -101,6 +104,9 @@ impl Service for Fake {
 
     async fn accepts(&mut self, file: &Path) -> Result<(), BinaryError> {
         let text = files::read(file).unwrap().unwrap();
+        if self.with(|inner| inner.ponders && *file == inner.paths.keepalived_conf) {
+            return Err(BinaryError::TooLong);
+        }
         let reasons: Vec<_> = self.with(|inner| {
             let fragment = files::read(&inner.paths.fragment()).unwrap().unwrap_or_default();
             let clash =
@@ -369,22 +375,83 @@ async fn a_foreign_file_stays_and_its_owner_is_told_what_to_add() {
     assert_eq!(bench.fake.asked(), ["reload"]);
 }
 
+impl Bench {
+    /// Beside a file of somebody else's that includes kvip's and has these words, keepalived runs one VIP.
+    async fn beside(words: &str) -> Self {
+        let mut bench = Self::with_files("active", |_| {});
+        bench.foreign(words);
+        bench.want(config(1));
+        bench.until_active(1).await;
+        assert_eq!(bench.fake.asked(), ["reload"]);
+        bench
+    }
+
+    fn foreign(&self, words: &str) {
+        let foreign = format!("vrrp_instance A {{\n    {words}\n}}\n{}\n", self.paths.include_line());
+        files::replace(&self.paths.keepalived_conf, foreign, files::PUBLIC).unwrap();
+    }
+
+    /// The fragment says what keepalived runs, and keepalived was not asked to read anything.
+    #[track_caller]
+    fn check_as_it_was(&self) {
+        let fragment = files::read(&self.paths.fragment()).unwrap();
+        assert_eq!(fragment, Some(render_fragment(&config(1), &self.paths)));
+        assert_eq!(self.fake.asked(), [""; 0]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn beside_a_foreign_file_only_what_the_fragment_does_to_it_counts() {
-    let mut bench = Bench::with_files("active", |paths| {
-        let foreign = format!("vrrp_instance A {{\n    warned\n}}\n{}\n", paths.include_line());
-        files::replace(&paths.keepalived_conf, foreign, files::PUBLIC).unwrap();
-    });
+    let mut bench = Bench::beside("").await;
     bench.fake.with(|inner| inner.refuses = Some("warned"));
+    bench.foreign("warned");
+    bench.want(config(2));
+    bench.until_active(2).await;
     bench.want(config(1));
     bench.until_active(1).await;
-    let fragment = |bench: &Bench| files::read(&bench.paths.fragment()).unwrap();
-    assert_eq!(fragment(&bench), Some(render_fragment(&config(1), &bench.paths)));
+    bench.fake.asked();
     bench.fake.with(|inner| inner.clashes = Some("10.0.1.1/32"));
     bench.want(config(2));
     let status = bench.until(|status| matches!(status.state, State::Refused(_))).await;
     assert!(status.problem.unwrap().text.contains("warned; 10.0.1.1/32"));
-    assert_eq!(fragment(&bench), Some(render_fragment(&config(1), &bench.paths)));
+    bench.check_as_it_was();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_file_that_keepalived_would_end_on_is_not_read_again() {
+    const NO_INTERFACE: &str = "Non-existent interface specified in configuration";
+    let mut bench = Bench::beside("").await;
+    bench.fake.with(|inner| inner.refuses = Some(NO_INTERFACE));
+    bench.foreign(NO_INTERFACE);
+    bench.want(config(2));
+    let status = bench.until(|status| matches!(status.state, State::Refused(_))).await;
+    assert!(status.problem.unwrap().text.ends_with(NO_INTERFACE));
+    bench.check_as_it_was();
+    bench.foreign("");
+    bench.until_active(2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_file_over_which_the_check_never_ends_is_not_read_again() {
+    let mut bench = Bench::beside("").await;
+    bench.fake.with(|inner| inner.ponders = true);
+    bench.want(config(2));
+    let status = bench.until(|status| matches!(status.state, State::Failed(_))).await;
+    assert_eq!(status.problem.unwrap().text, "keepalived did not answer within 10 s");
+    bench.check_as_it_was();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_file_that_begins_to_include_kvips_is_looked_at_before_a_reload() {
+    let mut bench = Bench::with_files("active", |paths| {
+        files::replace(&paths.keepalived_conf, "vrrp_instance A {\n}\n", files::PUBLIC).unwrap();
+    });
+    bench.want(config(1));
+    bench.until(|status| matches!(status.state, State::Foreign { .. })).await;
+    bench.fake.with(|inner| inner.refuses = Some("Unknown interface!"));
+    bench.foreign("Unknown interface!");
+    bench.until(|status| matches!(status.state, State::Refused(_))).await;
+    bench.check_as_it_was();
 }
 
 #[tokio::test(start_paused = true)]
