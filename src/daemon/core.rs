@@ -41,7 +41,7 @@ pub struct Core {
     pub carried: Carried,
     /// The frontends that HAProxy serves, or was found not to be able to.
     pub proxied: BTreeSet<Frontend>,
-    /// Those of them that it does not serve.
+    /// Those of them that it does not serve, and another node's may.
     pub unproxied: BTreeSet<Frontend>,
     /// The kernel's virtual servers that are kvip's; `None` before they were read.
     pub table: Option<Table>,

@@ -233,7 +233,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         news |= touched;
         let haproxy = self.inputs.haproxy.borrow_and_update();
         news |= update_from(&mut core.proxied, &haproxy.tried);
-        core.unproxied = haproxy.tried.difference(&haproxy.frontends).copied().collect();
+        core.unproxied = haproxy.lacking();
         drop(haproxy);
         self.applied.look_at_all |= news;
         self.news |= news;

@@ -44,7 +44,7 @@ struct Membership {
     joined: Option<Joined>,
     /// Since when it has not been one.
     left: Option<Instant>,
-    /// Since when HAProxy has not served all of its VIPs that it is to.
+    /// Since when HAProxy has not served all of its VIPs that it is to, and another node's may.
     unproxied: Option<Instant>,
 }
 
@@ -134,15 +134,25 @@ impl Weights {
     }
 
     /// Why others are preferred to this host, where that is the host's own fault.
-    pub fn finding(&self, stale_after: Duration, now: Instant) -> Option<Finding> {
-        let since = self.prepared_at?;
-        let text = format!(
-            "this host has not had all that is wanted for {}, so nodes that have it are preferred as holders; a holder yields \
-             after {}",
-            age(stale_after),
-            age(stale_after * 2)
-        );
-        (now.saturating_duration_since(since) >= stale_after).then(|| Finding::new("VIPs", text))
+    pub fn findings(&self, stale_after: Duration, now: Instant) -> Vec<Finding> {
+        let for_long = |since: &Instant, long| now.saturating_duration_since(*since) >= long;
+        let unprepared = self.prepared_at.filter(|since| for_long(since, stale_after)).map(|_| {
+            format!(
+                "this host has not had all that is wanted for {}, so nodes that have it are preferred as holders; a holder \
+                 yields after {}",
+                age(stale_after),
+                age(stale_after * 2)
+            )
+        });
+        let members = self.memberships.values().filter(|membership| membership.joined.is_some());
+        let unproxied = members.filter_map(|membership| membership.unproxied).min();
+        let unproxied = unproxied.filter(|since| for_long(since, PROXY_WAIT)).map(|_| {
+            format!(
+                "HAProxy has not served all that it is to for {}, so nodes whose HAProxy does are preferred as holders",
+                age(PROXY_WAIT)
+            )
+        });
+        unprepared.into_iter().chain(unproxied).map(|text| Finding::new("VIPs", text)).collect()
     }
 
     fn weight(

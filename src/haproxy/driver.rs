@@ -113,9 +113,9 @@ impl<S: Service> Driver<S> {
             State::Idle => self.rest().await?,
             _ => self.bring(possible).await?,
         }
-        let tried = keys(Some(want));
+        let (tried, taken) = (keys(Some(want)), self.taken());
         self.publish(|status| {
-            *status = Status { state, frontends, tried, problems, reloads: status.reloads }
+            *status = Status { state, frontends, tried, taken, problems, reloads: status.reloads }
         });
         Ok(())
     }
@@ -307,6 +307,12 @@ impl<S: Service> Driver<S> {
         Ok(trouble)
     }
 
+    /// The frontends that were left out for a listener on all addresses.
+    fn taken(&self) -> BTreeSet<Frontend> {
+        let everywhere = self.left_out.iter().filter(|(_, listener)| listener.ip().is_unspecified());
+        everywhere.map(|(frontend, _)| *frontend).collect()
+    }
+
     /// The proxies that the HAProxy that runs listens for, if one does; `None` where it does not say.
     async fn listens_at(&mut self) -> Option<BTreeSet<String>> {
         if !self.service.state().await.ok()?.runs() {
@@ -326,10 +332,12 @@ impl<S: Service> Driver<S> {
                 |(frontend, proxy): &(&Frontend, &Proxy)| proxy.rests() || open.contains(&name(frontend));
             want.frontends.iter().filter(served).map(|(frontend, _)| *frontend).collect()
         });
+        let taken = self.taken();
         self.publish(|status| {
             status.state = trouble.state;
             status.problems = vec![trouble.finding];
             status.tried = keys(want);
+            status.taken = taken;
             if let Some(served) = served {
                 status.frontends = served;
             }

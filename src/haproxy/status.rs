@@ -16,6 +16,8 @@ pub struct Status {
     pub frontends: BTreeSet<Frontend>,
     /// The frontends that it was last told to serve, whether it does or cannot.
     pub tried: BTreeSet<Frontend>,
+    /// Those of them whose port another program has on all addresses, as most likely it has on every node.
+    pub taken: BTreeSet<Frontend>,
     /// Reloads since kvip started.
     pub reloads: u64,
     /// What is the matter, and what to type.
@@ -45,7 +47,20 @@ impl Default for Status {
     /// A driver that has done nothing yet.
     fn default() -> Self {
         let state = State::Waiting("for what the cluster wants".into());
-        Self { state, frontends: BTreeSet::new(), tried: BTreeSet::new(), reloads: 0, problems: Vec::new() }
+        let none = BTreeSet::new;
+        Self { state, frontends: none(), tried: none(), taken: none(), reloads: 0, problems: Vec::new() }
+    }
+}
+
+impl Status {
+    /// The frontends that it does not serve and another node's may: a configuration that HAProxy refuses, or a port that is taken
+    /// on all addresses, is most likely so on every node.
+    pub fn lacking(&self) -> BTreeSet<Frontend> {
+        if matches!(self.state, State::Refused(_)) {
+            return BTreeSet::new();
+        }
+        let unserved = self.tried.difference(&self.frontends);
+        unserved.filter(|frontend| !self.taken.contains(frontend)).copied().collect()
     }
 }
 

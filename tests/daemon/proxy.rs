@@ -3,6 +3,7 @@
 use kvip::haproxy::State;
 use kvip::snapshot::Snapshot;
 
+use crate::weights::minutes;
 use crate::world::{World, annotate, ip, nginx, pods, settings, snapshot};
 
 /// nginx served by HAProxy.
@@ -133,6 +134,30 @@ fn a_vip_waits_for_haproxy_and_for_no_longer_than_it_can_be_helped() {
     check_waits(State::NotInstalled);
 }
 
+const LACKS: &str = "VIPs: HAProxy has not served all that it is to for 30s, so nodes whose HAProxy does are preferred as holders";
+
+/// A port that each node has for a program of its own, and a file that HAProxy refuses: trouble that is this node's own still
+/// counts beside them.
+#[test]
+fn what_haproxy_can_serve_on_no_node_makes_none_stale() {
+    let mut world = World::new(settings());
+    world.list(proxied());
+    world.turn();
+    world.haproxy_is(State::Active);
+    world.haproxy_lacks(nginx());
+    minutes(&mut world, 1);
+    assert_eq!(world.weight(), Some(0));
+    world.keepalived_reads();
+    world.become_holder();
+    minutes(&mut world, 10);
+    assert_eq!((world.weight(), world.findings()), (Some(64), vec![]));
+    world.haproxy_is(State::Refused("no".into()));
+    minutes(&mut world, 1);
+    assert_eq!(world.weight(), Some(64));
+    world.after(600);
+    assert_eq!(world.weight(), Some(-64), "it has lost the API");
+}
+
 /// Nothing moves where no node has one: the holder is the last to say so, and stays above the others then.
 #[test]
 fn a_node_whose_haproxy_cannot_serve_comes_after_those_whose_can() {
@@ -157,6 +182,7 @@ fn a_node_whose_haproxy_cannot_serve_comes_after_those_whose_can() {
     check(State::Active, 1, 64);
     check(State::Masked, 30, 64);
     check(State::Masked, 30, -64);
+    assert_eq!(world.findings(), [LACKS]);
 
     world.list(snapshot());
     world.turn();

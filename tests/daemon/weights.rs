@@ -105,7 +105,7 @@ const YIELDS: &str = "VIPs: this host has not had all that is wanted for 5m, so 
                       a holder yields after 10m";
 
 /// Turns each minute for `minutes`, in touch with the API.
-fn minutes(world: &mut World, minutes: u32) {
+pub fn minutes(world: &mut World, minutes: u32) {
     for _ in 0..minutes {
         world.confirm();
         world.after(60);

@@ -295,7 +295,15 @@ impl World {
             self.proxies().map(|config| config.frontends.keys().copied().collect()).unwrap_or_default();
         let frontends = if state == haproxy::State::Active { tried.clone() } else { BTreeSet::default() };
         self.ends.haproxy.send_modify(|status| {
-            (status.state, status.frontends, status.tried) = (state, frontends, tried);
+            *status = haproxy::Status { state, frontends, tried, ..haproxy::Status::default() };
+        });
+    }
+
+    /// Another program has the port of `frontend` on all addresses.
+    pub fn haproxy_lacks(&mut self, frontend: Frontend) {
+        self.ends.haproxy.send_modify(|status| {
+            status.frontends.remove(&frontend);
+            status.taken.insert(frontend);
         });
     }
 

@@ -36,7 +36,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         if let Some(outcome) = &self.outcome {
             all.extend(outcome.problems.iter().chain(&outcome.refusals).cloned());
             all.extend(outcome.desired.findings.iter().cloned());
-            all.extend(self.weights.finding(self.core.settings.cluster.stale_after, now));
+            all.extend(self.weights.findings(self.core.settings.cluster.stale_after, now));
         }
         all.extend(
             self.core.snapshot.iter().flat_map(|snapshot| snapshot.skipped.values().flatten().cloned()),

@@ -48,7 +48,14 @@ impl Fake {
         self.with(|inner| {
             inner.asked.push(act);
             let text = files::read(&inner.paths.config).unwrap().unwrap_or_default();
-            if inner.others.iter().any(|other| text.contains(&format!("bind {other} "))) {
+            let place = |other: &SocketAddr| {
+                if other.ip().is_unspecified() {
+                    format!(":{} ", other.port())
+                } else {
+                    format!("bind {other} ")
+                }
+            };
+            if inner.others.iter().any(|other| text.contains(&place(other))) {
                 return;
             }
             inner.unit.active = active.into();
@@ -358,6 +365,7 @@ async fn a_vip_that_another_program_listens_at_stands_in_the_way_of_no_other() {
     let want = with_port(config(&[1]), 443);
     let status = bench.reach(want.clone(), active).await;
     assert_eq!(ports(&status), [80], "it starts without");
+    assert_eq!(status.lacking().into_iter().map(|frontend| frontend.port).collect::<Vec<_>>(), [443]);
     let text = "not served here at tcp 10.87.2.50:443: another program of this host listens there";
     let mend = "ss -ltnp 'sport = :443', and have it listen on its own addresses";
     assert_eq!(status.problems, [Finding::new("default/nginx", text).mend(mend)]);
@@ -372,6 +380,28 @@ async fn a_vip_that_another_program_listens_at_stands_in_the_way_of_no_other() {
     bench.fake.with(|inner| inner.others.clear());
     let status = bench.reach(want, |status| ports(status) == [80, 443, 444]).await;
     assert_eq!(status.problems, []);
+}
+
+/// Another node may serve a VIP that is taken here, and most likely not a port that each node has for a program of its own.
+#[tokio::test(start_paused = true)]
+async fn what_is_likely_so_on_all_nodes_is_not_lacking_here() {
+    let mut bench = Bench::new();
+    bench.fake.with(|inner| inner.others = vec!["0.0.0.0:443".parse().unwrap()]);
+    let want = with_port(config(&[1]), 443);
+    let tried = |status: &Status| !status.tried.is_empty();
+    let status = bench.reach(want.clone(), tried).await;
+    assert!(matches!(status.state, State::Failed(_)));
+    assert_eq!(status.lacking(), config(&[1]).frontends.into_keys().collect(), "HAProxy is not up yet");
+    let status = bench.status.wait_for(active).await.unwrap().clone();
+    assert_eq!((ports(&status), status.lacking()), (vec![80], BTreeSet::new()));
+
+    bench.fake.with(|inner| inner.accepts = Err(ProgramError::Refused("no".into())));
+    let want = with_port(want, 444);
+    let status = bench.reach(want.clone(), |status| matches!(status.state, State::Refused(_))).await;
+    assert_eq!((ports(&status), status.lacking()), (vec![80], BTreeSet::new()));
+    bench.fake.with(|inner| inner.accepts = Err(ProgramError::NotInstalled));
+    let status = bench.reach(with_port(want, 445), |status| status.state == State::NotInstalled).await;
+    assert_eq!(status.lacking().into_iter().map(|frontend| frontend.port).collect::<Vec<_>>(), [444, 445]);
 }
 
 /// It is up and says nothing in time: nobody knows then whose the listeners are.
