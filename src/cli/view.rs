@@ -19,6 +19,7 @@ use crate::derive::{self, Deriver, Desired, Inputs, Reach, Requests};
 use crate::health::check::{Down, Target};
 use crate::ipam::{Claim, Claims, Step, Wish};
 use crate::ipvs::{Client, Table};
+use crate::keepalived::place::{Disk, Place};
 use crate::keepalived::{self, Carried, Paths};
 use crate::marks::Marks;
 use crate::model::{Family, Finding, Frontend, ObjectKey};
@@ -96,7 +97,7 @@ pub(super) async fn of_folder(folder: &Path, sources: &Sources) -> anyhow::Resul
         marks: &marks,
         foreign_marks: &foreign_marks,
     };
-    let mut view = view(heading, &loaded.settings, &snapshot, host, Table::new(), None, build);
+    let mut view = view(heading, &loaded.settings, &snapshot, host, Table::new(), (Place::Main, None), build);
     view.findings.splice(..0, unread.into_iter().chain(loaded.findings));
     view.folder = Some(folder.to_owned());
     Ok(view)
@@ -131,7 +132,8 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
         })
         .context("read the kernel's IPVS table (as root)")?;
     let build = keepalived::binary::build().await.unwrap_or_default();
-    let current = current_configuration(&paths)?;
+    let disk = Disk::read(&paths)?;
+    let written = keepalived_file(&disk, &paths);
     let heading = format!("from the cluster to this host ({}):", facts.hostname);
     let loaded =
         settings::in_force(&host, snapshot.settings_text(), settings::last_good(&paths.state).as_deref()).0;
@@ -150,7 +152,7 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     };
     let down = down(&status, || desired(&loaded.settings, &snapshot, host));
     let host = Known { down: &down, ..host };
-    let mut view = view(heading, &loaded.settings, &snapshot, host, table, current.as_deref(), build);
+    let mut view = view(heading, &loaded.settings, &snapshot, host, table, written, build);
     let held = status.cluster.held.map(|held| {
         Finding::new("cluster", format!("{held}; the daemon does nothing of this plan yet"))
             .mend("kvip accept")
@@ -160,10 +162,10 @@ pub(super) async fn of_cluster(sources: &Sources) -> anyhow::Result<View> {
     Ok(view)
 }
 
-/// The file of kvip's that keepalived has.
-fn current_configuration(paths: &Paths) -> anyhow::Result<Option<String>> {
-    let disk = keepalived::place::Disk::read(paths)?;
-    Ok(disk.place(paths).and_then(|place| disk.ours(place)).map(str::to_owned))
+/// Which file for keepalived is kvip's to write, and what it says where kvip wrote it.
+fn keepalived_file<'a>(disk: &'a Disk, paths: &Paths) -> (Place, Option<&'a str>) {
+    let place = disk.place(paths);
+    (place.unwrap_or(Place::Main), place.and_then(|place| disk.ours(place)))
 }
 
 /// A complete snapshot of the cluster, or of the folder in its place, and what of it cannot be read.
@@ -232,7 +234,7 @@ fn view(
     snapshot: &Snapshot,
     host: Known,
     mut table: Table,
-    current: Option<&str>,
+    (place, current): (Place, Option<&str>),
     build: keepalived::Build,
 ) -> View {
     let (desired, facts) = (desired(settings, snapshot, host), host.facts);
@@ -251,7 +253,7 @@ fn view(
         refused: &BTreeSet::new(),
     };
     let plan = plan::plan(&desired, &have);
-    let keepalived_conf = keepalived::render(&desired.keepalived, &Paths::default(), build);
+    let keepalived_conf = place.render(&desired.keepalived, &Paths::default(), build);
     // Where keepalived has no file of kvip's, none is written for nothing.
     let nothing = desired.keepalived.instances.is_empty();
     let reload = current.map_or(!nothing, |current| current != keepalived_conf);

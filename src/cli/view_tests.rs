@@ -154,3 +154,36 @@ async fn nobody_waits_for_what_no_waiting_mends() {
         assert_eq!(waited(problem).await, (update, Duration::from_secs(5)));
     }
 }
+
+/// Beside a file of the admin's own.
+#[test]
+fn the_file_of_a_plan_is_the_one_that_kvip_writes() {
+    let root = tempfile::tempdir().unwrap();
+    let paths = Paths::under(root.path());
+    let (facts, reach, nobody, none) = (HostFacts::default(), Reach::default(), BTreeSet::new(), Down::new());
+    let (marks, foreign_marks) = (BTreeMap::new(), BTreeSet::new());
+    let host = Known {
+        facts: &facts,
+        reach: &reach,
+        dead: &nobody,
+        down: &none,
+        marks: &marks,
+        foreign_marks: &foreign_marks,
+    };
+    let planned = || {
+        let disk = Disk::read(&paths).unwrap();
+        let written = keepalived_file(&disk, &paths);
+        let (settings, snapshot, build) =
+            (Settings::standard(Vec::new()), Snapshot::default(), keepalived::Build::default());
+        view(String::new(), &settings, &snapshot, host, Table::new(), written, build)
+    };
+    assert!(planned().keepalived_conf.contains("global_defs"), "it would be kvip's own");
+    let foreign = format!("vrrp_instance A {{\n}}\n{}\n", paths.include_line());
+    files::replace(&paths.keepalived_conf, foreign, files::PUBLIC).unwrap();
+    let fragment = keepalived::render_fragment(&keepalived::Config::default(), &paths);
+    assert_eq!(planned().keepalived_conf, fragment);
+    files::replace(&paths.fragment(), fragment, files::PUBLIC).unwrap();
+    assert!(!planned().reload);
+    files::replace(&paths.fragment(), keepalived::MARKER, files::PUBLIC).unwrap();
+    assert!(planned().reload);
+}
