@@ -22,6 +22,9 @@ pub struct Owned {
     pub marked: BTreeSet<(Frontend, Marks)>,
     /// Sync daemons that kvip started.
     pub sync_daemons: BTreeSet<SyncDaemon>,
+    /// It stands in, for this run, for a list that was lost: of marks that it does not name nobody knows whose they are.
+    #[serde(skip)]
+    pub stands_in: bool,
 }
 
 impl Owned {
@@ -33,8 +36,12 @@ impl Owned {
         }
     }
 
-    /// Those of `marks` that are others'. One family's is left to them in the other too.
+    /// Those of `marks` that are others'. One family's is left to them in the other too. Where that is not known none is, so that
+    /// frontends take up those that they had: an earlier run's could use all of them up.
     pub fn foreign_marks(&self, marks: &BTreeSet<(Family, u32)>) -> BTreeSet<u32> {
+        if self.stands_in {
+            return BTreeSet::new();
+        }
         marks.difference(&self.marks).map(|(_, mark)| *mark).collect()
     }
 
@@ -64,7 +71,9 @@ impl From<Written> for Owned {
     fn from(written: Written) -> Self {
         match written {
             Written::Vips(vips) => Self { vips, ..Self::default() },
-            Written::All { vips, marks, marked, sync_daemons } => Self { vips, marks, marked, sync_daemons },
+            Written::All { vips, marks, marked, sync_daemons } => {
+                Self { vips, marks, marked, sync_daemons, stands_in: false }
+            }
         }
     }
 }
@@ -87,6 +96,7 @@ mod tests {
             marks: [(Family::V4, 0x101)].into(),
             marked: [(frontend, Marks { peers: 0x100, own: 0x101 })].into(),
             sync_daemons: [daemon].into(),
+            stands_in: false,
         };
         let text = serde_json::to_string(&owned).unwrap();
         assert_eq!(serde_json::from_str::<Owned>(&text).unwrap(), owned);

@@ -35,34 +35,48 @@ impl Ledger {
     /// # Errors
     /// When the file cannot be read, or is no such list.
     pub fn load(&self) -> anyhow::Result<Owned> {
+        Ok(self.read()?.unwrap_or_default())
+    }
+
+    fn read(&self) -> anyhow::Result<Option<Owned>> {
         match std::fs::read(&self.path) {
             Ok(text) => serde_json::from_slice(&text)
                 .with_context(|| format!("read {} as the list of what kvip owns", self.path.display())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Owned::default()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("read {}", self.path.display())),
         }
     }
 
     /// What stands in for a list that cannot be read: the VIPs in kvip's file for keepalived.
     pub fn stand_in(paths: &Paths) -> Owned {
-        Owned { vips: vips_here(paths).unwrap_or_default(), ..Owned::default() }
+        Owned { vips: vips_here(paths).unwrap_or_default(), stands_in: true, ..Owned::default() }
     }
 
     /// Reads the list for the daemon, which goes on without it: a list that cannot be read is kept beside, for a person, and
-    /// replaced by what stands in for it.
+    /// replaced by what stands in for it. So is one that is missing while keepalived's file has VIPs of kvip's, which come
+    /// after the list.
     pub fn load_or_stand_in(&self, paths: &Paths) -> Owned {
-        self.load().unwrap_or_else(|problem| {
-            let aside = self.path.with_file_name(DAMAGED);
-            let kept = match std::fs::rename(&self.path, &aside) {
-                Ok(()) => format!("kept as {}", aside.display()),
-                Err(error) => format!("cannot be kept as {}: {error}", aside.display()),
-            };
-            error!(
-                "{problem:#}; it is {kept}\n  the VIPs of keepalived's file count as kvip's; virtual servers, by mark too, and sync \
-                 daemons that nobody asks for now may be left: look with ipvsadm -Ln and ipvsadm -L --daemon"
-            );
-            Self::stand_in(paths)
-        })
+        let stand_in = Self::stand_in(paths);
+        let lost = match self.read() {
+            Ok(Some(owned)) => return owned,
+            Ok(None) if stand_in.vips.is_empty() => return Owned::default(),
+            Ok(None) => format!("{} is missing", self.path.display()),
+            Err(problem) => format!("{problem:#}; it is {}", self.put_aside()),
+        };
+        error!(
+            "{lost}\n  the VIPs of keepalived's file count as kvip's; virtual servers, by mark too, and sync daemons that nobody \
+             asks for now may be left: look with ipvsadm -Ln and ipvsadm -L --daemon"
+        );
+        stand_in
+    }
+
+    /// Keeps the file beside, and says how that went.
+    fn put_aside(&self) -> String {
+        let aside = self.path.with_file_name(DAMAGED);
+        match std::fs::rename(&self.path, &aside) {
+            Ok(()) => format!("kept as {}", aside.display()),
+            Err(error) => format!("cannot be kept as {}: {error}", aside.display()),
+        }
     }
 }
 
@@ -101,9 +115,13 @@ pub(crate) mod tests {
     fn a_damaged_list_is_kept_and_the_vips_of_keepalived_stand_in() {
         let root = tempfile::tempdir().unwrap();
         let (paths, vip) = damaged(root.path());
-        let owned = Ledger::new(&paths.state).load_or_stand_in(&paths);
-        assert_eq!(owned, Owned { vips: [vip].into(), ..Owned::default() });
+        let stand_in = Owned { vips: [vip].into(), stands_in: true, ..Owned::default() };
+        let ledger = Ledger::new(&paths.state);
+        assert_eq!(ledger.load_or_stand_in(&paths), stand_in);
         assert_eq!(fs::read_to_string(paths.state.join(DAMAGED)).unwrap(), CUT_OFF);
         assert!(!paths.state.join(NAME).exists());
+        assert_eq!(ledger.load_or_stand_in(&paths), stand_in, "it is missing now");
+        fs::remove_file(&paths.keepalived_conf).unwrap();
+        assert_eq!(ledger.load_or_stand_in(&paths), Owned::default(), "nothing was kvip's");
     }
 }

@@ -397,6 +397,26 @@ fn a_virtual_server_by_mark_of_another_program_stays_as_it_is() {
     }
 }
 
+/// Its own marks of the run before are no other program's.
+#[test]
+fn marks_are_kept_where_the_list_of_them_is_lost() {
+    let world = serving();
+    let kept = |world: &World| {
+        let kernel = world.kernel();
+        (kernel.table.clone(), kernel.ruleset.clone())
+    };
+    let before = kept(&world);
+    std::fs::write(world.paths.state.join("owned.json"), "{").unwrap();
+    let mut world = world.restart(settings());
+    world.list(dsr_snapshot());
+    world.turn();
+    assert_eq!(kept(&world), before);
+    assert_eq!((world.status().as_planned, world.status().faults), (true, 0));
+    world.event(snapshot());
+    world.after(1);
+    assert!(world.kernel().table.keys().all(|key| key.mark().is_none()), "they are its own to retire");
+}
+
 #[test]
 fn what_an_earlier_run_marked_is_retired_by_the_next() {
     let mut world = serving().restart(settings());

@@ -179,7 +179,8 @@ impl World {
         let (inputs, outputs, ends) = channels(facts_in.clone());
         let host = Simulated::new(facts_out, ends.wanted.clone());
         let ledger = Ledger::new(&paths.state);
-        let core = Core::new(settings, facts_in.borrow().clone(), ledger.load().unwrap());
+        let owned = ledger.load_or_stand_in(&paths);
+        let core = Core::new(settings, facts_in.borrow().clone(), owned);
         let file = paths.state.join("snapshot.json");
         let admitted = saved::load(&file).unwrap().map_or_else(Admitted::default, Admitted::saved);
         let daemon = Daemon::new(core, host.clone(), ledger, paths.clone(), file, admitted, inputs, outputs);
