@@ -153,7 +153,7 @@ async fn a_config_map_that_the_rights_do_not_name_is_named_by_the_mend() {
     let mut fixture = follow_map(&server, timing(), ObjectKey::new("shop", "vips"));
     let contact = fixture.problem("does not let kvip list configmaps (403): scripted").await;
     let mend = contact.problem.unwrap().mend().unwrap();
-    assert!(mend.contains("/usr/share/kvip/make-kubeconfig --config-map shop/vips"), "{mend}");
+    assert!(mend.contains("/usr/share/kvip/make-kubeconfig --rights-only --config-map shop/vips"), "{mend}");
 }
 
 #[tokio::test]
@@ -416,7 +416,7 @@ async fn kinds_that_an_older_identity_may_not_read_are_findings_with_rule_and_me
     );
     assert!(finding.mend.as_ref().unwrap().contains("kubectl apply -f /usr/share/kvip/kvip.yaml"));
     let settings = update.snapshot.skipped["ConfigMap"][0].mend.clone().unwrap();
-    assert!(settings.contains("make-kubeconfig --config-map kvip-system/kvip"), "{settings}");
+    assert!(settings.contains("make-kubeconfig --rights-only --config-map kvip-system/kvip"), "{settings}");
     let contact = fixture.problem("").await;
     assert!(contact.last_ok.is_some(), "an answer is contact");
     server.change(|w| w.refused.clear());

@@ -151,7 +151,7 @@ impl Problem {
                 format!("check certificate-authority-data and server in {path}, and this host's clock")
             }
             Self::Forbidden { one: Some(map), .. } => {
-                format!("with an admin's kubeconfig: {MAKE_KUBECONFIG} --config-map {map} >/dev/null")
+                format!("with an admin's kubeconfig: {MAKE_KUBECONFIG} --rights-only --config-map {map}")
             }
             Self::Forbidden { one: None, .. } => {
                 format!("with an admin's kubeconfig: kubectl apply -f {RBAC_MANIFEST}")
