@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -12,19 +12,16 @@ use super::style::{self, Style};
 use super::{Exit, Global, SettingsArgs};
 use crate::config::{Cluster, Loaded, Problem, Settings, effective, read_host};
 use crate::daemon::settings;
-use crate::keepalived::Paths;
+use crate::keepalived::{Paths, binary};
 use crate::model::Finding;
+use crate::nft::client;
 use crate::snapshot::check_kubeconfig;
 use crate::snapshot::problem::Problem as Unusable;
 
-/// Where programs are looked for, as systemd looks for them.
-const PROGRAM_FOLDERS: [&str; 6] =
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-
-/// A program that kvip runs, and the package that brings it.
+/// A program's path as kvip runs it, whatever PATH is, and the package that brings it.
 type Program = (&'static str, &'static str);
 
-const PROGRAMS: [Program; 2] = [("keepalived", "keepalived"), ("nft", "nftables")];
+const PROGRAMS: [Program; 2] = [(binary::PROGRAM, "keepalived"), (client::PROGRAM, "nftables")];
 
 /// Where systemd is asked to start and reload keepalived.
 const BUS: &str = "/run/dbus/system_bus_socket";
@@ -68,7 +65,7 @@ async fn look(settings: &Settings) -> HostView {
     HostView {
         source: source(&settings.cluster).await,
         no_links: links(settings).filter(|(_, name)| !is_there(name)).collect(),
-        missing: PROGRAMS.into_iter().filter(|(name, _)| !has_program(name)).collect(),
+        missing: PROGRAMS.into_iter().filter(|(path, _)| !Path::new(path).is_file()).collect(),
         ip_vs: Path::new("/proc/net/ip_vs").exists(),
         bus: Path::new(BUS).exists(),
     }
@@ -103,10 +100,6 @@ pub(super) fn is_only_for_root(problem: &Unusable) -> bool {
     matches!(problem, Unusable::Unreadable { .. }) && !rustix::process::geteuid().is_root()
 }
 
-fn has_program(name: &str) -> bool {
-    PROGRAM_FOLDERS.iter().any(|folder| PathBuf::from(folder).join(name).is_file())
-}
-
 /// What has to be mended on the host, most important first.
 fn findings(view: HostView) -> Vec<Finding> {
     let mut findings = Vec::from_iter(view.source);
@@ -114,9 +107,10 @@ fn findings(view: HostView) -> Vec<Finding> {
         let text = format!("{key} names it, but this host has none so called");
         findings.push(Finding::new(name, text).mend("ip link"));
     }
-    for (program, package) in &view.missing {
+    for (path, package) in &view.missing {
+        let program = path.rsplit('/').next().unwrap_or(path);
         let mend = format!("apt install {package}, or dnf install {package}");
-        findings.push(Finding::new(program, "not installed").mend(mend));
+        findings.push(Finding::new(program, format!("not installed: {path} is not there")).mend(mend));
     }
     if !view.ip_vs {
         findings.push(Finding::new("ip_vs", "the kernel module is not loaded").mend("modprobe ip_vs"));
@@ -381,7 +375,7 @@ to mend on this host
            put one at /etc/kvip/kubeconfig, or set cluster.kubeconfig in the settings
   ens18    node.interface names it, but this host has none so called
            ip link
-  nft      not installed
+  nft      not installed: /usr/sbin/nft is not there
            apt install nftables, or dnf install nftables
   ip_vs    the kernel module is not loaded
            modprobe ip_vs

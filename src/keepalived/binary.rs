@@ -11,7 +11,7 @@ use super::check::Refusal;
 use crate::checker::{Unanswered, ask, refusal};
 
 /// Where Debian and Red Hat install it; an admin's PATH need not lead there.
-const PROGRAM: &str = "/usr/sbin/keepalived";
+pub const PROGRAM: &str = "/usr/sbin/keepalived";
 
 /// A check of 1,000 VIPs takes 0.03 s; the limit is for a host under load.
 const LIMIT: Duration = Duration::from_secs(10);
