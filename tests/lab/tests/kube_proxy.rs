@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use kvip_lab::asking::{
     Asking, ECHO, ECHO_PORTS, POOLS, check_answered_inside, condition, explain, in_url, ingress, must,
-    object, settings, wait_for_addresses, wait_for_answer, wait_for_reason, wait_until_gone_but,
+    object, settings, wait_for_addresses, wait_for_answer, wait_until_gone_but,
 };
 use kvip_lab::kube_proxy::Mode;
 use kvip_lab::kvip::Settings;
@@ -162,7 +162,10 @@ fn check_shield(lab: &Lab, vip: &str) -> Result<()> {
 fn check_local_is_refused(lab: &Lab, service: &Asking, vip: &str, why: &str) -> Result<()> {
     let name = service.name();
     service.clone().spec("externalTrafficPolicy", "Local").apply(lab)?;
-    wait_for_reason(lab, "default", name, why)?;
+    let told = lab.wait_for(&format!("all nodes to say {why:?}"), SOON, || {
+        NODES.iter().all(|node| finding(lab, node.name, why).is_some()).then_some(())
+    });
+    told.with_context(|| explain(lab, name))?;
     for node in &NODES {
         let found = finding(lab, node.name, why).context("the finding")?;
         let mend = format!("kubectl -n default patch service {name} ");
