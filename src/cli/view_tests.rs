@@ -71,7 +71,7 @@ fn planned_for_dsr(table: Table) -> Plan {
         foreign_marks: &BTreeSet::new(),
     };
     let build = keepalived::Build { dbus: true };
-    view(String::new(), &settings, &snapshot, host, table, None, build).plan
+    view(String::new(), &settings, &snapshot, host, table, (Place::Main, None), build).plan
 }
 
 /// The kernel tells neither which weight an idle real server had last nor which have drained.
