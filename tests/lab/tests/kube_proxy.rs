@@ -10,7 +10,7 @@ use kvip_lab::asking::{
 };
 use kvip_lab::kube_proxy::Mode;
 use kvip_lab::kvip::Settings;
-use kvip_lab::lab::Lab;
+use kvip_lab::lab::{Lab, Node};
 use kvip_lab::layout::{CLIENT_V4, CLIENT_V6, NODES};
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::ask::Question;
@@ -157,8 +157,8 @@ fn check_shield(lab: &Lab, vip: &str) -> Result<()> {
     check_balanced(lab, &in_url(vip))
 }
 
-/// Policy Local where kube-proxy drops what comes for nodes without a pod: refused, whose VIP it is nobody holds, until the
-/// Service is as the mend says.
+/// Policy Local where kube-proxy drops what comes for nodes without a pod: refused, with nothing in IPVS, until the Service is
+/// as the mend says.
 fn check_local_is_refused(lab: &Lab, service: &Asking, vip: &str, why: &str) -> Result<()> {
     let name = service.name();
     service.clone().spec("externalTrafficPolicy", "Local").apply(lab)?;
@@ -170,9 +170,12 @@ fn check_local_is_refused(lab: &Lab, service: &Asking, vip: &str, why: &str) -> 
         let found = finding(lab, node.name, why).context("the finding")?;
         let mend = format!("kubectl -n default patch service {name} ");
         must(lab, found.contains(&mend), &format!("no mend in {found}"))?;
-        let held = lab.node(node.name).must("ip -br addr show eth0")?.contains(vip);
-        must(lab, !held, &format!("{} holds {vip} although it is refused", node.name))?;
     }
+    let serves = |node: Node<'_>| node.ipvs().is_ok_and(|table| table.contains(&format!(" {vip}:")));
+    let left = lab.wait_for(&format!("no virtual server at {vip}, which is refused"), SOON, || {
+        (!lab.nodes().any(serves)).then_some(())
+    });
+    left.with_context(|| explain(lab, name))?;
     let cluster = json!({"spec": {"externalTrafficPolicy": "Cluster"}}).to_string();
     lab.kubectl(&["patch", "service", name, "-p", &cluster])?;
     check_balanced(lab, vip)

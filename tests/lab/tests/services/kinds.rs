@@ -84,7 +84,7 @@ impl Pod<'_> {
 
     fn stop(&self) -> Result<()> {
         let run = self.run();
-        self.node.must(&format!("kill $(cat {run}.pid); rm -r {run}.*")).map(drop)
+        self.node.must(&format!("kill $(cat {run}.pid); rm -rf {run}.*")).map(drop)
     }
 }
 
