@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::asking::{in_url, object};
+use kvip_lab::asking::{ECHO, in_url, object};
 use kvip_lab::lab::{Lab, Node};
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::drive::Asker;
@@ -28,13 +28,11 @@ fn a_pod_that_ends_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
         let pod = Report::new(probe.so_far()).pods().into_keys().next().context("a pod answered")?;
         lab.kubectl(&["annotate", "pod", &pod, "lab.kvip/pre-stop-seconds=45"])?;
         lab.kubectl(&["delete", "pod", &pod, "--wait=false", "--grace-period=60"])?;
-        // Of weight 0 on each node, among those that all nodes have in the same order.
-        let server = format!(" -r {}:", backend(&lab, &pod, vip.contains(':'))?);
+        // It stays in the table that all nodes have alike, with weight 0.
+        let server = format!("-a -t {}:{ECHO} -r {}:", in_url(vip), backend(&lab, &pod, vip.contains(':'))?);
         let drains = |node: Node<'_>| {
             let table = node.ipvs().ok()?;
-            let mut marked =
-                table.lines().filter(|line| line.starts_with("-a -f ") && line.contains(&server));
-            marked.any(|line| line.ends_with(" -w 0")).then_some(())
+            table.lines().any(|line| line.starts_with(&server) && line.ends_with(" -w 0")).then_some(())
         };
         let drained = lab.wait_for("all nodes to drain it", SOON, || {
             lab.nodes().all(|node| drains(node).is_some()).then_some(())
