@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use super::program::ProgramError;
 use super::servers::{self, SHOW, Tidying};
 use super::service::Service;
 use super::status::{State, Status};
@@ -172,6 +173,8 @@ impl<S: Service> Driver<S> {
         if !told || !self.serves(&want).await {
             if !written {
                 self.write(&text).await?;
+            } else if !unit.runs() {
+                self.is_installed().await?;
             }
             if let Err(trouble) = self.act(&unit, &want).await {
                 return Err(self.roll_back(&want, loaded.filter(|loaded| *loaded != text), trouble).await?);
@@ -181,6 +184,14 @@ impl<S: Service> Driver<S> {
         self.tidy(&want).await;
         self.running = Some(want);
         Ok(())
+    }
+
+    /// HAProxy may have gone since it accepted the file; why its unit cannot be started would not be seen from that.
+    async fn is_installed(&mut self) -> Result<(), Trouble> {
+        match self.service.accepts(&self.paths.config).await {
+            Err(error @ ProgramError::NotInstalled) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Replaces the file by one that HAProxy accepts.

@@ -330,6 +330,22 @@ async fn a_haproxy_that_is_gone_serves_nothing() {
     assert_eq!((ports(&status), status.tried), (vec![], config(&[1]).frontends.into_keys().collect()));
 }
 
+/// The program is removed while it runs, and it ends: that it is not installed says more than that its unit does not start.
+#[tokio::test(start_paused = true)]
+async fn a_haproxy_that_was_removed_is_not_installed() {
+    let mut bench = Bench::new();
+    bench.reach(config(&[1]), active).await;
+    bench.fake.asked();
+    bench.fake.with(|inner| {
+        inner.unit.active = "inactive".into();
+        inner.accepts = Err(ProgramError::NotInstalled);
+    });
+    let status = bench.status.wait_for(|status| !active(status)).await.unwrap().clone();
+    assert_eq!(status.state, State::NotInstalled);
+    assert_eq!(status.problems[0].mend.as_deref(), Some("apt install haproxy"));
+    assert_eq!(acts(&bench.fake.asked()), [""; 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_file_that_does_not_take_is_rolled_back_and_tried_again() {
     let mut bench = Bench::new();
