@@ -261,10 +261,10 @@ fn a_configuration_that_keepalived_refuses() -> Result<()> {
 
 /// keepalived's own test lets the file through, and keepalived dies of it: in the reload, and at each start after that.
 const FALLS_AT_START: &str = "#!/bin/sh\n\
-                              case \"$*\" in *-t*) ;; *) if grep -q 10.87.2.63/32 /etc/keepalived/keepalived.conf; then exit 1; fi;; esac\n\
+                              case \"$*\" in *-t*) ;; *) if grep -q 10.87.2.66/32 /etc/keepalived/keepalived.conf; then exit 1; fi;; esac\n\
                               exec /usr/sbin/keepalived.real \"$@\"\n";
 const FALLS_IN_RELOAD: &str = "[Service]\nExecReload=\nExecReload=/bin/sh -c \
-                               'if grep -q 10.87.2.63/32 /etc/keepalived/keepalived.conf; then kill -SEGV $MAINPID; else kill -HUP $MAINPID; fi'\n";
+                               'if grep -q 10.87.2.66/32 /etc/keepalived/keepalived.conf; then kill -SEGV $MAINPID; else kill -HUP $MAINPID; fi'\n";
 
 /// The file before is brought back and keepalived with it, and what it fell over is not tried again and again.
 #[test]
@@ -278,7 +278,7 @@ fn a_configuration_that_keepalived_dies_of() -> Result<()> {
     node.must_within(MINUTES, "chmod 0755 /usr/sbin/keepalived; systemctl daemon-reload")?;
     let pid = || node.must("systemctl show -P MainPID keepalived");
     let fallen = pid()?;
-    ask_for(&lab, "10.87.2.63", Some(""))?;
+    ask_for(&lab, "10.87.2.66", Some(""))?;
     told(&lab, node.spec().name, &["keepalived did not survive a reload with its new configuration"])?;
     let back = lab.wait_for("keepalived to run with the file before", MINUTES, || {
         let file = node.must("cat /etc/keepalived/keepalived.conf").ok()?;
@@ -291,11 +291,11 @@ fn a_configuration_that_keepalived_dies_of() -> Result<()> {
     ensure!(journal.contains("the one before is brought back"), "the journal does not say so:\n{journal}");
     // All others have the VIP, so nobody lacks it but this node.
     let held = lab.wait_for("the holder to carry the new VIP", SOON, || {
-        lab.node(lab.holder()?).must("ip -br addr show eth0").ok()?.contains("10.87.2.63/").then_some(())
+        lab.node(lab.holder()?).must("ip -br addr show eth0").ok()?.contains("10.87.2.66/").then_some(())
     });
     explained(&lab, held)?;
     ensure!(lab.curl(VIP).is_some(), "a backup's trouble took the VIP away");
-    ask_for(&lab, "10.87.2.63", None)?;
+    ask_for(&lab, "10.87.2.66", None)?;
     let unsaid = lab.wait_for("nothing more to be said", MINUTES, || {
         finding(&lab, node.spec().name, "did not survive").is_none().then_some(())
     });
