@@ -53,6 +53,7 @@ pub mod files;
 pub mod haproxy;
 pub mod health;
 pub mod host;
+mod http;
 pub mod ipam;
 pub mod ipvs;
 pub mod keepalived;

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{anyhow, ensure};
-use futures::future::{Either, select};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -19,6 +17,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::configz;
+use crate::http::exchange;
 
 /// How long its answer may take: it comes from this host and out of memory.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);
@@ -53,9 +52,5 @@ async fn page(address: SocketAddr) -> anyhow::Result<Bytes> {
         let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
         Ok(body.map_err(|error| anyhow!(error))?.to_bytes())
     };
-    match select(pin!(answer), pin!(connection)).await {
-        Either::Left((answer, _)) => answer,
-        // A connection that has ended has given its answer, or will give none.
-        Either::Right((_, answer)) => answer.await,
-    }
+    exchange(connection, answer).await
 }

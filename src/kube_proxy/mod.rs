@@ -28,11 +28,7 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// `network` with what kube-proxy says now, where its device is there.
 pub async fn read(network: HostFacts) -> HostFacts {
-    let mut known = Known::default();
-    if network.kube_proxy_has_ipvs_mode() {
-        known.note(ask(ADDRESS).await);
-    }
-    known.facts(&network)
+    Known::first(&network, ADDRESS).await.facts(&network)
 }
 
 /// Follows `network`, with what kube-proxy says, until it ends or nobody listens.
@@ -48,10 +44,8 @@ async fn watch_at(
     every: Duration,
     mut network: watch::Receiver<HostFacts>,
 ) -> watch::Receiver<HostFacts> {
-    let mut known = Known::default();
-    if network.borrow().kube_proxy_has_ipvs_mode() {
-        known.note(ask(address).await);
-    }
+    let first = network.borrow().clone();
+    let mut known = Known::first(&first, address).await;
     let (sender, receiver) = watch::channel(known.facts(&network.borrow_and_update()));
     tokio::spawn(async move { follow((address, every), network, known, &sender).await });
     receiver
@@ -112,6 +106,15 @@ struct Known {
 }
 
 impl Known {
+    /// What it says now, where its device is there.
+    async fn first(network: &HostFacts, address: SocketAddr) -> Self {
+        let mut known = Self::default();
+        if network.kube_proxy_has_ipvs_mode() {
+            known.note(ask(address).await);
+        }
+        known
+    }
+
     /// Takes note of an answer; `None` is silence.
     fn note(&mut self, answer: Option<BTreeSet<IpNet>>) {
         self.asked = true;

@@ -147,6 +147,15 @@ pub fn items(lab: &Lab, words: &str) -> Result<Vec<Value>> {
     list["items"].as_array().cloned().with_context(|| format!("kubectl get {words}: no list"))
 }
 
+/// The pod's address of that family.
+pub fn pod_address(lab: &Lab, pod: &str, is_v6: bool) -> Result<String> {
+    let pod = object(lab, &format!("pod {pod}"))?;
+    let addresses = pod["status"]["podIPs"].as_array().context("a pod has addresses")?;
+    let of_family =
+        addresses.iter().filter_map(|one| one["ip"].as_str()).find(|ip| ip.contains(':') == is_v6);
+    Ok(of_family.context("one of each family")?.to_owned())
+}
+
 /// status.loadBalancer.ingress of a Service.
 pub fn ingress(lab: &Lab, service: &str) -> Result<Vec<Value>> {
     let service = object(lab, &format!("service {service}"))?;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::asking::{Asking, in_url, object};
+use kvip_lab::asking::{Asking, in_url, object, pod_address};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::{Lab, Node};
 use kvip_lab::layout::{self, CLIENT_V4, CLIENT_V6, NODES};
@@ -151,7 +151,7 @@ fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
         });
         let first = explained(&lab, first)?;
         ensure!(first.len() == 1, "one flow was answered by {first:?}");
-        let pod = address_of(&lab, &first[0], vip.contains(':'))?;
+        let pod = pod_address(&lab, &first[0], vip.contains(':'))?;
         let known = || flows(&lab, vip, &pod).filter(|flows| !flows.is_empty()).map(drop);
         explained(&lab, lab.wait_for("the flow to be known", SOON, known))?;
         lab.kubectl(&["delete", "pod", &first[0], "--wait=false"])?;
@@ -225,7 +225,7 @@ fn an_sctp_client_with_one_port_finds_another_pod_at_once() -> Result<()> {
             (pods.values().sum::<usize>() > 5).then(|| pods.into_keys().next())
         });
         let first = explained(&lab, first)?.context("a pod answered")?;
-        let pod = address_of(&lab, &first, vip.contains(':'))?;
+        let pod = pod_address(&lab, &first, vip.contains(':'))?;
         lab.kubectl(&["annotate", "pod", &first, "lab.kvip/pre-stop-seconds=60"])?;
         lab.kubectl(&["delete", "pod", &first, "--wait=false", "--grace-period=70"])?;
         let server = format!("{}:{DIAMETER}", in_url(&pod));
@@ -241,15 +241,6 @@ fn an_sctp_client_with_one_port_finds_another_pod_at_once() -> Result<()> {
         ensure!(object(&lab, &format!("pod {first}")).is_ok(), "{first} ended before this was seen");
     }
     Ok(())
-}
-
-/// The pod's address of that family.
-fn address_of(lab: &Lab, pod: &str, is_v6: bool) -> Result<String> {
-    let pod = object(lab, &format!("pod {pod}"))?;
-    let addresses = pod["status"]["podIPs"].as_array().context("a pod has addresses")?;
-    let of_family =
-        addresses.iter().filter_map(|one| one["ip"].as_str()).find(|ip| ip.contains(':') == is_v6);
-    Ok(of_family.context("one of each family")?.to_owned())
 }
 
 /// The flows to `vip` that were translated to `pod`, by the connection tracking of all nodes; none when one does not say.

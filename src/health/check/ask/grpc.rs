@@ -3,10 +3,8 @@
 //! Its two messages have a field each, so they are written and read here.
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use futures::future::{Either, select};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2;
@@ -17,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::task::JoinSet;
 
 use super::{Asked, Found, broken, connect};
+use crate::http::exchange;
 
 /// An answer is 7 bytes.
 const ANSWER_MAX: usize = 1024;
@@ -35,11 +34,7 @@ pub async fn ask(to: SocketAddr, service: &str) -> Asked {
     let http = http2::Builder::new(Tasks(Arc::downgrade(&tasks)));
     let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let answer = async { judge(sender.send_request(request).await.map_err(broken)?).await };
-    match select(pin!(answer), pin!(connection)).await {
-        Either::Left((found, _)) => found,
-        // A connection that has ended has given its answer, or will give none.
-        Either::Right((_, answer)) => answer.await,
-    }
+    exchange(connection, answer).await
 }
 
 /// Where hyper runs its tasks: a set of the check's own, so that they end with it, whatever they still wait for.

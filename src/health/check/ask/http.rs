@@ -3,9 +3,7 @@
 //! It does not say `Connection: close`: a server that closes first has the connection in TIME_WAIT.
 
 use std::net::SocketAddr;
-use std::pin::pin;
 
-use futures::future::{Either, select};
 use http_body_util::Empty;
 use hyper::Request;
 use hyper::body::Bytes;
@@ -17,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Asked, Found, broken, connect, tls};
 use crate::health::check::Http;
+use crate::http::exchange;
 
 /// What kvip calls itself.
 const AGENT: &str = "kvip-check";
@@ -53,10 +52,6 @@ where
     let mut http = http1::Builder::new();
     http.max_buf_size(HEAD_MAX);
     let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let answer = match select(pin!(sender.send_request(request)), pin!(connection)).await {
-        Either::Left((answer, _)) => answer,
-        // A connection that has ended has given its answer, or will give none.
-        Either::Right((_, answer)) => answer.await,
-    };
+    let answer = exchange(connection, sender.send_request(request)).await;
     Ok(answer.map_err(broken)?.status().as_u16())
 }

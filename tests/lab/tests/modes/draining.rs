@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kvip_lab::asking::{ECHO, in_url, object};
-use kvip_lab::lab::{Lab, Node};
+use kvip_lab::asking::{ECHO, in_url, pod_address};
+use kvip_lab::lab::Node;
 use kvip_lab::peer::Transport;
 use kvip_lab::peer::drive::Asker;
 use kvip_lab::probe::Report;
@@ -29,7 +29,11 @@ fn a_pod_that_ends_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
         lab.kubectl(&["annotate", "pod", &pod, "lab.kvip/pre-stop-seconds=45"])?;
         lab.kubectl(&["delete", "pod", &pod, "--wait=false", "--grace-period=60"])?;
         // It stays in the table that all nodes have alike, with weight 0.
-        let server = format!("-a -t {}:{ECHO} -r {}:", in_url(vip), backend(&lab, &pod, vip.contains(':'))?);
+        let server = format!(
+            "-a -t {}:{ECHO} -r {}:",
+            in_url(vip),
+            in_url(&pod_address(&lab, &pod, vip.contains(':'))?)
+        );
         let drains = |node: Node<'_>| {
             let table = node.ipvs().ok()?;
             table.lines().any(|line| line.starts_with(&server) && line.ends_with(" -w 0")).then_some(())
@@ -60,13 +64,4 @@ fn a_pod_that_ends_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
         answered_by(&lab, DSR, 3)?;
     }
     Ok(())
-}
-
-/// The pod's address of that family, as ipvsadm lists it.
-fn backend(lab: &Lab, pod: &str, is_v6: bool) -> Result<String> {
-    let pod = object(lab, &format!("pod {pod}"))?;
-    let addresses = pod["status"]["podIPs"].as_array().context("addresses of a pod")?;
-    let mut of_family =
-        addresses.iter().filter_map(|one| one["ip"].as_str()).filter(|ip| ip.contains(':') == is_v6);
-    Ok(in_url(of_family.next().context("one of each family")?))
 }
