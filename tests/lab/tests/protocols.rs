@@ -142,7 +142,12 @@ fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
     let direct = Asking::echo("direct").annotation("kvip.io/mode", "dsr").spec("ports", dns());
     direct.annotation("kvip.io/vips", &[DIRECT, DIRECT6].join(",")).apply(&lab)?;
     [DIRECT, DIRECT6].iter().try_for_each(|vip| three_pods_answer(&lab, vip))?;
-    for (vip, port) in [(VIP, 40_053), (VIP6, 40_054), (DIRECT, 40_055), (DIRECT6, 40_056)] {
+    // A quarter of a second on a quiet machine, and 2.8 s where one datagram is lost. In mode dsr two nodes have to see it, the
+    // holder and the pod's own.
+    let (soon, later) = (Duration::from_secs(3), Duration::from_secs(10));
+    for (vip, port, limit) in
+        [(VIP, 40_053, soon), (VIP6, 40_054, soon), (DIRECT, 40_055, later), (DIRECT6, 40_056, later)]
+    {
         three_pods_answer(&lab, vip)?;
         let probe = lab.asking(Asker::Client, &udp(vip).from_port(port))?;
         let first = lab.wait_for("answers from one pod", SOON, || {
@@ -167,8 +172,7 @@ fn a_client_with_one_port_moves_on_when_its_pod_is_deleted() -> Result<()> {
         explained(&lab, lab.wait_for(&what, SOON, forgotten))?;
         eprintln!("udp {vip} from one port, its pod deleted: {report}");
         let gap = report.longest_gap().context("a report has a longest gap")?.length();
-        // A quarter of a second on a quiet machine.
-        ensure!(gap < Duration::from_secs(10), "no answer for {gap:?}: {report}\n{}", diagnosis(&lab));
+        ensure!(gap < limit, "no answer for {gap:?}: {report}\n{}", diagnosis(&lab));
     }
     Ok(())
 }
