@@ -41,12 +41,13 @@
 //! # Reading order
 //!
 //! [`model`], [`snapshot`], `derive`, [`ipam`], `plan`, then the host's sides [`ipvs`], [`nft`], [`keepalived`], [`haproxy`],
-//! [`net`] and [`kube_proxy`], then `daemon`, the one loop that joins them.
+//! [`net`], [`conntrack`] and [`kube_proxy`], then `daemon`, the one loop that joins them.
 
 pub mod backoff;
 mod checker;
 pub mod cli;
 pub mod config;
+pub mod conntrack;
 pub mod daemon;
 pub mod derive;
 pub mod files;
@@ -61,6 +62,7 @@ pub mod kube_proxy;
 pub mod marks;
 pub mod model;
 pub mod net;
+mod netlink;
 pub mod nft;
 pub mod owned;
 pub mod plan;

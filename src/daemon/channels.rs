@@ -9,11 +9,13 @@ use tokio::sync::watch;
 
 use super::status::View;
 use super::writers::{Answers, Orders};
+use crate::conntrack;
 use crate::haproxy;
 use crate::health::check;
 use crate::health::node_ports::Local;
 use crate::health::{Dead, Targets};
 use crate::keepalived;
+use crate::model::Finding;
 use crate::net::HostFacts;
 use crate::net::hops::{Hops, Ways};
 use crate::net::peers::Macs;
@@ -44,6 +46,8 @@ pub struct Inputs {
     pub keepalived: watch::Receiver<keepalived::Status>,
     /// What HAProxy serves.
     pub haproxy: watch::Receiver<haproxy::Status>,
+    /// Why connection tracking may not follow the VIPs.
+    pub conntrack: watch::Receiver<Option<Finding>>,
     /// What those tell who write to the cluster.
     pub answers: Answers,
 }
@@ -66,6 +70,7 @@ impl Inputs {
             changed = self.ruleset.changed() => changed.map_err(ended("nftables")),
             changed = self.keepalived.changed() => changed.map_err(ended("keepalived")),
             changed = self.haproxy.changed() => changed.map_err(ended("haproxy")),
+            changed = self.conntrack.changed() => changed.map_err(ended("conntrack")),
             // Without a connection to write over they end, and there is nothing to hear.
             Ok(()) = self.answers.outcomes.changed() => Ok(()),
             Ok(()) = self.answers.said.changed() => Ok(()),
@@ -89,6 +94,8 @@ pub struct Outputs {
     pub checked: watch::Sender<check::Targets>,
     /// The pods of other nodes to look for the way to.
     pub ways: watch::Sender<Ways>,
+    /// What connection tracking is to agree with, when a VIP has moved.
+    pub moves: watch::Sender<Option<conntrack::Moves>>,
     /// What is to be told on healthCheckNodePorts, where kvip is to answer there.
     pub local: watch::Sender<Option<Local>>,
     /// What is to be written to the cluster.

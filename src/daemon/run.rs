@@ -21,11 +21,13 @@ use super::turn::Daemon;
 use super::writers::{self, Answers, Orders, Writers};
 use super::{Ledger, alive, probe, watchdog};
 use crate::config::{self, Settings, Sources};
+use crate::conntrack::{self, Moves};
 use crate::haproxy;
 use crate::health::{self, Targets, check, node_ports};
 use crate::host::Kernel;
 use crate::keepalived::{self, Paths};
 use crate::kube_proxy;
+use crate::model::Finding;
 use crate::net::{self, hops, peers};
 use crate::nft::{self, watch::Touched};
 use crate::report::beats;
@@ -169,6 +171,8 @@ struct Feeds {
     ruleset: watch::Receiver<Touched>,
     keepalived: watch::Receiver<keepalived::Status>,
     haproxy: watch::Receiver<haproxy::Status>,
+    conntrack: watch::Receiver<Option<Finding>>,
+    moves: watch::Sender<Option<Moves>>,
     proxies: watch::Sender<Option<Arc<haproxy::Config>>>,
     wants: watch::Sender<Option<keepalived::Config>>,
     targets: watch::Sender<Targets>,
@@ -184,6 +188,7 @@ impl Feeds {
         let (targets, probed) = watch::channel(Targets::new());
         let (peers, wanted_peers) = watch::channel(BTreeSet::new());
         let (ways, wanted_ways) = watch::channel(hops::Ways::new());
+        let (moves, wanted_moves) = watch::channel(None);
         let (checked, to_check) = watch::channel(check::Targets::new());
         let own = facts.borrow().hostname.clone();
         let cluster = follow_cluster(settings.cluster.clone());
@@ -203,6 +208,8 @@ impl Feeds {
             ways,
             hops: hops::spawn(wanted_ways),
             ruleset: nft::watch::watch(),
+            conntrack: conntrack::spawn(wanted_moves),
+            moves,
             peers,
             wants,
             targets,
@@ -223,6 +230,7 @@ impl Feeds {
             ruleset: self.ruleset.clone(),
             keepalived: self.keepalived.clone(),
             haproxy: self.haproxy.clone(),
+            conntrack: self.conntrack.clone(),
             answers: self.answers.clone(),
         }
     }
@@ -252,6 +260,7 @@ impl Feeds {
             checked: self.checked.clone(),
             peers: self.peers.clone(),
             ways: self.ways.clone(),
+            moves: self.moves.clone(),
             local,
             orders,
             status,

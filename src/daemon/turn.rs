@@ -25,6 +25,7 @@ use super::weights::{self, Weights};
 use super::writers::Orders;
 use super::{alive, moves, weight_files};
 use crate::config::{HostLayers, Settings};
+use crate::conntrack::Moves;
 use crate::derive::{self, Desired, Vip};
 use crate::health::node_ports::Local;
 use crate::host::Host;
@@ -427,6 +428,30 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         moves::log(&moved, self.outcome.as_ref().map(|outcome| &outcome.desired));
         self.here = Arc::new(here);
         self.noted = vips;
+        self.tell_moves();
+    }
+
+    /// Says which VIPs are here now, to whom it matters for packets that this node handed on or took in before.
+    fn tell_moves(&self) {
+        let Some(outcome) = &self.outcome else { return };
+        let facts = &self.core.facts;
+        // On a host with kube-proxy's device each VIP is its own at all times, wherever keepalived has it.
+        let frontends = if facts.kube_proxy_has_ipvs_mode() {
+            BTreeSet::new()
+        } else {
+            outcome.desired.assignment.of_mode_nat()
+        };
+        let here = frontends.iter().map(|frontend| frontend.vip).filter(|vip| self.here.contains(vip));
+        let moves = Moves {
+            here: here.collect(),
+            own: facts.addresses.iter().map(|address| address.ip).collect(),
+            frontends,
+        };
+        self.outputs.moves.send_if_modified(|last| {
+            let moved = last.as_ref().is_none_or(|last| last.here != moves.here);
+            *last = Some(moves);
+            moved
+        });
     }
 
     /// Hands on what healthCheckNodePorts are answered from, where that is wanted.

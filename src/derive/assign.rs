@@ -23,7 +23,7 @@ use crate::config::{Mode, Static};
 use crate::ipam::{Refusal, Request, Reserved, Step};
 use crate::keepalived;
 use crate::marks::Marks;
-use crate::model::{Family, Finding, Frontend, ObjectKey};
+use crate::model::{Family, Finding, Frontend, ObjectKey, Protocol};
 use crate::net::HostFacts;
 use crate::snapshot::{Service, ServiceKind, ServicePort};
 
@@ -160,6 +160,13 @@ impl Task {
         self.of_modes(|mode| !matches!(mode, Mode::Announce | Mode::Proxy))
     }
 
+    /// Its frontends of mode nat whose datagrams are balanced one by one.
+    pub fn one_by_one(&self) -> impl Iterator<Item = Frontend> {
+        let said = matches!(self, Self::Service { options, .. } if options.one_packet);
+        let datagrams = |frontend: &Frontend| frontend.protocol == Protocol::Udp;
+        said.then(|| self.of_modes(|mode| mode == Mode::Nat).filter(datagrams)).into_iter().flatten()
+    }
+
     /// Its frontends of mode dsr, with their marks.
     fn marks(&self) -> impl Iterator<Item = (Frontend, Marks)> {
         self.serving().filter_map(|(frontend, serving)| Some((*frontend, serving.marks?)))
@@ -173,6 +180,11 @@ impl Task {
 }
 
 impl Assignment {
+    /// The frontends of mode nat.
+    pub fn of_mode_nat(&self) -> BTreeSet<Frontend> {
+        self.tasks.values().flat_map(|task| task.of_modes(|mode| mode == Mode::Nat)).collect()
+    }
+
     /// The frontends of mode dsr, with their marks.
     pub fn marks(&self) -> BTreeMap<Frontend, Marks> {
         self.tasks.values().flat_map(|task| task.marks()).collect()

@@ -6,14 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::io::Errno;
+use rustix::net::netlink;
 
 use super::codec;
 use super::model::{Command, Key, Service, Table, VirtualServer};
-use super::socket::{BATCH, Failure, PATIENCE, Socket};
 use super::sync::{self, SyncCommand, SyncDaemon};
 use super::timeouts::{self, Timeouts};
-use super::wire::DecodeError;
 use crate::model::Family;
+use crate::netlink::socket::{BATCH, Failure, PATIENCE, Socket};
+use crate::netlink::wire::DecodeError;
 
 /// A dump that others disturb is tried so often; each try takes milliseconds.
 const DUMP_ATTEMPTS: usize = 5;
@@ -105,7 +106,7 @@ pub struct Client {
 impl Client {
     /// Connects to IPVS, whose module the kernel loads where it can, and makes sure that kvip may use it.
     pub fn open() -> Result<Self, Error> {
-        let mut client = Self { socket: Socket::open()? };
+        let mut client = Self { socket: Socket::open(netlink::GENERIC)? };
         let family = client.family()?;
         client.socket.ask(|sequence| codec::get_info(family, sequence))?;
         Ok(client)
@@ -310,7 +311,7 @@ impl Client {
     /// and the kernel answers the old one with ENOENT, which would read as "already gone".
     fn family(&mut self) -> Result<u16, Error> {
         if self.socket.broken {
-            self.socket = Socket::open()?;
+            self.socket = Socket::open(netlink::GENERIC)?;
         }
         let answer = match self.socket.ask(codec::get_family) {
             Err(Failure::Refused(Errno::NOENT)) => return Err(Error::ModuleMissing),

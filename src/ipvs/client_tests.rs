@@ -6,9 +6,9 @@ use std::thread;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 use super::super::model::{Forward, RealServer};
-use super::super::wire::Writer;
 use super::*;
 use crate::model::{Backend, Frontend, Protocol};
+use crate::netlink::wire::Writer;
 
 const FAMILY: u16 = 0x1c;
 const GET_FAMILY: u8 = 3;
@@ -84,7 +84,7 @@ fn end(sequence: u32, error: i32) -> Vec<u8> {
 }
 
 fn family_object() -> Vec<u8> {
-    let mut writer = Writer::new(0x10, 0, 0, 1, 2);
+    let mut writer = Writer::generic(0x10, 0, 0, 1, 2);
     writer.put_u16(1, FAMILY);
     writer.finish()
 }
@@ -112,7 +112,7 @@ fn service_object(port: u16) -> Vec<u8> {
 
 /// `backend(last)` with 2 active connections and 3 inactive ones as a dump would say it.
 fn dest_object(last: u8) -> Vec<u8> {
-    let mut writer = Writer::new(FAMILY, 0, 0, 5, 1);
+    let mut writer = Writer::generic(FAMILY, 0, 0, 5, 1);
     writer.nest(2, |writer| {
         writer.put(1, &[10, 2, 4, last]);
         writer.put(2, &8080u16.to_be_bytes());

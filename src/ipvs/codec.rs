@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::model::{Command, Forward, Key, Persistence, RealServer, Service, Thresholds, Tunnel};
-use super::wire::{ACK, Attributes, DUMP, DecodeError, Writer};
 use crate::model::{Backend, Family, Frontend, Protocol};
+use crate::netlink::wire::{ACK, Attributes, DUMP, DecodeError, Writer};
 
 /// GENL_ID_CTRL, the family that names families.
 const CONTROL: u16 = 0x10;
@@ -71,7 +71,7 @@ const AF_INET6: u16 = 10;
 
 /// Asks for the number of the IPVS family; the kernel loads ip_vs for it where it can.
 pub(super) fn get_family(sequence: u32) -> Vec<u8> {
-    let mut writer = Writer::new(CONTROL, ACK, sequence, CTRL_CMD_GETFAMILY, 2);
+    let mut writer = Writer::generic(CONTROL, ACK, sequence, CTRL_CMD_GETFAMILY, 2);
     writer.put_str(CTRL_ATTR_FAMILY_NAME, "IPVS");
     writer.finish()
 }
@@ -83,17 +83,17 @@ pub(super) fn family_id(payload: &[u8]) -> Result<u16, DecodeError> {
 
 /// Asks for IPVS's version: the cheapest question that needs CAP_NET_ADMIN.
 pub(super) fn get_info(family: u16, sequence: u32) -> Vec<u8> {
-    Writer::new(family, ACK, sequence, CMD_GET_INFO, VERSION).finish()
+    Writer::generic(family, ACK, sequence, CMD_GET_INFO, VERSION).finish()
 }
 
 /// Asks for all virtual servers.
 pub(super) fn dump_services(family: u16, sequence: u32) -> Vec<u8> {
-    Writer::new(family, DUMP, sequence, CMD_GET_SERVICE, VERSION).finish()
+    Writer::generic(family, DUMP, sequence, CMD_GET_SERVICE, VERSION).finish()
 }
 
 /// Asks for one virtual server, which is the only answer, or ESRCH.
 pub(super) fn get_service(family: u16, sequence: u32, key: &Key) -> Vec<u8> {
-    let mut writer = Writer::new(family, 0, sequence, CMD_GET_SERVICE, VERSION);
+    let mut writer = Writer::generic(family, 0, sequence, CMD_GET_SERVICE, VERSION);
     writer.nest(ATTR_SERVICE, |writer| put_key(writer, key));
     writer.finish()
 }
@@ -101,7 +101,7 @@ pub(super) fn get_service(family: u16, sequence: u32, key: &Key) -> Vec<u8> {
 /// Asks for the real servers of the virtual server `key`. The kernel answers with none when there is no such virtual
 /// server.
 pub(super) fn dump_dests(family: u16, sequence: u32, key: &Key) -> Vec<u8> {
-    let mut writer = Writer::new(family, DUMP, sequence, CMD_GET_DEST, VERSION);
+    let mut writer = Writer::generic(family, DUMP, sequence, CMD_GET_DEST, VERSION);
     writer.nest(ATTR_SERVICE, |writer| put_key(writer, key));
     writer.finish()
 }
@@ -116,7 +116,7 @@ pub(super) fn command(family: u16, sequence: u32, command: &Command) -> Vec<u8> 
         Command::SetDest(..) => CMD_SET_DEST,
         Command::DelDest(..) => CMD_DEL_DEST,
     };
-    let mut writer = Writer::new(family, ACK, sequence, number, VERSION);
+    let mut writer = Writer::generic(family, ACK, sequence, number, VERSION);
     writer.nest(ATTR_SERVICE, |writer| {
         put_key(writer, command.key());
         if let Command::NewService(key, service) | Command::SetService(key, service) = command {

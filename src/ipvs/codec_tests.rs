@@ -6,8 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::super::golden::{bytes, check};
-use super::super::wire::{Body, replies};
 use super::*;
+use crate::netlink::wire::{Body, replies};
 
 fn frontend(address: &str, protocol: Protocol, port: u16) -> Key {
     Frontend { vip: address.parse().unwrap(), protocol, port }.into()

@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::codec::VERSION;
-use super::wire::{ACK, Attributes, DUMP, DecodeError, Writer};
+use crate::netlink::wire::{ACK, Attributes, DUMP, DecodeError, Writer};
 
 const CMD_NEW_DAEMON: u8 = 9;
 const CMD_DEL_DAEMON: u8 = 10;
@@ -103,7 +103,7 @@ impl fmt::Display for SyncCommand {
 
 /// Asks for the daemons that run.
 pub(super) fn dump(family: u16, sequence: u32) -> Vec<u8> {
-    Writer::new(family, DUMP, sequence, CMD_GET_DAEMON, VERSION).finish()
+    Writer::generic(family, DUMP, sequence, CMD_GET_DAEMON, VERSION).finish()
 }
 
 /// `command` as a message that asks for an acknowledgement.
@@ -112,7 +112,7 @@ pub(super) fn command(family: u16, sequence: u32, command: &SyncCommand) -> Vec<
         SyncCommand::Start(daemon) => (CMD_NEW_DAEMON, daemon),
         SyncCommand::Stop(daemon) => (CMD_DEL_DAEMON, daemon),
     };
-    let mut writer = Writer::new(family, ACK, sequence, number, VERSION);
+    let mut writer = Writer::generic(family, ACK, sequence, number, VERSION);
     writer.nest(ATTR_DAEMON, |writer| {
         let state = if daemon.role == Role::Master { STATE_MASTER } else { STATE_BACKUP };
         writer.put_u32(DAEMON_STATE, state);

@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::codec::VERSION;
-use super::wire::{ACK, Attributes, DecodeError, Writer};
+use crate::netlink::wire::{ACK, Attributes, DecodeError, Writer};
 
 const CMD_SET_CONFIG: u8 = 12;
 const CMD_GET_CONFIG: u8 = 13;
@@ -63,7 +63,7 @@ impl fmt::Display for Timeouts {
 
 /// Sets those that are given.
 pub(super) fn set(family: u16, sequence: u32, timeouts: Timeouts) -> Vec<u8> {
-    let mut writer = Writer::new(family, ACK, sequence, CMD_SET_CONFIG, VERSION);
+    let mut writer = Writer::generic(family, ACK, sequence, CMD_SET_CONFIG, VERSION);
     for (kind, _, time) in timeouts.attributes() {
         if let Some(time) = time {
             writer.put_u32(kind, u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
@@ -74,7 +74,7 @@ pub(super) fn set(family: u16, sequence: u32, timeouts: Timeouts) -> Vec<u8> {
 
 /// Asks for all of them.
 pub(super) fn get(family: u16, sequence: u32) -> Vec<u8> {
-    Writer::new(family, ACK, sequence, CMD_GET_CONFIG, VERSION).finish()
+    Writer::generic(family, ACK, sequence, CMD_GET_CONFIG, VERSION).finish()
 }
 
 /// The answer to [`get`]; a kernel without UDP or TCP balancing leaves theirs out.

@@ -12,6 +12,7 @@ mod seal;
 mod shield;
 mod sources;
 mod steering;
+mod untracked;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +44,8 @@ pub struct Ruleset {
     pub host: BTreeSet<IpAddr>,
     /// Frontends that kube-proxy has rules for too: connections to them reach IPVS as if it had none.
     pub shielded: BTreeSet<Frontend>,
+    /// Frontends of mode nat whose datagrams are balanced one by one.
+    pub untracked: BTreeSet<Frontend>,
     /// Which packets go to which virtual server in mode dsr.
     pub steering: Steering,
 }

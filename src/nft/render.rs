@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::sources::{self, Limited};
-use super::{Ruleset, shield, steering};
+use super::{Ruleset, shield, steering, untracked};
 use crate::model::{Family, Frontend};
 
 /// The one table that is kvip's, with its family.
@@ -22,7 +22,9 @@ pub(super) const DELETE: &str = "table inet kvip\ndelete table inet kvip\n";
 /// The chains; they never change while kvip runs, only the sets do.
 ///
 /// Replies from pods elsewhere would miss this node, and replies from a local pod to another local pod would miss IPVS:
-/// both are masqueraded. IPVS has rewritten the destination by then, so that conntrack alone still knows the VIP.
+/// both are masqueraded. IPVS has rewritten the destination by then, so that conntrack alone still knows the VIP. A local
+/// pod gets another port: its CNI may have masqueraded it by this host's address and its own port towards the last holder,
+/// whose IPVS still remembers that and would take the answer of a pod of its own for one of that flow's.
 ///
 /// Input runs before IPVS takes a packet in (LOCAL_IN at 99, ip_vs_core.c), so frontends pass here. ICMP is never
 /// refused, as path MTU discovery lives on it, and neither is what belongs to a connection: of TCP only the first
@@ -35,13 +37,13 @@ const CHAINS: &str = "
 	}
 
 	chain masquerade4 {
+		ip saddr @localpods4 masquerade fully-random
 		ip daddr != @localpods4 masquerade
-		ip saddr @localpods4 masquerade
 	}
 
 	chain masquerade6 {
+		ip6 saddr @localpods6 masquerade fully-random
 		ip6 daddr != @localpods6 masquerade
-		ip6 saddr @localpods6 masquerade
 	}
 
 	chain input {
@@ -82,14 +84,15 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn new(ruleset: &Ruleset) -> Self {
         let [v4, v6] = [Family::V4, Family::V6].map(|family| Limited::new(ruleset, family));
-        let Ruleset { steering, shielded, .. } = ruleset;
+        let Ruleset { steering, shielded, untracked, .. } = ruleset;
         let limits = [v4.chains(), v6.chains()].concat();
         let steers = steering::chains(steering);
-        let chains = [CHAINS, sources::CHAINS, &limits, &steers, shield::chains(shielded)].concat();
+        let (shield, notrack) = (shield::chains(shielded), untracked::chains(untracked));
+        let chains = [CHAINS, sources::CHAINS, &limits, &steers, shield, notrack].concat();
         let of = |family, limited: &Limited| {
             let steered = steering::sets(steering, family);
-            let shield = shield::set(shielded, family);
-            sets(ruleset, family).into_iter().chain(limited.sets()).chain(steered).chain(shield)
+            let more = shield::set(shielded, family).into_iter().chain(untracked::set(untracked, family));
+            sets(ruleset, family).into_iter().chain(limited.sets()).chain(steered).chain(more)
         };
         let shared = steering::shared_sets(steering);
         Self { sets: of(Family::V4, &v4).chain(of(Family::V6, &v6)).chain(shared).collect(), chains }

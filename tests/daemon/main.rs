@@ -13,6 +13,7 @@ mod firewall;
 mod groups;
 mod host;
 mod membership;
+mod moves;
 mod orders;
 mod proxy;
 mod repair;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvip::config::Settings;
+use kvip::conntrack::Moves;
 use kvip::daemon::core::Core;
 use kvip::daemon::status::View;
 use kvip::daemon::writers::{Allocation, Answers, Orders};
@@ -45,6 +46,8 @@ struct Ends {
     ruleset: watch::Sender<Touched>,
     keepalived: watch::Sender<keepalived::Status>,
     haproxy: watch::Sender<haproxy::Status>,
+    conntrack: watch::Sender<Option<Finding>>,
+    moves: watch::Receiver<Option<Moves>>,
     proxies: watch::Receiver<Option<Arc<haproxy::Config>>>,
     writers: Writers,
     wanted: watch::Receiver<Option<Config>>,
@@ -96,6 +99,8 @@ fn channels(facts: watch::Receiver<HostFacts>) -> (Inputs, Outputs, Ends) {
     let (hops, hops_in) = watch::channel(Hops::new());
     let (ways_out, ways) = watch::channel(Ways::new());
     let (peers_out, peers) = watch::channel(BTreeSet::new());
+    let (conntrack, conntrack_in) = watch::channel(None);
+    let (moves_out, moves) = watch::channel(None);
     let (ruleset, ruleset_in) = watch::channel(Touched::default());
     let inputs = Inputs {
         unhealthy: unhealthy_in,
@@ -108,6 +113,7 @@ fn channels(facts: watch::Receiver<HostFacts>) -> (Inputs, Outputs, Ends) {
         dead: dead_in,
         keepalived: keepalived_in,
         haproxy: haproxy_in,
+        conntrack: conntrack_in,
         answers,
     };
     let outputs = Outputs {
@@ -116,6 +122,7 @@ fn channels(facts: watch::Receiver<HostFacts>) -> (Inputs, Outputs, Ends) {
         targets: targets_out,
         peers: peers_out,
         ways: ways_out,
+        moves: moves_out,
         checked: checked_out,
         local: watch::Sender::new(None),
         orders,
@@ -124,7 +131,7 @@ fn channels(facts: watch::Receiver<HostFacts>) -> (Inputs, Outputs, Ends) {
     #[rustfmt::skip]
     let ends = Ends {
         updates, contact, dead, unhealthy, checked, macs, hops, ways, ruleset, keepalived, haproxy, proxies, writers,
-        wanted, targets, peers, status,
+        conntrack, moves, wanted, targets, peers, status,
     };
     (inputs, outputs, ends)
 }
@@ -376,6 +383,18 @@ impl World {
 
     pub fn targets(&self) -> Vec<String> {
         self.ends.targets.borrow().keys().cloned().collect()
+    }
+
+    /// What connection tracking is to agree with, if a VIP has moved since the last time this was asked.
+    pub fn moves(&mut self) -> Option<Moves> {
+        let moved = self.ends.moves.has_changed().unwrap();
+        let moves = self.ends.moves.borrow_and_update().clone();
+        moves.filter(|_| moved)
+    }
+
+    /// Connection tracking cannot be read.
+    pub fn conntrack_fails(&mut self, finding: Option<Finding>) {
+        self.ends.conntrack.send_replace(finding);
     }
 
     /// The nodes whose link-layer addresses are asked for.

@@ -79,6 +79,13 @@ fn shielded() -> Ruleset {
     Ruleset { shielded, ..ruleset(&frontends, &["10.87.2.50"], &["10.2.4.0/24"]) }
 }
 
+/// A frontend whose datagrams are balanced one by one, beside one whose are not.
+fn one_by_one() -> Ruleset {
+    let frontends = ["udp 10.87.2.50 514", "udp fd00:87:2::50 514", "udp 10.87.2.50 53"];
+    let untracked = frontends[..2].iter().map(|name| frontend(name)).collect();
+    Ruleset { untracked, ..ruleset(&frontends, &["10.87.2.50"], &["10.2.4.0/24"]) }
+}
+
 /// Every golden file's name, without its ending, with the ruleset that renders it.
 fn cases() -> Vec<(&'static str, Ruleset)> {
     vec![
@@ -127,6 +134,7 @@ fn cases() -> Vec<(&'static str, Ruleset)> {
         ),
         ("source-ranges", limited()),
         ("shield", shielded()),
+        ("one-by-one", one_by_one()),
         ("steering", steering::steered()),
         ("inward", steering::inward()),
     ]

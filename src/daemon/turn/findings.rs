@@ -48,6 +48,7 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
         all.extend(self.joined.iter().flat_map(|joined| joined.findings.iter().cloned()));
         let answers = &self.inputs.answers;
         all.extend(self.inputs.haproxy.borrow().problems.iter().cloned());
+        all.extend(self.inputs.conntrack.borrow().clone());
         all.extend(answers.said.borrow().iter().cloned());
         all.extend(answers.heard.borrow().findings.iter().cloned());
         all.extend(troubles(&answers.outcomes.borrow()));

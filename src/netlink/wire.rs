@@ -1,15 +1,16 @@
-//! Generic netlink's framing: messages and attributes as bytes (`<linux/netlink.h>`, `<linux/genetlink.h>`).
+//! Netlink's framing: messages and attributes as bytes (`<linux/netlink.h>`), behind the header of generic netlink or that of
+//! netfilter's (`<linux/genetlink.h>`, `<linux/netfilter/nfnetlink.h>`).
 //!
-//! Pure. Knows nothing of IPVS. Never panics on what it reads: input that is cut short is a [`DecodeError`].
+//! Pure. Knows nothing of what is in the attributes. Never panics on what it reads: input that is cut short is a [`DecodeError`].
 
 use std::fmt;
 
 /// NLM_F_REQUEST.
-pub(super) const REQUEST: u16 = 0x1;
+pub(crate) const REQUEST: u16 = 0x1;
 /// NLM_F_ACK.
-pub(super) const ACK: u16 = 0x4;
+pub(crate) const ACK: u16 = 0x4;
 /// NLM_F_DUMP: NLM_F_ROOT and NLM_F_MATCH.
-pub(super) const DUMP: u16 = 0x300;
+pub(crate) const DUMP: u16 = 0x300;
 
 const DUMP_INTERRUPTED: u16 = 0x10;
 const TYPE_ERROR: u16 = 2;
@@ -17,7 +18,8 @@ const TYPE_DONE: u16 = 3;
 const NESTED: u16 = 0x8000;
 const KIND_MASK: u16 = 0x3fff;
 const HEADER_LEN: usize = 16;
-const GENERIC_HEADER_LEN: usize = 4;
+/// `struct genlmsghdr` and `struct nfgenmsg` alike.
+const INNER_HEADER_LEN: usize = 4;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 
 /// What the kernel sent is not what its headers promise.
@@ -34,25 +36,34 @@ pub enum DecodeError {
     Value(&'static str),
 }
 
-/// Writes one generic netlink message.
-pub(super) struct Writer {
+/// Writes one message.
+pub(crate) struct Writer {
     bytes: Vec<u8>,
 }
 
 impl Writer {
-    /// Begins a message of the family `kind` that asks for `command`.
-    pub(super) fn new(kind: u16, flags: u16, sequence: u32, command: u8, version: u8) -> Self {
+    /// Begins a message to the generic netlink family `family` that asks for `command`.
+    pub(crate) fn generic(family: u16, flags: u16, sequence: u32, command: u8, version: u8) -> Self {
+        Self::new(family, flags, sequence, [command, version, 0, 0])
+    }
+
+    /// Begins a message of the type `kind` to a subsystem of netfilter (NFNETLINK_V0), about the address family `family`.
+    pub(crate) fn netfilter(kind: u16, flags: u16, sequence: u32, family: u8) -> Self {
+        Self::new(kind, flags, sequence, [family, 0, 0, 0])
+    }
+
+    fn new(kind: u16, flags: u16, sequence: u32, header: [u8; INNER_HEADER_LEN]) -> Self {
         let mut bytes = vec![0; 4]; // The length, filled in by `finish`.
         bytes.extend(kind.to_ne_bytes());
         bytes.extend((REQUEST | flags).to_ne_bytes());
         bytes.extend(sequence.to_ne_bytes());
         bytes.extend([0; 4]); // The port: the kernel knows the sender.
-        bytes.extend([command, version, 0, 0]);
+        bytes.extend(header);
         Self { bytes }
     }
 
     /// Appends the attribute `kind` with `value`, padded to 4 bytes.
-    pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn put(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len()).expect("kvip's attributes are short");
         self.bytes.extend(length.to_ne_bytes());
         self.bytes.extend(kind.to_ne_bytes());
@@ -61,24 +72,24 @@ impl Writer {
     }
 
     /// Appends a number in host order.
-    pub(super) fn put_u16(&mut self, kind: u16, value: u16) {
+    pub(crate) fn put_u16(&mut self, kind: u16, value: u16) {
         self.put(kind, &value.to_ne_bytes());
     }
 
     /// Appends a number in host order.
-    pub(super) fn put_u32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn put_u32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_ne_bytes());
     }
 
     /// Appends a NUL-terminated string.
-    pub(super) fn put_str(&mut self, kind: u16, value: &str) {
+    pub(crate) fn put_str(&mut self, kind: u16, value: &str) {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.put(kind, &bytes);
     }
 
     /// Appends the attribute `kind` that holds what `fill` appends.
-    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.put(kind | NESTED, &[]);
         fill(self);
@@ -86,8 +97,14 @@ impl Writer {
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
+    /// Appends attributes that were written before.
+    pub(crate) fn put_raw(&mut self, attributes: &[u8]) {
+        self.bytes.extend(attributes);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
     /// The finished message.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         let length = u32::try_from(self.bytes.len()).expect("kvip's messages are short");
         self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
         self.bytes
@@ -96,16 +113,16 @@ impl Writer {
 
 /// One message of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Reply<'a> {
+pub(crate) struct Reply<'a> {
     /// The sequence number of the request that it answers.
-    pub(super) sequence: u32,
+    pub(crate) sequence: u32,
     /// What it says.
-    pub(super) body: Body<'a>,
+    pub(crate) body: Body<'a>,
 }
 
 /// What a message of an answer says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Body<'a> {
+pub(crate) enum Body<'a> {
     /// The attributes of one object.
     Data(&'a [u8]),
     /// The request is done: 0, or the number of its error, such as 17 for EEXIST.
@@ -115,7 +132,7 @@ pub(super) enum Body<'a> {
 }
 
 /// The messages in one datagram from the kernel.
-pub(super) fn replies(mut datagram: &[u8]) -> Result<Vec<Reply<'_>>, DecodeError> {
+pub(crate) fn replies(mut datagram: &[u8]) -> Result<Vec<Reply<'_>>, DecodeError> {
     let mut replies = Vec::new();
     while !datagram.is_empty() {
         let length = u32_at(datagram, 0, "a message's length")? as usize;
@@ -134,9 +151,7 @@ fn reply(message: &[u8]) -> Result<Reply<'_>, DecodeError> {
     let body = match kind {
         _ if flags & DUMP_INTERRUPTED != 0 => Body::Interrupted,
         TYPE_ERROR | TYPE_DONE => Body::End(error_number(payload)?),
-        _ => Body::Data(
-            payload.get(GENERIC_HEADER_LEN..).ok_or(DecodeError::Truncated("a generic netlink header"))?,
-        ),
+        _ => Body::Data(payload.get(INNER_HEADER_LEN..).ok_or(DecodeError::Truncated("an inner header"))?),
     };
     Ok(Reply { sequence, body })
 }
@@ -148,11 +163,11 @@ fn error_number(payload: &[u8]) -> Result<i32, DecodeError> {
 }
 
 /// The attributes of a message or of a nested attribute; those that kvip does not know stay unread.
-pub(super) struct Attributes<'a>(Vec<(u16, &'a [u8])>);
+pub(crate) struct Attributes<'a>(Vec<(u16, &'a [u8])>);
 
 impl<'a> Attributes<'a> {
     /// Splits `bytes` into attributes.
-    pub(super) fn parse(mut bytes: &'a [u8]) -> Result<Self, DecodeError> {
+    pub(crate) fn parse(mut bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut all = Vec::new();
         while !bytes.is_empty() {
             let length = usize::from(u16_at(bytes, 0, "an attribute's length")?);
@@ -165,37 +180,42 @@ impl<'a> Attributes<'a> {
     }
 
     /// The value of the attribute `kind`, when it is there.
-    pub(super) fn find(&self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn find(&self, kind: u16) -> Option<&'a [u8]> {
         self.0.iter().find(|(k, _)| *k == kind).map(|(_, value)| *value)
     }
 
     /// The value of the attribute `kind`, which must be there.
-    pub(super) fn get(&self, kind: u16, name: &'static str) -> Result<&'a [u8], DecodeError> {
+    pub(crate) fn get(&self, kind: u16, name: &'static str) -> Result<&'a [u8], DecodeError> {
         self.find(kind).ok_or(DecodeError::Missing(name))
     }
 
     /// The attributes nested in `kind`, which must be there.
-    pub(super) fn nested(&self, kind: u16, name: &'static str) -> Result<Self, DecodeError> {
+    pub(crate) fn nested(&self, kind: u16, name: &'static str) -> Result<Self, DecodeError> {
         Self::parse(self.get(kind, name)?)
     }
 
     /// A number in host order.
-    pub(super) fn u16(&self, kind: u16, name: &'static str) -> Result<u16, DecodeError> {
+    pub(crate) fn u16(&self, kind: u16, name: &'static str) -> Result<u16, DecodeError> {
         u16_at(self.get(kind, name)?, 0, name)
     }
 
     /// A number in network order.
-    pub(super) fn be16(&self, kind: u16, name: &'static str) -> Result<u16, DecodeError> {
+    pub(crate) fn be16(&self, kind: u16, name: &'static str) -> Result<u16, DecodeError> {
         Ok(u16::from_be(self.u16(kind, name)?))
     }
 
     /// A number in host order.
-    pub(super) fn u32(&self, kind: u16, name: &'static str) -> Result<u32, DecodeError> {
+    pub(crate) fn u32(&self, kind: u16, name: &'static str) -> Result<u32, DecodeError> {
         u32_at(self.get(kind, name)?, 0, name)
     }
 
+    /// A number in network order.
+    pub(crate) fn be32(&self, kind: u16, name: &'static str) -> Result<u32, DecodeError> {
+        Ok(u32::from_be(self.u32(kind, name)?))
+    }
+
     /// A NUL-terminated string.
-    pub(super) fn str(&self, kind: u16, name: &'static str) -> Result<&'a str, DecodeError> {
+    pub(crate) fn str(&self, kind: u16, name: &'static str) -> Result<&'a str, DecodeError> {
         let bytes = self.get(kind, name)?;
         let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
         std::str::from_utf8(text).map_err(|_| DecodeError::Value(name))
@@ -254,7 +274,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(values in prop::collection::vec((0u16..0x3fff, prop::collection::vec(any::<u8>(), 0..40)), 0..8)) {
-            let mut writer = Writer::new(27, ACK, 5, 1, 1);
+            let mut writer = Writer::generic(27, ACK, 5, 1, 1);
             writer.nest(3, |writer| values.iter().for_each(|(kind, value)| writer.put(*kind, value)));
             let bytes = writer.finish();
             let replies = replies(&bytes).unwrap();

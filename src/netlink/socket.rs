@@ -1,4 +1,4 @@
-//! A generic netlink socket: questions and their answers, requests and their acknowledgements.
+//! A netlink socket: questions and their answers, requests and their acknowledgements.
 //!
 //! Owns the socket and its sequence numbers. Belongs to the network namespace in which it was opened.
 
@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, netlink, recv, send, socket_with,
-    sockopt,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, connect, netlink, recv, send,
+    socket_with, sockopt,
 };
 
 use super::wire::{self, Body, DecodeError};
 
 /// How long the kernel may take for one answer; it needs microseconds.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// More requests than this in one send could fill the receive buffer with acknowledgements.
-pub(super) const BATCH: usize = 100;
+pub(crate) const BATCH: usize = 100;
 /// Room for acknowledgements: each takes up to 2 KiB of the kernel's account.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// A datagram of a dump is 32 KiB at most (netlink_dump in net/netlink/af_netlink.c).
@@ -24,7 +24,7 @@ const DATAGRAM: usize = 64 << 10;
 
 /// Why a question has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The kernel answered with this error.
     Refused(Errno),
     /// The socket call `act` failed.
@@ -43,25 +43,21 @@ impl From<DecodeError> for Failure {
     }
 }
 
-/// An open generic netlink socket.
-pub(super) struct Socket {
+/// An open netlink socket.
+pub(crate) struct Socket {
     descriptor: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
     /// An exchange broke off: what is still under way could disturb the next one.
-    pub(super) broken: bool,
+    pub(crate) broken: bool,
 }
 
 impl Socket {
-    /// A socket that speaks to the kernel alone.
-    pub(super) fn open() -> Result<Self, Failure> {
-        let descriptor = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            Some(netlink::GENERIC),
-        )
-        .map_err(|errno| Failure::Socket("open", errno))?;
+    /// A socket that speaks to that part of the kernel alone.
+    pub(crate) fn open(part: Protocol) -> Result<Self, Failure> {
+        let descriptor =
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(part))
+                .map_err(|errno| Failure::Socket("open", errno))?;
         connect(&descriptor, &netlink::SocketAddrNetlink::new(0, 0))
             .map_err(|errno| Failure::Socket("connect", errno))?;
         // Beyond net.core.rmem_max needs CAP_NET_ADMIN; without it the smaller buffer does for smaller tables.
@@ -72,29 +68,42 @@ impl Socket {
     }
 
     /// A client's side of `descriptor`, a connected socket that keeps datagrams apart.
-    pub(super) fn over(descriptor: OwnedFd) -> Result<Self, Failure> {
+    pub(crate) fn over(descriptor: OwnedFd) -> Result<Self, Failure> {
         sockopt::set_socket_timeout(&descriptor, sockopt::Timeout::Recv, Some(PATIENCE))
             .map_err(|errno| Failure::Socket("set the time-out of", errno))?;
         Ok(Self { descriptor, sequence: 0, buffer: vec![0; DATAGRAM], broken: false })
     }
 
     /// Asks one question; the payloads of all objects in the answer.
-    pub(super) fn ask(&mut self, question: impl FnOnce(u32) -> Vec<u8>) -> Result<Vec<Vec<u8>>, Failure> {
+    pub(crate) fn ask(&mut self, question: impl FnOnce(u32) -> Vec<u8>) -> Result<Vec<Vec<u8>>, Failure> {
+        let mut objects = Vec::new();
+        self.ask_each(question, |payload| {
+            objects.push(payload.to_vec());
+            Ok(())
+        })?;
+        Ok(objects)
+    }
+
+    /// Asks one question, and hands on the payload of each object in the answer as it comes.
+    pub(crate) fn ask_each(
+        &mut self,
+        question: impl FnOnce(u32) -> Vec<u8>,
+        take: impl FnMut(&[u8]) -> Result<(), DecodeError>,
+    ) -> Result<(), Failure> {
         self.sequence = self.sequence.wrapping_add(1);
-        let answer = self.send(&question(self.sequence)).and_then(|()| self.answer());
-        self.broken |= !matches!(answer, Ok(_) | Err(Failure::Refused(_)));
+        let answer = self.send(&question(self.sequence)).and_then(|()| self.answer(take));
+        self.broken |= !matches!(answer, Ok(()) | Err(Failure::Refused(_)));
         answer
     }
 
-    fn answer(&mut self) -> Result<Vec<Vec<u8>>, Failure> {
-        let mut objects = Vec::new();
+    fn answer(&mut self, mut take: impl FnMut(&[u8]) -> Result<(), DecodeError>) -> Result<(), Failure> {
         loop {
             let length = self.receive()?;
             for reply in wire::replies(&self.buffer[..length])? {
                 match reply.body {
                     _ if reply.sequence != self.sequence => {}
-                    Body::Data(payload) => objects.push(payload.to_vec()),
-                    Body::End(0) => return Ok(objects),
+                    Body::Data(payload) => take(payload)?,
+                    Body::End(0) => return Ok(()),
                     Body::End(number) => return Err(Failure::Refused(Errno::from_raw_os_error(number))),
                     Body::Interrupted => return Err(Failure::Overtaken),
                 }
@@ -105,7 +114,7 @@ impl Socket {
     /// Sends up to [`BATCH`] requests at once, each made by `request` from its index and sequence number; what
     /// became of each, in their order, with the object that a question is answered by. Once the socket fails, what is
     /// not answered failed as well.
-    pub(super) fn batch(
+    pub(crate) fn batch(
         &mut self,
         count: usize,
         request: impl Fn(usize, u32) -> Vec<u8>,
