@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::kvip::{Settings, deb};
-use crate::lab::{Lab, Options};
+use crate::lab::{Lab, Node, Options};
 use crate::layout::Layout;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -211,10 +211,24 @@ pub fn without_a_lost_request_at(lab: &Lab, vip: &str, act: impl FnOnce() -> Res
     let acted = act();
     let report = probe.stop()?;
     explained(lab, acted)?;
+    println!("asked all the while: {report}");
     let lost = report.failures();
-    ensure!(lost.is_empty(), "requests were lost: {report}\n{}", diagnosis(lab));
+    ensure!(lost.is_empty(), "requests were lost: {report}\n{}\n{}", unfinished(lab, vip), diagnosis(lab));
     ensure!(report.asked() > 5, "too few requests to say anything: {report}");
     Ok(())
+}
+
+/// The connections to a VIP that are neither closed nor closing, as each node's kernel has them: those that hang.
+fn unfinished(lab: &Lab, vip: &str) -> String {
+    let vip = vip.trim_matches(['[', ']']);
+    let script = format!(
+        "(conntrack -L -d {vip}; ipvsadm -Lnc | grep -F {vip}) 2>/dev/null | grep -v -e _WAIT -e CLOSE -e LAST_ACK"
+    );
+    let of = |node: Node<'_>| {
+        let lines = node.run(&script).map_or_else(|error| error.to_string(), |output| output.stdout);
+        format!("unfinished on {}:\n{lines}", node.spec().name)
+    };
+    lab.nodes().map(of).collect()
 }
 
 /// What a hand-over that is asked for may take here; on real machines it is well below a second.

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use kvip_lab::asking::object;
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::{Lab, Node};
+use kvip_lab::layout::BRIDGE;
 use kvip_lab::scenario::{
     SOON, VIP, VIP6, ask_for, diagnosis, explained, finding, serving, wait_until_settled,
 };
@@ -222,5 +223,52 @@ fn an_admin_sees_what_is_so() -> Result<()> {
     });
     explained(&lab, taken)?;
     node.must_within(SOON, "rm /etc/kvip/config.d/longer.toml; systemctl reload kvip")?;
+    // A variable of the unit counts before all files.
+    let unit = "/etc/systemd/system/kvip.service.d/lab.conf";
+    node.must("mkdir -p /etc/systemd/system/kvip.service.d")?;
+    node.write(unit, b"[Service]\nEnvironment=KVIP_VRRP__GONE_AFTER=62s\n")?;
+    node.must_within(SOON, "systemctl daemon-reload; systemctl restart kvip")?;
+    let taken = lab.wait_for("the variable's setting", SOON, || {
+        node.must("grep -q 'terminate_delay 62' /etc/keepalived/keepalived.conf").ok()
+    });
+    explained(&lab, taken)?;
+    node.must_within(SOON, &format!("rm {unit}; systemctl daemon-reload; systemctl restart kvip"))?;
     wait_until_settled(&lab)
+}
+
+/// Nobody of the cluster holds a VIP that a machine beside it has: no node is named.
+#[test]
+fn a_vip_on_no_node_is_elsewhere() -> Result<()> {
+    let lab = serving()?;
+    let node = backup(&lab)?;
+    let shown = |holder: &str| {
+        let shown = lab.wait_for(&format!("kvip status to show {VIP} on {holder}"), SOON, || {
+            let status = node.must("kvip status").ok()?;
+            let line = status.lines().find(|line| line.starts_with(&format!("{VIP} ")))?;
+            (line.split_whitespace().nth(1) == Some(holder)).then_some(())
+        });
+        explained(&lab, shown)
+    };
+    shown(lab.wait_for_holder()?)?;
+    for node in lab.nodes() {
+        node.must_within(SOON, "kvip drain --force")?;
+    }
+    let address = [VIP, "/32"].concat();
+    let on_bridge = |verb: &str| -> Result<()> {
+        let done = lab.host(&["ip", "addr", verb, &address, "dev", BRIDGE])?;
+        ensure!(done.ok(), "{done}");
+        Ok(())
+    };
+    on_bridge("add")?;
+    let answers = lab.wait_for("the machine beside the nodes to answer for the VIP", SOON, || {
+        node.must(&format!("ping -c 1 -W 1 {VIP}; ip neigh show {VIP} | grep lladdr")).ok()
+    });
+    explained(&lab, answers)?;
+    shown("elsewhere")?;
+    on_bridge("del")?;
+    for node in lab.nodes() {
+        node.must_within(SOON, "kvip undrain")?;
+    }
+    wait_until_settled(&lab)?;
+    shown(lab.wait_for_holder()?)
 }

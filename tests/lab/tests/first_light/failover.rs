@@ -36,11 +36,13 @@ fn a_backup_dies() -> Result<()> {
     // What a boot is to find again must not be in the dead machine's memory alone.
     backup.must("sync")?;
     backup.kill()?;
+    let killed = Instant::now();
     let becomes = |wanted: bool, limit: Duration| {
         let what = format!("{real_servers:?} on both living nodes: {wanted}");
         explained(&lab, lab.wait_for(&what, limit, || all_list(wanted).then_some(())))
     };
     becomes(false, DEAD_LIMIT + ROOM)?;
+    println!("a backup killed: its pods were out of IPVS on both others within {:?}", killed.elapsed());
     ensure!(lab.wait_for_holder()? == holder, "a backup's death moved the VIPs\n{}", diagnosis(&lab));
     backup.boot()?;
     becomes(true, SOON * 3)?;
