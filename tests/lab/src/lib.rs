@@ -19,6 +19,7 @@
 //!                                             peer     asks and holds connections, and answers in pods
 //! demo       the story of `make demo`
 //! stage      how it is printed
+//! stall      whether a machine stood still meanwhile
 //!            layout, command, progress, machine, qmp, ssh: used by both
 //! ```
 
@@ -49,5 +50,6 @@ pub mod scenario;
 pub mod serve;
 pub mod ssh;
 pub mod stage;
+pub mod stall;
 pub mod trace;
 pub mod vm;

@@ -4,6 +4,7 @@
 
 use clap::{Parser, Subcommand};
 use kvip_lab::peer::ask::{self, Question};
+use kvip_lab::peer::pulse;
 use kvip_lab::peer::serve::{self, Listener};
 
 #[derive(Parser)]
@@ -18,6 +19,8 @@ struct Arguments {
 enum Verb {
     /// Ask again and again; prints a line of JSON a request.
     Ask(Question),
+    /// Print a line of JSON for each time that this machine stood still, until standard input ends.
+    Pulse,
     /// Answer `TOKEN NODE POD saw ADDRESS` until killed.
     Serve {
         /// The node's name.
@@ -34,6 +37,10 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
         Verb::Ask(question) => {
             ask::run(question);
+            Ok(())
+        }
+        Verb::Pulse => {
+            pulse::run();
             Ok(())
         }
         Verb::Serve { node, pod, listeners } => serve::run(&node, &pod, &listeners),

@@ -10,6 +10,7 @@ pub mod ask;
 pub mod drive;
 pub mod hold;
 pub mod install;
+pub mod pulse;
 pub mod serve;
 
 use std::fmt;
