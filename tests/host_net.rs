@@ -333,12 +333,22 @@ fn neighbours_tell_who_holds_an_address() {
         inside("address add fd00::2/64 dev two nodad");
         ip("address add 10.9.0.1/24 dev one");
         ip("address add fd00::1/64 dev one nodad");
+        // The kernel asks from a link-local address, of which it takes two seconds to be sure that nobody has it.
+        ip("address add fe80::1/64 dev one nodad");
         let link = net::read().await.expect("facts").links["one"].index;
 
         let wanted = ["10.9.0.2", "10.9.0.50", "fd00::2"].map(address);
         let table = net::resolve(link, &BTreeSet::from(wanted), LIMIT).await.expect("a table");
+        // Nobody says that an address leaves, and the kernel remembers who had it.
+        inside("address del 10.9.0.50/32 dev two");
+        let moment = Duration::from_secs(1);
+        let later = net::resolve(link, &BTreeSet::from(wanted), moment).await.expect("a table");
+        inside("address add 10.9.0.50/32 dev two noprefixroute");
+        let again = net::resolve(link, &BTreeSet::from(wanted), LIMIT).await.expect("a table");
         peer.kill().expect("ended");
         peer.wait().expect("ended");
+        assert_eq!(wanted.map(|ip| later.contains_key(&ip)), [true, false, true]);
+        assert_eq!(again, table);
 
         for ip in wanted {
             assert_eq!(table.get(&ip).map(ToString::to_string).as_deref(), Some("02:00:00:00:00:02"), "{ip}");

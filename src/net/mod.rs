@@ -1,6 +1,6 @@
 //! The host's network as rtnetlink tells it: links, addresses, gateways and neighbours.
 //!
-//! [`read()`] asks once, [`watch()`] keeps asking, [`neighbours()`] and [`resolve`] tell who else answers for an
+//! [`read()`] asks once, [`watch()`] keeps asking, [`resolve`] tells who else answers for an
 //! address, [`peers`] follows some of them, and [`hops`] tells how packets to pods elsewhere leave. [`remove_address`], [`add_policy_route`] and [`remove_policy_route`] are
 //! the only acts that change the host. None of them ever adds an address: only keepalived moves VIPs.
 
@@ -16,7 +16,7 @@ mod watch;
 
 pub use change::remove_address;
 pub use hops::{Hop, Hops, Way};
-pub use neighbour::{MacAddress, neighbours, owner_of, resolve};
+pub use neighbour::{MacAddress, owner_of, resolve};
 pub use netlink::Error;
 pub use policy::{add_policy_route, remove_policy_route};
 pub use read::read;

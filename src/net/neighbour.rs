@@ -1,21 +1,24 @@
 //! Who else on the link answers for an address: the kernel's neighbour table (ARP, RFC 826; NDP, RFC 4861).
 //!
 //! `kvip status` names a VIP's remote holder by it: the Node whose own address has the same link-layer address.
-//! Only reads; [`resolve`] makes the kernel ask the link by sending an empty datagram.
+//! [`resolve`] makes the kernel ask the link, as what it remembers may be of a holder that has died: of those whom it knows
+//! by a probe (`nud probe` in ip-neighbour(8)), of others by an empty datagram to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REPLACE, NLM_F_REQUEST};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::io::Errno;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::netlink::{Error, dump};
+use super::netlink::{Error, dump, request_with};
 
 /// The discard service (RFC 863): a port where nobody expects anything.
 const DISCARD: u16 = 9;
@@ -33,17 +36,21 @@ impl fmt::Display for MacAddress {
     }
 }
 
-/// The neighbours on the link with that index: entries with an Ethernet address that the kernel still believes in.
-pub async fn neighbours(link: u32) -> Result<BTreeMap<IpAddr, MacAddress>, Error> {
-    table(Some(link)).await
+/// An entry with an Ethernet address that the kernel still believes in.
+#[derive(Debug, Clone, Copy)]
+struct Neighbour {
+    mac: MacAddress,
+    /// It answered a moment ago, or the admin says so.
+    sure: bool,
 }
 
 /// The neighbours on all links.
 pub(super) async fn known() -> Result<BTreeMap<IpAddr, MacAddress>, Error> {
-    table(None).await
+    Ok(table(None).await?.into_iter().map(|(ip, neighbour)| (ip, neighbour.mac)).collect())
 }
 
-async fn table(link: Option<u32>) -> Result<BTreeMap<IpAddr, MacAddress>, Error> {
+/// The neighbours on that link, or on all.
+async fn table(link: Option<u32>) -> Result<BTreeMap<IpAddr, Neighbour>, Error> {
     let mut table = BTreeMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = NeighbourMessage::default();
@@ -54,26 +61,57 @@ async fn table(link: Option<u32>) -> Result<BTreeMap<IpAddr, MacAddress>, Error>
     Ok(table)
 }
 
-/// The same, after the kernel was made to ask the link for those of `wanted` that it does not know.
+/// Who answers now for those of `wanted` on the link with that index, after the kernel was made to ask.
 ///
-/// Returns when all are known or after `limit`, with what is known then: nobody need answer. Addresses that are
-/// reached through a gateway, and the host's own, have no entry.
+/// Returns when all have answered or after `limit`, without those that have not. Without CAP_NET_ADMIN the kernel asks for none
+/// that it knows, and what it remembers counts as an answer. Addresses that are reached through a gateway, and the host's own,
+/// have no entry.
 pub async fn resolve(
     link: u32,
     wanted: &BTreeSet<IpAddr>,
     limit: Duration,
 ) -> Result<BTreeMap<IpAddr, MacAddress>, Error> {
     let deadline = Instant::now() + limit;
-    let mut table = neighbours(link).await?;
-    for ip in wanted.iter().filter(|ip| !table.contains_key(ip)) {
-        // Unreachable, or no such family: then there is no entry, which the table says as well.
-        let _ = timeout_at(deadline, provoke(*ip, link)).await;
+    let before = table(Some(link)).await?;
+    let mut believing = false;
+    for ip in wanted {
+        match before.get(ip) {
+            Some(neighbour) => believing |= !probe(*ip, neighbour.mac, link).await?,
+            // Unreachable, or no such family: then there is no entry, which the table says as well.
+            None => _ = timeout_at(deadline, provoke(*ip, link)).await,
+        }
     }
-    while !wanted.iter().all(|ip| table.contains_key(ip)) && Instant::now() < deadline {
+    loop {
+        let now = table(Some(link)).await?;
+        let answered = now.into_iter().filter(|(_, neighbour)| neighbour.sure || believing);
+        let answered: BTreeMap<_, _> = answered.map(|(ip, neighbour)| (ip, neighbour.mac)).collect();
+        if wanted.iter().all(|ip| answered.contains_key(ip)) || Instant::now() >= deadline {
+            return Ok(answered);
+        }
         sleep(LOOK_INTERVAL).await;
-        table = neighbours(link).await?;
     }
-    Ok(table)
+}
+
+/// Has the kernel ask a neighbour whether it is still there; `false` where this process may not.
+async fn probe(ip: IpAddr, mac: MacAddress, link: u32) -> Result<bool, Error> {
+    let mut message = NeighbourMessage::default();
+    let (family, address) = match ip {
+        IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+    };
+    message.header.family = family;
+    message.header.ifindex = link;
+    message.header.state = NeighbourState::Probe;
+    message.attributes =
+        vec![NeighbourAttribute::Destination(address), NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
+    let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE;
+    let asked = request_with(&format!("probe {ip}"), RouteNetlinkMessage::NewNeighbour(message), flags).await;
+    let refused = |errno: Errno| asked.as_ref().is_err_and(|e| e.errno() == Some(errno.raw_os_error()));
+    if refused(Errno::PERM) {
+        return Ok(false);
+    }
+    // Without an entry any more there is nothing to ask.
+    if refused(Errno::NOENT) { Ok(true) } else { asked.map(|_| true) }
 }
 
 /// The Node that answers for `vip` as well as for an own address of it; `None` when none does, or more than one
@@ -103,18 +141,16 @@ pub(super) async fn provoke(ip: IpAddr, link: u32) -> std::io::Result<()> {
     socket.send_to(&[], to).await.map(|_| ())
 }
 
-fn entry(message: &RouteNetlinkMessage, link: Option<u32>) -> Option<(IpAddr, MacAddress)> {
+fn entry(message: &RouteNetlinkMessage, link: Option<u32>) -> Option<(IpAddr, Neighbour)> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
-    let believed = [
-        NeighbourState::Reachable,
-        NeighbourState::Stale,
-        NeighbourState::Delay,
-        NeighbourState::Probe,
-        NeighbourState::Permanent,
-    ];
-    if link.is_some_and(|link| message.header.ifindex != link) || !believed.contains(&message.header.state) {
+    if link.is_some_and(|link| message.header.ifindex != link) {
         return None;
     }
+    let sure = match message.header.state {
+        NeighbourState::Reachable | NeighbourState::Permanent => true,
+        NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => false,
+        _ => return None,
+    };
     let mut ip = None;
     let mut mac = None;
     for attribute in &message.attributes {
@@ -125,5 +161,5 @@ fn entry(message: &RouteNetlinkMessage, link: Option<u32>) -> Option<(IpAddr, Ma
             _ => {}
         }
     }
-    Some((ip?, MacAddress(mac?)))
+    Some((ip?, Neighbour { mac: MacAddress(mac?), sure }))
 }
