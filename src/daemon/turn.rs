@@ -448,9 +448,9 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
             frontends,
         };
         self.outputs.moves.send_if_modified(|last| {
-            let moved = last.as_ref().is_none_or(|last| last.here != moves.here);
+            let news = last.as_ref().is_none_or(|last| last.here != moves.here);
             *last = Some(moves);
-            moved
+            news
         });
     }
 

@@ -130,8 +130,8 @@ fn channels(facts: watch::Receiver<HostFacts>) -> (Inputs, Outputs, Ends) {
     };
     #[rustfmt::skip]
     let ends = Ends {
-        updates, contact, dead, unhealthy, checked, macs, hops, ways, ruleset, keepalived, haproxy, proxies, writers,
-        conntrack, moves, wanted, targets, peers, status,
+        updates, contact, dead, unhealthy, checked, macs, hops, ways, ruleset, keepalived, haproxy, conntrack, moves, proxies, writers,
+        wanted, targets, peers, status,
     };
     (inputs, outputs, ends)
 }
@@ -387,9 +387,9 @@ impl World {
 
     /// What connection tracking is to agree with, if a VIP has moved since the last time this was asked.
     pub fn moves(&mut self) -> Option<Moves> {
-        let moved = self.ends.moves.has_changed().unwrap();
+        let told = self.ends.moves.has_changed().unwrap();
         let moves = self.ends.moves.borrow_and_update().clone();
-        moves.filter(|_| moved)
+        moves.filter(|_| told)
     }
 
     /// Connection tracking cannot be read.

@@ -224,7 +224,7 @@ fn flows_go_on_when_the_vip_moves() -> Result<()> {
                 Asker::Node(node) => question.from_address(own_address(node, vip)?),
                 _ => question,
             };
-            flows.push((asker, question.clone(), lab.asking(asker, &question)?));
+            flows.push((asker, question, lab.asking(asker, &question)?));
         }
     }
     let answered = |probe: &Probe| Report::new(probe.so_far()).answered();
@@ -281,7 +281,7 @@ fn datagrams_are_balanced_one_by_one_where_a_service_says_so() -> Result<()> {
         explained(&lab, set)?;
         let counters = COUNTERS.replace("CLIENT", CLIENT_V4);
         pods.iter().try_for_each(|(node, pod)| inside(node, pod, &counters).map(drop))?;
-        let sent = SENT * u64::try_from(ports.len())?;
+        let in_all = SENT * u64::try_from(ports.len())?;
         for port in ports {
             lab.ask(Asker::Client, &udp(ONE_BY_ONE).from_port(port), SENT)?;
         }
@@ -298,11 +298,11 @@ fn datagrams_are_balanced_one_by_one_where_a_service_says_so() -> Result<()> {
             inside(node, pod, "nft delete table inet counted")?;
         }
         println!(
-            "one by one {one_by_one}: of {sent} came {arrived:?}, from the client's address {from_client:?}"
+            "one by one {one_by_one}: of {in_all} came {arrived:?}, from the client's address {from_client:?}"
         );
         let as_said = if one_by_one {
             // An emulated machine may lose one of its own.
-            arrived.iter().sum::<u64>() + 2 >= sent
+            arrived.iter().sum::<u64>() + 2 >= in_all
                 && arrived.iter().all(|count| *count > 0)
                 && arrived == from_client
         } else {
