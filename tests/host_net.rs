@@ -345,9 +345,12 @@ fn neighbours_tell_who_holds_an_address() {
         let later = net::resolve(link, &BTreeSet::from(wanted), moment).await.expect("a table");
         inside("address add 10.9.0.50/32 dev two noprefixroute");
         let again = net::resolve(link, &BTreeSet::from(wanted), LIMIT).await.expect("a table");
+        ip("neighbour add 10.9.0.7 lladdr 02:00:00:00:00:07 dev one nud permanent");
+        let fixed = net::resolve(link, &[address("10.9.0.7")].into(), moment).await.expect("a table");
         peer.kill().expect("ended");
         peer.wait().expect("ended");
         assert_eq!(wanted.map(|ip| later.contains_key(&ip)), [true, false, true]);
+        assert!(fixed.contains_key(&address("10.9.0.7")), "what the admin says stands");
         assert_eq!(again, table);
 
         for ip in wanted {

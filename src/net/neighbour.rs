@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REPLACE, NLM_F_REQUEST};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
@@ -40,8 +40,15 @@ impl fmt::Display for MacAddress {
 #[derive(Debug, Clone, Copy)]
 struct Neighbour {
     mac: MacAddress,
-    /// It answered a moment ago, or the admin says so.
-    sure: bool,
+    state: NeighbourState,
+    flags: NeighbourFlags,
+}
+
+impl Neighbour {
+    /// Whether it answered a moment ago, or the admin says so.
+    fn is_sure(self) -> bool {
+        matches!(self.state, NeighbourState::Reachable | NeighbourState::Permanent)
+    }
 }
 
 /// The neighbours on all links.
@@ -76,14 +83,15 @@ pub async fn resolve(
     let mut believing = false;
     for ip in wanted {
         match before.get(ip) {
-            Some(neighbour) => believing |= !probe(*ip, neighbour.mac, link).await?,
+            Some(Neighbour { state: NeighbourState::Permanent, .. }) => {}
+            Some(neighbour) => believing |= !probe(*ip, *neighbour, link).await?,
             // Unreachable, or no such family: then there is no entry, which the table says as well.
             None => _ = timeout_at(deadline, provoke(*ip, link)).await,
         }
     }
     loop {
         let now = table(Some(link)).await?;
-        let answered = now.into_iter().filter(|(_, neighbour)| neighbour.sure || believing);
+        let answered = now.into_iter().filter(|(_, neighbour)| neighbour.is_sure() || believing);
         let answered: BTreeMap<_, _> = answered.map(|(ip, neighbour)| (ip, neighbour.mac)).collect();
         if wanted.iter().all(|ip| answered.contains_key(ip)) || Instant::now() >= deadline {
             return Ok(answered);
@@ -93,7 +101,7 @@ pub async fn resolve(
 }
 
 /// Has the kernel ask a neighbour whether it is still there; `false` where this process may not.
-async fn probe(ip: IpAddr, mac: MacAddress, link: u32) -> Result<bool, Error> {
+async fn probe(ip: IpAddr, neighbour: Neighbour, link: u32) -> Result<bool, Error> {
     let mut message = NeighbourMessage::default();
     let (family, address) = match ip {
         IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
@@ -102,8 +110,9 @@ async fn probe(ip: IpAddr, mac: MacAddress, link: u32) -> Result<bool, Error> {
     message.header.family = family;
     message.header.ifindex = link;
     message.header.state = NeighbourState::Probe;
-    message.attributes =
-        vec![NeighbourAttribute::Destination(address), NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
+    message.header.flags = neighbour.flags;
+    let mac = NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec());
+    message.attributes = vec![NeighbourAttribute::Destination(address), mac];
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE;
     let asked = request_with(&format!("probe {ip}"), RouteNetlinkMessage::NewNeighbour(message), flags).await;
     let refused = |errno: Errno| asked.as_ref().is_err_and(|e| e.errno() == Some(errno.raw_os_error()));
@@ -146,11 +155,8 @@ fn entry(message: &RouteNetlinkMessage, link: Option<u32>) -> Option<(IpAddr, Ne
     if link.is_some_and(|link| message.header.ifindex != link) {
         return None;
     }
-    let sure = match message.header.state {
-        NeighbourState::Reachable | NeighbourState::Permanent => true,
-        NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => false,
-        _ => return None,
-    };
+    let (state, flags) = (message.header.state, message.header.flags);
+    let unsure = matches!(state, NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe);
     let mut ip = None;
     let mut mac = None;
     for attribute in &message.attributes {
@@ -161,5 +167,6 @@ fn entry(message: &RouteNetlinkMessage, link: Option<u32>) -> Option<(IpAddr, Ne
             _ => {}
         }
     }
-    Some((ip?, Neighbour { mac: MacAddress(mac?), sure }))
+    let neighbour = Neighbour { mac: MacAddress(mac?), state, flags };
+    (unsure || neighbour.is_sure()).then_some((ip?, neighbour))
 }
