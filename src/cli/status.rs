@@ -10,7 +10,7 @@ use super::{Exit, Global, daemon, style};
 use crate::net;
 use crate::report::status::{self, HASH_TABLE, Status, Vip};
 
-/// How long VIPs that nobody here has spoken to may take to be found.
+/// How long who holds a VIP may take to answer for it; milliseconds, on a quiet link.
 const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs `kvip status`: 0 when all is well, 1 with findings.
