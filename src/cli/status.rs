@@ -45,7 +45,10 @@ pub(super) async fn holders(status: &Status) -> BTreeMap<IpAddr, String> {
     for (address, name) in &status.node_addresses {
         nodes.entry(name.clone()).or_default().push(*address);
     }
-    let asked: BTreeSet<IpAddr> = elsewhere().chain(status.node_addresses.keys().copied()).collect();
+    // This host's own addresses have no entry, nor have those behind a router.
+    let others = status.node_addresses.iter().filter(|(_, name)| **name != status.node);
+    let others = others.map(|(address, _)| *address).filter(|address| facts.has_neighbour(*address));
+    let asked: BTreeSet<IpAddr> = elsewhere().chain(others).collect();
     let Ok(table) = net::resolve(link.index, &asked, NEIGHBOUR_LIMIT).await else { return BTreeMap::new() };
     elsewhere().filter_map(|vip| Some((vip, net::owner_of(vip, &table, &nodes)?.to_owned()))).collect()
 }

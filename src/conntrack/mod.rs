@@ -28,6 +28,9 @@ use crate::report::beats;
 /// to be there, and hands them on until then (`addrconf_dad_work` in `net/ipv6/addrconf.c`).
 const AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(7)];
 
+/// And after a failure.
+const RETRY: Duration = Duration::from_secs(30);
+
 /// What connection tracking is to agree with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Moves {
@@ -66,15 +69,20 @@ fn is_stale(flow: &Flow, moves: &Moves) -> bool {
 /// Forgets stale entries after each move until `moves` has no sender; what stands in the way of that is told.
 pub fn spawn(moves: watch::Receiver<Option<Moves>>) -> watch::Receiver<Option<Finding>> {
     let (sender, receiver) = watch::channel(None);
-    tokio::spawn(follow(moves, sender));
+    tokio::spawn(follow(moves, sender, forget));
     receiver
 }
 
-async fn follow(mut moves: watch::Receiver<Option<Moves>>, sender: watch::Sender<Option<Finding>>) {
+async fn follow<F: Future<Output = Result<(), Finding>>>(
+    mut moves: watch::Receiver<Option<Moves>>,
+    sender: watch::Sender<Option<Finding>>,
+    forget: impl Fn(Moves) -> F,
+) {
     let mut again = [].iter();
     loop {
         beats::beat("conntrack", beats::PATIENT);
-        let pause = again.next();
+        let failed = sender.borrow().is_some();
+        let pause = again.next().or(failed.then_some(&RETRY));
         tokio::select! {
             changed = moves.changed() => match changed {
                 Ok(()) => again = AGAIN.iter(),
@@ -124,6 +132,10 @@ fn trouble(error: &client::Error) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::time::Instant;
+
     use super::*;
 
     /// Whether a flow from `from` to the frontend 10.0.0.1:53, which is answered from `answered_from`, is stale where the VIP is
@@ -156,6 +168,49 @@ mod tests {
                 "{other:?}"
             );
         }
+    }
+
+    type Seconds = Arc<Mutex<Vec<u64>>>;
+
+    /// Follows moves by a kernel that answers with `outcomes`, one after the other, and with success from then on; with the
+    /// seconds after the start at which it was asked.
+    fn followed(
+        outcomes: Vec<Result<(), Finding>>,
+    ) -> (watch::Sender<Option<Moves>>, watch::Receiver<Option<Finding>>, Seconds) {
+        let (moves, wanted) = watch::channel(None);
+        let (sender, trouble) = watch::channel(None);
+        let (asked, start) = (Arc::new(Mutex::new(Vec::new())), Instant::now());
+        let times = Arc::clone(&asked);
+        let outcomes = Mutex::new(outcomes.into_iter());
+        let forget = move |_| {
+            times.lock().unwrap().push(start.elapsed().as_secs());
+            std::future::ready(outcomes.lock().unwrap().next().unwrap_or(Ok(())))
+        };
+        tokio::spawn(follow(wanted, sender, forget));
+        (moves, trouble, asked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_looked_at_each_move_and_again_and_no_more() {
+        let (moves, trouble, asked) = followed(Vec::new());
+        sleep(Duration::from_secs(60)).await;
+        moves.send_replace(Some(Moves::default()));
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(*asked.lock().unwrap(), [60, 61, 63, 70]);
+        assert_eq!(*trouble.borrow(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_failure_it_is_tried_until_it_works() {
+        let failure = || Err(Finding::new("conntrack", "nf_conntrack_netlink is not loaded"));
+        let (moves, mut trouble, asked) = followed((0..6).map(|_| failure()).collect());
+        moves.send_replace(Some(Moves::default()));
+        trouble.changed().await.unwrap();
+        assert!(trouble.borrow_and_update().is_some());
+        trouble.changed().await.unwrap();
+        assert_eq!(*trouble.borrow(), None);
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(*asked.lock().unwrap(), [0, 1, 3, 10, 40, 70, 100]);
     }
 
     #[test]

@@ -435,12 +435,12 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     fn tell_moves(&self) {
         let Some(outcome) = &self.outcome else { return };
         let facts = &self.core.facts;
-        // On a host with kube-proxy's device each VIP is its own at all times, wherever keepalived has it.
-        let frontends = if facts.kube_proxy_has_ipvs_mode() {
-            BTreeSet::new()
-        } else {
-            outcome.desired.assignment.of_mode_nat()
-        };
+        let mut frontends = outcome.desired.assignment.of_mode_nat();
+        if let Some(snapshot) = self.core.snapshot.as_ref().filter(|_| facts.kube_proxy_has_ipvs_mode()) {
+            // What kube-proxy has on its device is this host's own at all times, wherever keepalived has it.
+            let known = derive::known_to_kube_proxy(snapshot);
+            frontends.retain(|frontend| !known.contains(&frontend.vip));
+        }
         let here = frontends.iter().map(|frontend| frontend.vip).filter(|vip| self.here.contains(vip));
         let moves = Moves {
             here: here.collect(),

@@ -54,6 +54,7 @@ pub use membership::{DEFAULT_GROUP, EXCLUDED, Group, groups as groups_of};
 pub use memo::{Changed, Deriver};
 pub use options::Options;
 pub use reach::Reach;
+pub use shield::known_to_kube_proxy;
 
 /// Everything that a derivation looks at.
 #[derive(Debug, Clone, Copy)]

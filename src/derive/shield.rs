@@ -10,7 +10,7 @@ use super::assign::Task;
 use super::{Inputs, Owner};
 use crate::config::Shield;
 use crate::model::Frontend;
-use crate::snapshot::Service;
+use crate::snapshot::{Service, Snapshot};
 
 /// The frontends that connections are to reach past kube-proxy.
 pub fn shielded(inputs: &Inputs, tasks: &BTreeMap<Owner, Task>) -> BTreeSet<Frontend> {
@@ -18,15 +18,16 @@ pub fn shielded(inputs: &Inputs, tasks: &BTreeMap<Owner, Task>) -> BTreeSet<Fron
         Shield::Off => return BTreeSet::new(),
         // There it has the addresses on a device of its own, and its virtual servers stand in the way of kvip's.
         Shield::Auto if inputs.facts.kube_proxy_has_ipvs_mode() => return BTreeSet::new(),
-        Shield::Auto => Some(known_to_kube_proxy(inputs)),
+        Shield::Auto => Some(known_to_kube_proxy(inputs.snapshot)),
         Shield::On => None,
     };
     let frontends = tasks.values().flat_map(Task::balanced_here);
     frontends.filter(|frontend| known.as_ref().is_none_or(|known| known.contains(&frontend.vip))).collect()
 }
 
-fn known_to_kube_proxy(inputs: &Inputs) -> BTreeSet<IpAddr> {
-    inputs.snapshot.services.values().flat_map(|service| addresses(service)).collect()
+/// The addresses that kube-proxy serves itself, beside ClusterIPs: in ipvs mode they are on its device, on every node.
+pub fn known_to_kube_proxy(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    snapshot.services.values().flat_map(|service| addresses(service)).collect()
 }
 
 /// The addresses for which kube-proxy has rules because of this Service, beside its ClusterIPs.
@@ -44,7 +45,7 @@ mod tests {
     use crate::derive::{Leaving, VIPS};
     use crate::model::{ObjectKey, Protocol};
     use crate::net::{HostFacts, Link};
-    use crate::snapshot::{Ingress, LoadBalancer, ServicePort, Snapshot};
+    use crate::snapshot::{Ingress, LoadBalancer, ServicePort};
 
     /// A Service that asks for that VIP.
     fn service(vip: &str) -> Service {

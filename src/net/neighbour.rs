@@ -9,16 +9,15 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REPLACE, NLM_F_REQUEST};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::netlink::{Error, dump, request_with};
+use super::netlink::{Error, dump, request};
 
 /// The discard service (RFC 863): a port where nobody expects anything.
 const DISCARD: u16 = 9;
@@ -42,12 +41,19 @@ struct Neighbour {
     mac: MacAddress,
     state: NeighbourState,
     flags: NeighbourFlags,
+    /// The kernel itself asks it from time to time, as another program told it to (`managed` in ip-neighbour(8)).
+    managed: bool,
 }
 
 impl Neighbour {
     /// Whether it answered a moment ago, or the admin says so.
     fn is_sure(self) -> bool {
-        matches!(self.state, NeighbourState::Reachable | NeighbourState::Permanent)
+        self.is_fixed() || self.state == NeighbourState::Reachable
+    }
+
+    /// Whether there is nothing to ask.
+    fn is_fixed(self) -> bool {
+        self.managed || self.state == NeighbourState::Permanent
     }
 }
 
@@ -83,7 +89,7 @@ pub async fn resolve(
     let mut believing = false;
     for ip in wanted {
         match before.get(ip) {
-            Some(Neighbour { state: NeighbourState::Permanent, .. }) => {}
+            Some(neighbour) if neighbour.is_fixed() => {}
             Some(neighbour) => believing |= !probe(*ip, *neighbour, link).await?,
             // Unreachable, or no such family: then there is no entry, which the table says as well.
             None => _ = timeout_at(deadline, provoke(*ip, link)).await,
@@ -100,7 +106,8 @@ pub async fn resolve(
     }
 }
 
-/// Has the kernel ask a neighbour whether it is still there; `false` where this process may not.
+/// Has the kernel ask a neighbour whether it is still there; `false` where this process may not. At which card, the kernel
+/// knows: one that announced itself a moment ago is not to be forgotten.
 async fn probe(ip: IpAddr, neighbour: Neighbour, link: u32) -> Result<bool, Error> {
     let mut message = NeighbourMessage::default();
     let (family, address) = match ip {
@@ -111,16 +118,14 @@ async fn probe(ip: IpAddr, neighbour: Neighbour, link: u32) -> Result<bool, Erro
     message.header.ifindex = link;
     message.header.state = NeighbourState::Probe;
     message.header.flags = neighbour.flags;
-    let mac = NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec());
-    message.attributes = vec![NeighbourAttribute::Destination(address), mac];
-    let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE;
-    let asked = request_with(&format!("probe {ip}"), RouteNetlinkMessage::NewNeighbour(message), flags).await;
+    message.attributes = vec![NeighbourAttribute::Destination(address)];
+    let asked = request(&format!("probe {ip}"), RouteNetlinkMessage::NewNeighbour(message)).await;
     let refused = |errno: Errno| asked.as_ref().is_err_and(|e| e.errno() == Some(errno.raw_os_error()));
     if refused(Errno::PERM) {
         return Ok(false);
     }
-    // Without an entry any more there is nothing to ask.
-    if refused(Errno::NOENT) { Ok(true) } else { asked.map(|_| true) }
+    // Without an entry any more, or a card in it, there is nobody to ask.
+    if refused(Errno::NOENT) || refused(Errno::INVAL) { Ok(true) } else { asked.map(|_| true) }
 }
 
 /// The Node that answers for `vip` as well as for an own address of it; `None` when none does, or more than one
@@ -158,15 +163,16 @@ fn entry(message: &RouteNetlinkMessage, link: Option<u32>) -> Option<(IpAddr, Ne
     let (state, flags) = (message.header.state, message.header.flags);
     let unsure = matches!(state, NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe);
     let mut ip = None;
-    let mut mac = None;
+    let (mut mac, mut managed) = (None, false);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(IpAddr::V4(*v4)),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(IpAddr::V6(*v6)),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            NeighbourAttribute::ExtFlags(flags) => managed = flags.contains(NeighbourExtFlags::Managed),
             _ => {}
         }
     }
-    let neighbour = Neighbour { mac: MacAddress(mac?), state, flags };
+    let neighbour = Neighbour { mac: MacAddress(mac?), state, flags, managed };
     (unsure || neighbour.is_sure()).then_some((ip?, neighbour))
 }

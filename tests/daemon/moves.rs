@@ -1,10 +1,12 @@
 //! Connection tracking is told of each VIP that comes or goes.
 
-use kvip::model::Finding;
+use std::sync::Arc;
+
+use kvip::model::{Finding, ObjectKey};
 use kvip::net::{KUBE_PROXY_DEVICE, Link};
 
 use crate::dsr::dsr_snapshot;
-use crate::world::{World, ip, nginx, settings, snapshot, vrid};
+use crate::world::{World, dns, ip, nginx, settings, snapshot, vrid};
 
 #[test]
 fn each_move_is_told_and_nothing_else_is() {
@@ -32,17 +34,20 @@ fn only_mode_nat_hands_packets_on_by_the_main_table() {
     assert_eq!(world.moves().unwrap().frontends, [].into());
 }
 
-/// Each VIP that kube-proxy balances is at all times an address of a host in its ipvs mode.
+/// A VIP that kube-proxy balances is at all times an address of a host in its ipvs mode; others are as without it.
 #[test]
-fn beside_kube_proxys_device_nothing_is_handed_on() {
+fn what_is_on_kube_proxys_device_is_never_handed_on() {
     let mut world = World::new(settings());
+    let mut snapshot = snapshot();
+    let service = snapshot.services.get_mut(&ObjectKey::new("default", "nginx")).unwrap();
+    Arc::make_mut(service).external_ips = vec![nginx().vip];
     world
         .kernel()
         .facts
         .send_modify(|facts| _ = facts.links.insert(KUBE_PROXY_DEVICE.into(), Link::default()));
-    world.list(snapshot());
+    world.list(snapshot);
     world.turn();
-    assert_eq!(world.moves().unwrap().frontends, [].into());
+    assert_eq!(world.moves().unwrap().frontends, [dns()].into());
 }
 
 #[test]
