@@ -98,9 +98,20 @@ pub fn findings(wanted: &[Wanted], have: &BTreeMap<String, String>) -> Vec<Findi
 }
 
 /// The links of the IPv4 VIPs with frontends of mode dsr: where their clients come in.
-pub fn links_of_vips(desired: &Desired) -> BTreeSet<String> {
+pub fn links_of_dsr(desired: &Desired) -> BTreeSet<String> {
     let dsr = desired.frontends.iter().filter(|(_, served)| served.mode == Mode::Dsr);
-    let vips: BTreeSet<IpAddr> = dsr.map(|(frontend, _)| frontend.vip).filter(IpAddr::is_ipv4).collect();
+    links_of(desired, dsr.map(|(frontend, _)| frontend.vip))
+}
+
+/// The links of the IPv4 VIPs whose clients' addresses nodes see on packets that others hand on: those of mode dsr, and those
+/// whose datagrams are balanced one by one.
+pub fn links_of_clients(desired: &Desired) -> BTreeSet<String> {
+    let untracked = desired.ruleset.untracked.iter().map(|frontend| frontend.vip);
+    &links_of(desired, untracked) | &links_of_dsr(desired)
+}
+
+fn links_of(desired: &Desired, vips: impl Iterator<Item = IpAddr>) -> BTreeSet<String> {
+    let vips: BTreeSet<IpAddr> = vips.filter(IpAddr::is_ipv4).collect();
     let instances = desired.keepalived.instances.iter();
     instances.filter(|one| !one.vips.is_disjoint(&vips)).map(|one| one.interface.clone()).collect()
 }
@@ -151,13 +162,13 @@ pub fn strict(links: &BTreeSet<String>, have: &BTreeMap<String, String>, facts: 
         let name = rp_filter(link);
         match value(link).max(value("all")) {
             Some(1) => {
-                let text = "is strict and must be 2: packets that peers hand on in mode dsr are dropped here";
+                let text = "is strict and must be 2: packets that peers hand on with the client's address are dropped here";
                 let keep = format!("echo {name} = 2 >>/etc/sysctl.d/60-forwarding.conf");
                 Some(Finding::new(&name, text).mend(format!("sysctl -w {name}=2; and to keep it: {keep}")))
             }
             Some(2) if !numbered(link) => {
                 let text = format!(
-                    "is 2 and {link} has no IPv4 address: packets that peers hand on in mode dsr are dropped here"
+                    "is 2 and {link} has no IPv4 address: packets that peers hand on with the client's address are dropped here"
                 );
                 let mend = format!(
                     "give it one of this node's pods' range, as most CNIs do: ip address add ADDRESS/32 dev {link}"

@@ -24,9 +24,10 @@ pub async fn tune<H: Host, L: Ledger>(
 ) -> Vec<Finding> {
     let wanted = sysctl::wanted(desired);
     let announcing = sysctl::announcing(desired, &core.facts);
-    let vips = sysctl::links_of_vips(desired);
-    let detours = core.reach.detours(&core.facts, &vips);
-    let marked = if vips.is_empty() { BTreeSet::new() } else { &vips | &detours };
+    let (clients, dsr) = (sysctl::links_of_clients(desired), sysctl::links_of_dsr(desired));
+    let detours =
+        if clients.is_empty() { BTreeSet::new() } else { core.reach.detours(&core.facts, &clients) };
+    let marked = if dsr.is_empty() { BTreeSet::new() } else { &dsr | &detours };
     let names = wanted.iter().map(|one| one.name.to_owned()).chain(sysctl::arp_ignores(&announcing));
     let names = names.chain(sysctl::rp_filters(&detours)).chain(sysctl::valid_marks(&marked));
     let have = host.sysctls(&names.collect::<Vec<_>>()).await;

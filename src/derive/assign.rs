@@ -23,7 +23,7 @@ use crate::config::{Mode, Static};
 use crate::ipam::{Refusal, Request, Reserved, Step};
 use crate::keepalived;
 use crate::marks::Marks;
-use crate::model::{Family, Finding, Frontend, ObjectKey, Protocol};
+use crate::model::{Family, Finding, Frontend, ObjectKey};
 use crate::net::HostFacts;
 use crate::snapshot::{Service, ServiceKind, ServicePort};
 
@@ -53,7 +53,7 @@ pub struct Assignment {
     pub shown: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
     /// What Services of type LoadBalancer ask of the pools.
     pub requests: Arc<Requests>,
-    /// Some are served in modes in which the holder sees one way of connections.
+    /// Of some the holder sees one way of connections, or none: what other programs' rules make of these matters.
     pub one_way: bool,
     /// What is refused.
     pub findings: Vec<Finding>,
@@ -160,11 +160,16 @@ impl Task {
         self.of_modes(|mode| !matches!(mode, Mode::Announce | Mode::Proxy))
     }
 
-    /// Its frontends of mode nat whose datagrams are balanced one by one.
-    pub fn one_by_one(&self) -> impl Iterator<Item = Frontend> {
-        let said = matches!(self, Self::Service { options, .. } if options.one_packet);
-        let datagrams = |frontend: &Frontend| frontend.protocol == Protocol::Udp;
-        said.then(|| self.of_modes(|mode| mode == Mode::Nat).filter(datagrams)).into_iter().flatten()
+    /// Its frontends that connection tracking is not to know.
+    pub fn untracked(&self) -> impl Iterator<Item = Frontend> {
+        let options = match self {
+            Self::Service { options, .. } => Some(options),
+            Self::Static { .. } => None,
+        };
+        let is_it = move |(frontend, serving): &(&Frontend, &Serving)| {
+            options.is_some_and(|options| options.is_untracked(**frontend, serving.mode))
+        };
+        self.serving().filter(is_it).map(|(frontend, _)| *frontend)
     }
 
     /// Its frontends of mode dsr, with their marks.
@@ -232,7 +237,8 @@ fn assigned(inputs: &Inputs, marks: &BTreeMap<Frontend, Marks>) -> (Assignment, 
     }
     tasks.mark(marks);
     let announced = tasks.announced();
-    let one_way = tasks.by_owner.values().any(|task| task.of_modes(Mode::is_one_way).next().is_some());
+    let seen_so = |task: &Task| task.of_modes(Mode::is_one_way).chain(task.untracked()).next().is_some();
+    let one_way = tasks.by_owner.values().any(seen_so);
     let held = asks.vips.iter().filter(|(vip, _)| carried(vip));
     let source_ranges = tasks.source_ranges();
     let shielded = shield::shielded(inputs, &tasks.by_owner);

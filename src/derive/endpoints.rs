@@ -66,6 +66,8 @@ pub struct Sought<'a> {
     pub family: Family,
     /// A virtual server of it goes by the order of its real servers, where one has a place on all nodes or on none.
     pub ordered: bool,
+    /// Nothing is masqueraded on its way to a pod.
+    pub unmasked: bool,
 }
 
 impl Sought<'_> {
@@ -186,6 +188,9 @@ pub fn behind(
         found.total += usize::from(named);
         let backend = Backend { address: endpoint.address, port: scope.port().unwrap_or(number) };
         let node = endpoint.node.as_deref().unwrap_or_default();
+        if sought.unmasked && !around.is_here(endpoint) {
+            found.note_way(around, endpoint);
+        }
         let access = found.access(around, endpoint, scope);
         if access == Access::Never {
             continue;
@@ -269,9 +274,8 @@ impl Behind {
         }
         let node = endpoint.node.as_deref().unwrap_or_default();
         let member = handing.members.contains(node);
-        if member && !around.hosts.contains_key(&endpoint.address) {
-            let lowest = self.ways.entry(node.to_owned()).or_insert(endpoint.address);
-            *lowest = endpoint.address.min(*lowest);
+        if member {
+            self.note_way(around, endpoint);
         }
         let Some(why) = handing.obstacle(around, endpoint) else { return Access::At(Place::Elsewhere) };
         self.beyond.insert(node.to_owned(), why);
@@ -280,6 +284,16 @@ impl Behind {
             (true, true) => Access::NotFromHere,
             (true, false) => Access::Never,
         }
+    }
+
+    /// Takes note that the way to `endpoint` matters; that to a host's own address is known.
+    fn note_way(&mut self, around: &Surroundings, endpoint: &Endpoint) {
+        if around.hosts.contains_key(&endpoint.address) {
+            return;
+        }
+        let node = endpoint.node.clone().unwrap_or_default();
+        let lowest = self.ways.entry(node).or_insert(endpoint.address);
+        *lowest = endpoint.address.min(*lowest);
     }
 
     fn put(&mut self, backend: Backend, server: Server) {

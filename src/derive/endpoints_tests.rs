@@ -24,7 +24,7 @@ fn hinted(zones: [&[&str]; 3], nodes: [&[&str]; 3], ordered: bool) -> Vec<Wanted
     });
     let slice = slice(vec![tcp("", 80)], endpoints.collect());
     let names = [("", Protocol::Tcp)].into();
-    let sought = Sought { port: &tcp("", 80), names: &names, family: Family::V4, ordered };
+    let sought = Sought { port: &tcp("", 80), names: &names, family: Family::V4, ordered, unmasked: false };
     let found = behind(&around, &[&slice], sought, Scope::ThisNode, &BTreeMap::new());
     found.servers.into_values().map(|server| server.wanted).collect()
 }
@@ -62,7 +62,8 @@ fn check_name(port: ServicePort, ordered: bool, want: &[WantedServer]) {
     let unready = Endpoint { ready: false, ..Endpoint::ready([10, 2, 4, 2].into(), "node-b") };
     let slice = slice(vec![port], vec![Endpoint::ready([10, 2, 4, 1].into(), "node-b"), unready]);
     let names = [("http", Protocol::Tcp), ("admin", Protocol::Tcp)].into();
-    let sought = Sought { port: &tcp("http", 80), names: &names, family: Family::V4, ordered };
+    let sought =
+        Sought { port: &tcp("http", 80), names: &names, family: Family::V4, ordered, unmasked: false };
     let found = behind(&Surroundings::default(), &[&slice], sought, Scope::ThisNode, &BTreeMap::new());
     assert_eq!(found.servers.values().map(|server| server.wanted).collect::<Vec<_>>(), want);
     assert_eq!(found.lacks_port, !is_it);
@@ -84,7 +85,8 @@ fn a_name_that_slices_have_not_heard_of_takes_connections_from_nobody() {
 fn check_two_names(ports: &[ServicePort], ordered: bool, want: &[u16]) {
     let slice = slice(ports.to_vec(), vec![Endpoint::ready([10, 2, 4, 1].into(), "node-b")]);
     let names = [("web", Protocol::Tcp), ("metrics", Protocol::Tcp)].into();
-    let sought = Sought { port: &tcp("web", 80), names: &names, family: Family::V4, ordered };
+    let sought =
+        Sought { port: &tcp("web", 80), names: &names, family: Family::V4, ordered, unmasked: false };
     let found = behind(&Surroundings::default(), &[&slice], sought, Scope::ThisNode, &BTreeMap::new());
     assert_eq!(found.servers.keys().map(|backend| backend.port).collect::<Vec<_>>(), want);
 }

@@ -387,7 +387,7 @@ impl Deriver {
             sources: sources.filter(|(frontend, _)| here(frontend)).collect(),
             host: self.assignment.host.clone(),
             shielded: self.assignment.shielded.clone(),
-            untracked: tasks.values().flat_map(|task| task.one_by_one()).filter(here).collect(),
+            untracked: tasks.values().flat_map(|task| task.untracked()).filter(here).collect(),
             local_pods: self.local_pods.networks(),
             steering: if self.steers() { self.steering(inputs) } else { Steering::default() },
         }

@@ -97,9 +97,19 @@ impl Options {
         }
     }
 
+    /// Whether the datagrams to `frontend` are balanced one by one.
+    fn one_by_one(&self, frontend: Frontend) -> bool {
+        self.one_packet && frontend.protocol == Protocol::Udp
+    }
+
+    /// Whether connection tracking is not to know the datagrams to `frontend` in that mode.
+    pub fn is_untracked(&self, frontend: Frontend, mode: Mode) -> bool {
+        mode == Mode::Nat && self.one_by_one(frontend)
+    }
+
     /// How IPVS balances `frontend` by itself.
     pub fn balancing(&self, frontend: Frontend) -> ipvs::Service {
-        let one_packet = self.one_packet && frontend.protocol == Protocol::Udp;
+        let one_packet = self.one_by_one(frontend);
         let persistence = self.affinity.map(|affinity| Persistence {
             timeout: affinity.timeout,
             prefix_len: match Family::of(frontend.vip) {

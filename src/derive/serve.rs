@@ -136,11 +136,13 @@ impl Part {
             Mode::Nat | Mode::Proxy | Mode::Announce => Scope::ThisNode,
         };
         let all = virtual_servers(service.options, frontend, serving);
+        let untracked = service.options.is_untracked(frontend, serving.mode);
         let sought = Sought {
             port: &serving.port,
             names: service.names,
             family: Family::of(frontend.vip),
             ordered: all.iter().any(|balanced| balanced.service.goes_by_order()),
+            unmasked: untracked,
         };
         let weights = &service.options.zone_weights;
         let mut behind = endpoints::behind(&context.around, slices, sought, scope, weights);
@@ -156,6 +158,8 @@ impl Part {
         self.findings.extend(hanging(context, service.key, frontend, serving, dropping.as_ref()));
         self.findings.extend(beyond(service.key, frontend, serving, &behind, dropping));
         self.findings.extend(dropped_by_mark(service.key, frontend, serving, &context.firewall));
+        self.findings
+            .extend(untracked.then(|| dropped_untracked(context, service.key, frontend, serving)).flatten());
         let served = Served {
             owner,
             source: serving.source,
@@ -309,6 +313,24 @@ fn dropped_by_mark(
     let text = format!(
         "{vip} {protocol} {port} in mode dsr: this host drops packets by the mark that kvip gives them ({}), so none that comes \
          here gets to a pod",
+        dropping.words()
+    );
+    Some(Finding::new(key, text).mend(dropping.mend(vip)))
+}
+
+/// The finding of rules that drop what connection tracking does not know.
+fn dropped_untracked(
+    context: &Context,
+    key: &ObjectKey,
+    frontend: Frontend,
+    serving: &Serving,
+) -> Option<Finding> {
+    let may_hold = context.around.node.as_ref().is_some_and(|node| serving.members.contains(node));
+    let dropping = context.firewall.dropping_untracked(&frontend).filter(|_| may_hold)?;
+    let Frontend { vip, protocol, port } = frontend;
+    let text = format!(
+        "{vip} {protocol} {port}, one by one: this host drops datagrams that connection tracking does not know ({}), so none \
+         gets to a pod while it holds the VIP",
         dropping.words()
     );
     Some(Finding::new(key, text).mend(dropping.mend(vip)))

@@ -1,5 +1,6 @@
-//! Another program's firewall, as far as it stands in the way of modes in which answers go past the holder: rules that drop
-//! what is invalid to conntrack, or what has kvip's mark for mode dsr.
+//! Another program's firewall, as far as it stands in the way of modes in which answers go past the holder, and of datagrams
+//! that are balanced one by one: rules that drop what is invalid to conntrack, what it does not know, or what has kvip's mark for
+//! mode dsr.
 //!
 //! The holder sees one way of such a connection, as replies do not pass it. After the first packet, which is new,
 //! conntrack finds the client's out of place (nf_conntrack_proto_tcp.c), and `ct state invalid drop` on the way in drops
@@ -75,19 +76,22 @@ enum Act {
 
 /// Which packets a rule means, of a connection that is seen one way: the first is new, those after it are invalid. And
 /// whether it means the first where kvip has marked it.
+#[expect(clippy::struct_excessive_bools, reason = "a set of packets, of which there are four kinds")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct States {
     new: bool,
     invalid: bool,
     marked: bool,
+    untracked: bool,
 }
 
 impl States {
-    const ALL: Self = Self { new: true, invalid: true, marked: true };
+    const NONE: Self = Self { new: false, invalid: false, marked: false, untracked: false };
+    const ALL: Self = Self { new: true, invalid: true, marked: true, untracked: true };
 
     /// Those that `has` tells of by name.
     fn named(has: impl Fn(&str) -> bool) -> Self {
-        Self { new: has("new"), invalid: has("invalid"), marked: has("new") }
+        Self { new: has("new"), invalid: has("invalid"), marked: has("new"), untracked: has("untracked") }
     }
 
     fn and(self, other: Self) -> Self {
@@ -95,17 +99,19 @@ impl States {
             new: self.new && other.new,
             invalid: self.invalid && other.invalid,
             marked: self.marked && other.marked,
+            untracked: self.untracked && other.untracked,
         }
     }
 
     fn any(self) -> bool {
-        self.new || self.invalid || self.marked
+        self.new || self.invalid || self.marked || self.untracked
     }
 
     fn has(self, trouble: Trouble) -> bool {
         match trouble {
             Trouble::Invalid => self.invalid,
             Trouble::Marked => self.marked,
+            Trouble::Untracked => self.untracked,
         }
     }
 }
@@ -117,6 +123,8 @@ enum Trouble {
     Invalid,
     /// kvip has marked them.
     Marked,
+    /// kvip has kept them from connection tracking.
+    Untracked,
 }
 
 /// Which packets a rule means; all where nothing is said.
@@ -199,6 +207,11 @@ impl Firewall {
         self.dropping_for(Trouble::Marked, frontend, mode)
     }
 
+    /// The rules that drop packets to `frontend` as connection tracking does not know them.
+    pub fn dropping_untracked(&self, frontend: &Frontend) -> Option<Dropping<'_>> {
+        self.dropping_for(Trouble::Untracked, frontend, Mode::Nat)
+    }
+
     fn dropping_for(&self, trouble: Trouble, frontend: &Frontend, mode: Mode) -> Option<Dropping<'_>> {
         let passed = |chain: &&Chain| mode != Mode::Tunnel || chain.place != Place::Output;
         let rules = self.0.iter().filter(passed).filter_map(|chain| {
@@ -240,8 +253,8 @@ impl Chain {
         let mut rules = self.rules.iter().filter(|rule| rule.of.means(frontend, &self.table));
         let Rule { states, act, .. } = rules.find(decides)?;
         match act {
-            // The mark has no part in it.
-            Act::Drop(_) if trouble == Trouble::Marked && states.new => None,
+            // It drops what is not so as well.
+            Act::Drop(_) if trouble != Trouble::Invalid && states.new => None,
             Act::Drop(rule) => Some(rule),
             Act::Accept | Act::DropRest(_) => None,
         }

@@ -168,9 +168,9 @@ fn way_back<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<States> {
     }
     // The numbers stand for iptables' match rpfilter.
     match words.next()? {
-        "missing" | "0" => Some(States { new: false, invalid: false, marked: true }),
-        "exists" => Some(States { new: true, invalid: true, marked: false }),
-        "!=" if words.next()? == "0" => Some(States { new: true, invalid: true, marked: false }),
+        "missing" | "0" => Some(States { marked: true, ..States::NONE }),
+        "exists" => Some(States { marked: false, ..States::ALL }),
+        "!=" if words.next()? == "0" => Some(States { marked: false, ..States::ALL }),
         _ => None,
     }
 }

@@ -336,3 +336,24 @@ fn the_mend_is_in_the_tools_own_words() {
         "nft insert rule inet filter input ip6 daddr fd00::1 accept"
     );
 }
+
+/// What connection tracking does not know is neither new nor established nor invalid.
+#[test]
+fn rules_that_drop_what_is_untracked_are_found() {
+    #[track_caller]
+    fn check(rules: &[&str], policy: &str, expected: Option<&str>) {
+        let mut firewall = Firewall::default();
+        let listing = listing("inet filter", rules, "");
+        firewall.add(&listing.replace("policy accept", &format!("policy {policy}")));
+        let found = firewall.dropping_untracked(&frontend(Protocol::Udp, 514)).map(|found| found.rules[0].1);
+        assert_eq!(found, expected, "{rules:?}");
+    }
+    let established = "ct state established,related accept";
+    check(&[established, "udp dport 514 ct state new accept"], "drop", Some("policy drop"));
+    check(&[established, "udp dport 514 ct state new accept", "reject"], "accept", Some("reject"));
+    check(&["ct state untracked drop", "udp dport 514 accept"], "drop", Some("ct state untracked drop"));
+    check(&[established, "udp dport 514 ct state { new, untracked } accept"], "drop", None);
+    check(&[established, "udp dport 514 accept"], "drop", None);
+    check(&["ct state invalid drop"], "accept", None);
+    check(&[established], "drop", None);
+}
