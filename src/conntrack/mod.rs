@@ -108,10 +108,7 @@ async fn forget(moves: Moves) -> Result<(), Finding> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(0)) => Ok(()),
         Ok(Ok(flows)) => {
-            info!(
-                flows,
-                "connection tracking forgot what had become wrong of {flows} flows with their VIP's move"
-            );
+            info!(flows, "connection tracking: {flows} flows forgotten, as their VIP has moved");
             Ok(())
         }
         Ok(Err(error)) => Err(trouble(&error)),
