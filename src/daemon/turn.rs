@@ -283,6 +283,8 @@ impl<H: Host, L: pass::Ledger> Daemon<H, L> {
     /// Takes new settings, and with `new_feed` a new task that follows the cluster.
     pub fn take_settings(&mut self, settings: Settings, new_feed: bool) {
         self.core.settings = settings;
+        // The next run is to go by the new `gone_after`, should this one end right now.
+        self.alive = None;
         // Not all that the writers go by shows in what is served.
         self.ordered.forget();
         self.news = true;

@@ -282,3 +282,16 @@ fn a_fresh_boot_without_the_api_comes_up_from_the_saved_state() {
     assert_eq!(world.weight(), Some(0));
     assert_eq!(world.kernel().table.len(), 2);
 }
+
+/// A kvip that ends right after a reload, and at each start from then on, counts as gone as the new settings say.
+#[test]
+fn a_new_limit_for_being_gone_counts_at_once() {
+    let mut world = World::serving();
+    let said = |world: &World| std::fs::read_to_string(world.paths.alive()).unwrap();
+    assert!(said(&world).contains("50 60\n"), "{}", said(&world));
+    let mut settings = settings();
+    settings.vrrp.gone_after = std::time::Duration::from_secs(5);
+    world.daemon.take_settings(settings, false);
+    world.turn();
+    assert!(said(&world).contains("50 5\n"), "{}", said(&world));
+}
