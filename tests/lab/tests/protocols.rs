@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kvip_lab::asking::{Asking, in_url, object, pod_address};
+use kvip_lab::asking::{Asking, in_url, items, object, pod_address};
 use kvip_lab::kvip::Settings;
 use kvip_lab::lab::{Lab, Node};
 use kvip_lab::layout::{self, CLIENT_V4, CLIENT_V6, NODES};
@@ -64,6 +64,11 @@ fn echoing() -> Result<Turn> {
     ask_for(&lab, VIP, Some("default/echo"))?;
     ask_for(&lab, &VIP6.replace(':', "-"), Some("default/echo"))?;
     [VIP, VIP6].iter().try_for_each(|vip| three_pods_answer(&lab, vip))?;
+    // What an earlier test deleted may take its time, and is no pod to ask from or to look into.
+    let alone = lab.wait_for("three pods and no more", Duration::from_secs(120), || {
+        (items(&lab, "pods -l app=echo").ok()?.len() == 3).then_some(())
+    });
+    explained(&lab, alone)?;
     Ok(lab)
 }
 
