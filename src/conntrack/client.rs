@@ -60,10 +60,9 @@ const FORGET: &str = "forget";
 
 /// Forgets the entries of `families` that are `stale`; how many.
 pub(super) fn forget(families: &BTreeSet<Family>, stale: &dyn Fn(&Flow) -> bool) -> Result<usize, Error> {
-    let open = || Socket::open(netlink::NETFILTER).map_err(|failure| Error::of(LIST, failure));
+    let mut socket = Socket::open(netlink::NETFILTER).map_err(|failure| Error::of(LIST, failure))?;
     let mut forgotten = 0;
     for family in families {
-        let mut socket = open()?;
         let entries = find(&mut socket, *family, stale).map_err(|failure| Error::of(LIST, failure))?;
         for batch in entries.chunks(BATCH) {
             for outcome in socket.batch(batch.len(), |index, sequence| codec::delete(&batch[index], sequence))

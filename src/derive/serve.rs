@@ -36,6 +36,11 @@ pub struct Context {
 }
 
 impl Context {
+    /// Whether this node is one of those that may hold the VIP.
+    fn may_hold(&self, serving: &Serving) -> bool {
+        self.around.node.as_ref().is_some_and(|node| serving.members.contains(node))
+    }
+
     /// Whether this host leaves the VIP of `frontend` to others.
     fn yields(&self, frontend: &Frontend) -> bool {
         self.yielded.contains(&frontend.vip)
@@ -289,8 +294,7 @@ fn hanging(
     serving: &Serving,
     dropping: Option<&Dropping<'_>>,
 ) -> Option<Finding> {
-    let may_hold = context.around.node.as_ref().is_some_and(|node| serving.members.contains(node));
-    let dropping = dropping.filter(|_| may_hold && serving.mode != Mode::Dsr)?;
+    let dropping = dropping.filter(|_| context.may_hold(serving) && serving.mode != Mode::Dsr)?;
     let Frontend { vip, protocol, port } = frontend;
     let text = format!(
         "{vip} {protocol} {port} in mode {}: this host drops packets of connections of which it sees one way ({}), so \
@@ -325,8 +329,7 @@ fn dropped_untracked(
     frontend: Frontend,
     serving: &Serving,
 ) -> Option<Finding> {
-    let may_hold = context.around.node.as_ref().is_some_and(|node| serving.members.contains(node));
-    let dropping = context.firewall.dropping_untracked(&frontend).filter(|_| may_hold)?;
+    let dropping = context.firewall.dropping_untracked(&frontend).filter(|_| context.may_hold(serving))?;
     let Frontend { vip, protocol, port } = frontend;
     let text = format!(
         "{vip} {protocol} {port}, one by one: this host drops datagrams that connection tracking does not know ({}), so none \
